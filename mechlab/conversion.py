@@ -1,0 +1,63 @@
+"""From the GGUF file to safetensors in Hugging Face format, and the folding of the norms."""
+
+import os
+from pathlib import Path
+
+
+def gguf_to_safetensors(gguf: Path, out: Path, fold: bool) -> None:
+    """Write `out/` in Hugging Face format, float32, norm weights folded in when asked."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    hub, os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE"), "1"
+    try:
+        files = {"gguf_file": gguf.name, "local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **files)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **files)
+    finally:
+        os.environ.pop("HF_HUB_OFFLINE") if hub is None else os.environ.update(HF_HUB_OFFLINE=hub)
+        if bars:
+            logging.enable_progress_bar()
+    # The weights are plain float32 now; transformers refuses to save them while these marks remain.
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
+    model.config._name_or_path = "SmolLM2-135M-Instruct"
+    tensors = {name: tensor for name, tensor in model.state_dict().items()}
+    if fold:
+        fold_norms(tensors, model.config.num_hidden_layers)
+        model.config.tie_word_embeddings = False
+    else:
+        del tensors["lm_head.weight"]  # tied to the embedding
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def fold_norms(tensors: dict, n_layers: int) -> None:
+    """Fold each RMS norm's weight into the matrices that read it, and centre the unembedding, in place.
+
+    The same arithmetic as TransformerLens' `enable_compatibility_mode()`, bit for bit (tested). Logits move
+    by one constant per position, so log-probabilities and logit differences stay. `tensors` maps Hugging
+    Face names to tensors; the output matrix becomes separate from the embedding.
+    """
+    readers = {
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+    for layer in range(n_layers):
+        for norm, matrices in readers.items():
+            scale = tensors[f"model.layers.{layer}.{norm}.weight"]
+            for matrix in matrices:
+                name = f"model.layers.{layer}.{matrix}.weight"
+                tensors[name] = tensors[name] * scale[None, :]
+            tensors[f"model.layers.{layer}.{norm}.weight"] = scale.new_ones(scale.shape)
+    scale = tensors["model.norm.weight"]
+    unembed = tensors["model.embed_tokens.weight"] * scale[None, :]
+    tensors["lm_head.weight"] = unembed - unembed.mean(0, keepdim=True)
+    tensors["model.norm.weight"] = scale.new_ones(scale.shape)

@@ -1,0 +1,141 @@
+"""Prompts in pairs: a clean one, a corrupted one, and the two answers between which the model must choose.
+
+Everything that goes wrong silently in later experiments is refused here, with its reason: prompts of
+different lengths, answers of two tokens, a clean and a corrupted prompt that are the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechlab.metrics import Metric, logit_difference
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class PromptError(ValueError):
+    """A prompt or an answer does not fit the experiment. The message says which one and why."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """Aligned prompts, tokenised and checked. Make one with `prompt_pair`.
+
+    clean, corrupted: token ids, one row per prompt, all rows of one length, BOS included
+    answers, wrong:   token ids of the answer on the clean prompt and of its rival
+    """
+
+    model: "TransformerBridge"
+    clean: Int[Tensor, "batch pos"]
+    corrupted: Int[Tensor, "batch pos"]
+    answers: Int[Tensor, "batch"]
+    wrong: Int[Tensor, "batch"]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def metric(self) -> Metric:
+        """Logit of the answer minus logit of its rival, at the last position."""
+        return logit_difference(self.answers, self.wrong)
+
+    def labels(self, row: int = 0) -> list[str]:
+        """Names of the positions of one clean prompt, all different: `' John' 2`."""
+        from mechlab.results import token_labels
+
+        return token_labels(self.model, self.clean[row])
+
+    def position(self, word: str, occurrence: int = 1) -> Int[Tensor, "batch"]:
+        """Where a token stands in each clean prompt: its first, second, ... occurrence."""
+        token = single_token(self.model, word)
+        found = []
+        for row, tokens in enumerate(self.clean):
+            places = (tokens == token).nonzero()[:, 0].tolist()
+            if len(places) < occurrence:
+                text = self.model.to_string(tokens)
+                raise PromptError(
+                    f"{word!r} occurs {len(places)} times in prompt {row}, not {occurrence}: {text!r}"
+                )
+            found.append(places[occurrence - 1])
+        return torch.tensor(found)
+
+    def differing_positions(self) -> list[list[int]]:
+        """For each prompt, the positions at which clean and corrupted differ."""
+        return [row.nonzero()[:, 0].tolist() for row in self.clean != self.corrupted]
+
+
+def prompt_pair(
+    model: "TransformerBridge",
+    clean: str | Sequence[str],
+    corrupted: str | Sequence[str],
+    answers: str | Sequence[str],
+    wrong: str | Sequence[str],
+) -> PromptPair:
+    """Tokenise and check pairs of prompts. One string, or one string for each prompt.
+
+    Answers must be one token each, written with their leading space: " Mary". Raises `PromptError`.
+    """
+    texts = [[part] if isinstance(part, str) else list(part) for part in (clean, corrupted, answers, wrong)]
+    counts = [len(part) for part in texts]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise PromptError(
+            "clean, corrupted, answers and wrong have {}, {}, {} and {} entries.".format(*counts)
+        )
+    clean_rows = [model.to_tokens(text)[0] for text in texts[0]]
+    corrupted_rows = [model.to_tokens(text)[0] for text in texts[1]]
+    _check_lengths(model, clean_rows + corrupted_rows)
+    pair = PromptPair(
+        model,
+        torch.stack(clean_rows),
+        torch.stack(corrupted_rows),
+        torch.tensor([single_token(model, text) for text in texts[2]]),
+        torch.tensor([single_token(model, text) for text in texts[3]]),
+    )
+    for row in range(len(pair)):
+        if torch.equal(pair.clean[row], pair.corrupted[row]):
+            raise PromptError(
+                f"Prompt {row}: clean and corrupted are the same text, so nothing can be learned by patching one into "
+                f"the other: {texts[0][row]!r}"
+            )
+        if pair.answers[row] == pair.wrong[row]:
+            raise PromptError(f"Prompt {row}: the answer and the wrong answer are both {texts[2][row]!r}.")
+    return pair
+
+
+def single_token(model: "TransformerBridge", word: str) -> int:
+    """The id of a word that is one token for this model, or a `PromptError` that shows the pieces."""
+    ids = model.to_tokens(word, prepend_bos=False)[0].tolist()
+    pieces = [model.to_string([i]) for i in ids]
+    if len(ids) != 1:
+        raise PromptError(
+            f"{word!r} is {len(ids)} tokens for this model: {' + '.join(map(repr, pieces))}. Choose a word that is one token."
+        )
+    if ids[0] == getattr(model.tokenizer, "unk_token_id", None) and pieces[0] != word:
+        raise PromptError(f"{word!r} is not in the vocabulary of this model.")
+    spaced = model.to_tokens(" " + word, prepend_bos=False)[0].tolist() if not word.startswith(" ") else []
+    if len(spaced) == 1 and word[:1].isalpha() and spaced != ids:
+        import warnings
+
+        warnings.warn(
+            f"{word!r} has no leading space; inside a sentence the token is {' ' + word!r}.", stacklevel=3
+        )
+    return ids[0]
+
+
+def _check_lengths(model: "TransformerBridge", rows: list[Tensor]) -> None:
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) == 1:
+        return
+    half = len(rows) // 2
+    usual = max(set(lengths), key=lengths.count)
+    odd = next(i for i, n in enumerate(lengths) if n != usual)
+    name = f"clean prompt {odd}" if odd < half else f"corrupted prompt {odd - half}"
+    raise PromptError(
+        f"All prompts must have the same number of tokens, or their positions do not line up. {name} has "
+        f"{lengths[odd]}, others {usual}: {model.to_str_tokens(rows[odd])}"
+    )

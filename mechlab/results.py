@@ -1,0 +1,162 @@
+"""Scores: what every technique returns, so that any two can be compared, tabulated and drawn.
+
+Values carry named dimensions, labels for each place, the baselines they are measured against, and, where a
+technique ran on several prompts, the value of each prompt (kept in `per_prompt`, averaged in `values`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechlab.plots import Picture
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number for each place in the model.
+
+    values:     the numbers, one axis for each name in `dims`
+    dims:       what the axes are, for example ("layer", "head")
+    name:       the quantity, with its unit: "logit difference (logits)"
+    labels:     names of the places along an axis; axes without labels are numbered
+    baselines:  named reference values of the same quantity, such as {"clean": 4.1, "corrupted": -3.8}
+    per_prompt: the same numbers before averaging, with a first axis "prompt"; None for a single prompt
+    signed:     False for quantities that have no meaningful zero in the middle (attention, loss)
+    """
+
+    values: Float[torch.Tensor, "..."]
+    dims: tuple[str, ...]
+    name: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    per_prompt: Float[torch.Tensor, "prompt ..."] | None = None
+    signed: bool = True
+
+    def __post_init__(self):
+        set_ = lambda key, value: object.__setattr__(self, key, value)
+        values = torch.as_tensor(self.values).detach().float().cpu()
+        set_("values", values)
+        set_("dims", tuple(self.dims))
+        if values.ndim != len(self.dims):
+            raise ValueError(
+                f"values have {values.ndim} axes {tuple(values.shape)}, and dims names {len(self.dims)}: {self.dims}."
+            )
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise ValueError(
+                f'"{self.name}": {bad} of {values.numel()} values are NaN or infinite. Look for a division by zero '
+                "(base and source equal?) or for NaN in the activations."
+            )
+        for dim, labels in self.labels.items():
+            if dim not in self.dims:
+                raise ValueError(f'labels are given for "{dim}", and the dims are {self.dims}.')
+            if len(labels) != self.size(dim):
+                raise ValueError(f'"{dim}" has {self.size(dim)} places and {len(labels)} labels.')
+        set_("labels", {dim: distinct(labels) for dim, labels in self.labels.items()})
+        if self.per_prompt is not None:
+            kept = torch.as_tensor(self.per_prompt).detach().float().cpu()
+            if kept.shape[1:] != values.shape:
+                raise ValueError(
+                    f"per_prompt is {tuple(kept.shape)}; it must be one {tuple(values.shape)} for each prompt."
+                )
+            set_("per_prompt", kept)
+
+    @classmethod
+    def over_prompts(cls, per_prompt: Float[torch.Tensor, "prompt ..."], dims, name, **given) -> "Scores":
+        """Scores whose values are the mean over the first axis; each prompt's values are kept."""
+        per_prompt = torch.as_tensor(per_prompt)
+        return cls(per_prompt.float().mean(0), dims, name, per_prompt=per_prompt, **given)
+
+    def size(self, dim: str) -> int:
+        return self.values.shape[self.dims.index(dim)]
+
+    def label(self, dim: str, index: int) -> str:
+        """The name of one place along an axis: its label, or its number."""
+        return self.labels[dim][index] if dim in self.labels else str(index)
+
+    def place(self, index: Sequence[int]) -> str:
+        """The name of one place: `23.3` for a head, `layer 4, ' John' 2` otherwise."""
+        if self.dims == ("layer", "head"):
+            return f"{index[0]}.{index[1]}"
+        named = zip(self.dims, index, strict=True)
+        return ", ".join(self.label(d, i) if d in self.labels else f"{d} {i}" for d, i in named)
+
+    def interval(self, level: float = 0.95, draws: int = 2000, seed: int = 0) -> torch.Tensor:
+        """Bootstrap confidence interval of the mean over prompts: low and high, stacked on the first axis.
+
+        Prompts are drawn with replacement. Needs `per_prompt` with at least two prompts.
+        """
+        if self.per_prompt is None or len(self.per_prompt) < 2:
+            raise ValueError(
+                "An interval needs the values of at least two prompts, and these scores have one."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        n = len(self.per_prompt)
+        # How often each prompt is drawn, for each draw: means become one matrix product.
+        drawn = torch.randint(n, (draws, n), generator=generator)
+        counts = torch.zeros(draws, n).scatter_add_(1, drawn, torch.ones(draws, n))
+        means = (counts @ self.per_prompt.reshape(n, -1)) / n
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2])
+        return means.quantile(tails, dim=0).reshape(2, *self.values.shape)
+
+    def top(self, k: int = 10) -> "pd.DataFrame":
+        """The k places furthest from zero, largest first (by sign-free size when `signed`)."""
+        import pandas as pd
+
+        size = self.values.abs() if self.signed else self.values
+        order = size.flatten().argsort(descending=True, stable=True)[:k]
+        places = [np.unravel_index(int(i), tuple(self.values.shape)) for i in order]
+        rows = {"place": [self.place(p) for p in places], self.name: self.values.flatten()[order].numpy()}
+        if self.per_prompt is not None and len(self.per_prompt) > 1:
+            low, high = self.interval().reshape(2, -1)[:, order]
+            rows |= {"95 % low": low.numpy(), "95 % high": high.numpy()}
+        return pd.DataFrame(rows).round(3)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Every value, one row each, with a column for each dimension."""
+        import pandas as pd
+
+        grid = np.indices(tuple(self.values.shape)).reshape(len(self.dims), -1)
+        columns = {
+            dim: [self.label(dim, int(i)) for i in index] if dim in self.labels else index
+            for dim, index in zip(self.dims, grid, strict=True)
+        }
+        return pd.DataFrame({**columns, self.name: self.values.flatten().numpy()})
+
+    def summary(self) -> str:
+        """One sentence: the range, and where the largest values are."""
+        leaders = self.top(3)
+        listed = ", ".join(f"{r.iloc[0]} ({r.iloc[1]:+.2f})" for _, r in leaders.iterrows())
+        shape = " × ".join(f"{self.size(d)} {d}s" for d in self.dims)
+        text = f"{self.name}, {shape}, from {self.values.min():.2f} to {self.values.max():.2f}. Largest: {listed}."
+        if self.baselines:
+            text += " " + ", ".join(f"{k} {v:.2f}" for k, v in self.baselines.items()) + "."
+        return text if self.signed else text.replace("(+", "(")
+
+    def plot(self, **layout) -> "Picture":
+        """A bar chart, line or heat map, whichever the dimensions ask for. Keywords go to plotly's layout."""
+        from mechlab import plots
+
+        return plots.scores(self, **layout)
+
+
+def distinct(tokens: Sequence[str]) -> list[str]:
+    """Token labels that stay different when tokens repeat: `' John' 2` and `' John' 10`.
+
+    A label that occurs once is left as it is.
+    """
+    tokens = [str(token) for token in tokens]
+    twice = {token for token in tokens if tokens.count(token) > 1}
+    return [f"{token} {i}" if token in twice else token for i, token in enumerate(tokens)]
+
+
+def token_labels(model, tokens) -> list[str]:
+    """Labels for the positions of one prompt: each token in quotes, with its position: `' John' 2`."""
+    return [f"{text!r} {i}" for i, text in enumerate(model.to_str_tokens(tokens))]
