@@ -26,7 +26,7 @@ def gguf_to_safetensors(gguf: Path, out: Path, fold: bool) -> None:
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
-    tensors = {name: tensor for name, tensor in model.state_dict().items()}
+    tensors = dict(model.state_dict())
     if fold:
         fold_norms(tensors, model.config.num_hidden_layers)
         model.config.tie_word_embeddings = False

@@ -1,0 +1,51 @@
+# mechlab: `make lab` opens the course, `make test` tests everything. Neither needs anything activated.
+# Options: PYTHON=python3.12, ARGS="--port 9999", TORCH_INDEX=<address of PyTorch's CPU builds>.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
+TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+
+.PHONY: lab test lint build bench pins clean
+
+lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
+	@$(BIN)/mechlab lab $(ARGS)
+
+test: .venv/test  ## unit tests, exercises, every notebook, the browser; needs no earlier `make lab`
+	@$(BIN)/mechlab pull --raw
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests $(ARGS)
+
+lint: .venv/test  ## style, spelling, stale notebooks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/mechlab build --check
+
+build: .venv/test  ## make the notebooks from solutions/*.py and run the solutions
+	@$(BIN)/mechlab build --execute $(ARGS)
+
+bench: .venv/test  ## measure the budgets, beside the plain TransformerLens recipe
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+pins:  ## resolve every version afresh and rewrite constraints.txt
+	@sh tests/fresh_resolve.sh write
+
+clean:  ## remove the environment and caches; your work/ and the model stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache test-artifacts
+
+.venv/made:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make lab PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv or pip is missing. On Debian or Ubuntu: apt install python3-venv python3-pip"; exit 1; }
+	@echo "Making the environment in .venv, once (a few minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/lab: .venv/made pyproject.toml constraints.txt
+	@$(TORCH)
+	@$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
+	@touch $@
+
+.venv/test: .venv/made pyproject.toml constraints.txt
+	@$(TORCH)
+	@$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	@touch $@

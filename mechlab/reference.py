@@ -1,0 +1,66 @@
+"""The paper's number beside the learner's, in one table, with its source.
+
+`data/reference/paper.csv` holds published figures with source and confidence; `data/reference/smollm2.csv`
+holds what was measured on the model of the course, with the command that measured it.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRINTABLE = (
+    "P",
+    "R",
+    "S",
+)  # read in the paper, in a replication, or quoted with its place; never from memory
+
+
+def data_dir() -> Path:
+    """The course's data folder: `MECHLAB_DATA`, the repository this package lies in, or one above the notebook."""
+    candidates = [
+        Path(__file__).parents[1] / "data",
+        *(p / "data" for p in [Path.cwd(), *Path.cwd().parents]),
+    ]
+    if os.environ.get("MECHLAB_DATA"):
+        candidates.insert(0, Path(os.environ["MECHLAB_DATA"]))
+    for folder in candidates:
+        if (folder / "reference" / "paper.csv").exists():
+            return folder
+    raise FileNotFoundError(
+        "The course's data folder was not found. Start Jupyter inside the repository, or set MECHLAB_DATA to its data/ folder."
+    )
+
+
+def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFrame":
+    """Rows of one notebook: quantity, the paper's figure and model, SmolLM2 as stored, and yours.
+
+    `yours` maps quantities to the numbers you measured. An unknown quantity is an error that lists the known ones.
+    """
+    import pandas as pd
+
+    paper = pd.read_csv(data_dir() / "reference" / "paper.csv", dtype=str).fillna("")
+    ours = pd.read_csv(data_dir() / "reference" / "smollm2.csv", dtype=str).fillna("")
+    paper, ours = (frame[frame.notebook == notebook] for frame in (paper, ours))
+    quantities = list(dict.fromkeys([*paper.quantity, *ours.quantity]))
+    unknown = set(yours or {}) - set(quantities)
+    if unknown:
+        raise KeyError(f"Notebook {notebook} has no reference for {sorted(unknown)}. Known: {quantities}.")
+    rows = []
+    for quantity in quantities:
+        published = paper[(paper.quantity == quantity) & paper.confidence.isin(PRINTABLE)]
+        stored = ours[ours.quantity == quantity]
+        mine = (yours or {}).get(quantity)
+        rows.append(
+            {
+                "quantity": quantity,
+                "paper": "; ".join(f"{r.value} ({r.model})" for r in published.itertuples()),
+                "SmolLM2, stored": next(iter(stored.value), ""),
+                "yours": "" if mine is None else f"{mine:.3g}",
+                "source": "; ".join(published.source),
+            }
+        )
+    return pd.DataFrame(rows).set_index("quantity")
