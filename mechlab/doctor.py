@@ -69,7 +69,9 @@ def _memory(_: bool) -> Iterator[Finding]:
         return
     try:  # what Linux could free counts too
         lines = Path("/proc/meminfo").read_text().splitlines()
-        pages = max(pages, next(int(row.split()[1]) * 1024 for row in lines if row.startswith("MemAvailable")))
+        pages = max(
+            pages, next(int(row.split()[1]) * 1024 for row in lines if row.startswith("MemAvailable"))
+        )
     except (OSError, StopIteration):
         pass
     free = pages / GIGABYTE

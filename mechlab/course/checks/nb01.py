@@ -1,0 +1,190 @@
+"""Checks of notebook 01, tokens and embeddings."""
+
+import torch
+
+from mechlab.course.checks import close, is_like, random
+from mechlab.course.exercises import Attempt, NotYet, checker
+from mechlab.course.questions import Quiz
+
+QUIZZES = {
+    "01.a": Quiz(
+        "b",
+        {
+            "a": "No rounding is involved: nothing about the position has been added to the stream that could be lost.",
+            "b": "Yes. Rotation touches queries and keys inside attention only. The stream learns about order through "
+            "what attention moves; GPT-2, which adds a position row to the embedding, is different.",
+            "c": "The begin token marks where the text starts, and attention can use it, but its vector says nothing "
+            "about where the other tokens stand.",
+        },
+    )
+}
+
+
+@checker("01.1")
+def check_count_tokens(attempt: Attempt, model) -> str:
+    for number in (7, 42, 1234567, -35, 10**12):
+        found = attempt(model, number)
+        expected = model.to_tokens(str(number), prepend_bos=False).shape[1]
+        spaced = model.to_tokens(f" {number}", prepend_bos=False).shape[1]
+        if not isinstance(found, int):
+            raise NotYet(f"Return a whole number (an int); you returned a {type(found).__name__}.")
+        if found == expected:
+            continue
+        if number < 0 and found == len(str(abs(number))):
+            raise NotYet(
+                f"You count digits. {number} also has a minus sign, and that is a token: ask the tokenizer."
+            )
+        if found == 1:
+            raise NotYet(
+                "You count the number of rows, which is 1 for one text. The tokens lie along the other axis."
+            )
+        if spaced != expected + 1 and found == spaced:
+            raise NotYet(
+                "You put a leading space in front of the number; at the start of a text there is none."
+            )
+        if found == expected + 1:
+            spaced_too = attempt(model, 5) == model.to_tokens(" 5", prepend_bos=False).shape[1]
+            raise NotYet(
+                f"{number} gives {found}, one too many. Either the begin token is counted (prepend_bos=False leaves it out)"
+                + (" or there is a leading space, a token of its own here." if spaced_too else ".")
+            )
+        raise NotYet(f"{number} is {expected} tokens for this model, and you returned {found}.")
+    return "Five numbers, short, long and negative."
+
+
+@checker("01.2")
+def check_nearest_tokens(attempt: Attempt, model) -> str:
+    # Rows of very different lengths, on which the dot product and the cosine disagree.
+    made = random(40, 8) * torch.linspace(0.2, 5, 40)[:, None]
+    made[3] = 20 * made[17]
+    for W_E, token, k in ((made, 17, 5), (made, 0, 3), (model.W_E.detach()[:3000], 1500, 6)):
+        found = attempt.tensor(W_E, token, k, shape=(k,), axes="k")
+        unit = W_E / W_E.norm(dim=-1, keepdim=True)
+        cosine = unit @ unit[token]
+        if token in found.tolist():
+            raise NotYet(
+                "The token itself is in the list: it always has the highest cosine, 1. Leave it out."
+            )
+        cosine[token] = -torch.inf
+        expected = cosine.topk(k).indices
+        if torch.equal(found.long(), expected):
+            continue
+        product = W_E @ W_E[token]
+        product[token] = -torch.inf
+        column = W_E / W_E.norm(dim=0, keepdim=True)
+        by_column = column @ column[token]
+        by_column[token] = -torch.inf
+        mistakes = {
+            "You rank by the dot product, so long rows win. Divide each row by its length first.": product.topk(
+                k
+            ).indices,
+            "You divide each column by its length. There must be one length for each row: `norm(dim=-1, keepdim=True)`.": by_column.topk(
+                k
+            ).indices,
+            "These are the lowest cosines: sort the other way, largest first.": cosine.masked_fill(
+                cosine.isinf(), torch.inf
+            )
+            .argsort()[:k]
+            .to(found.dtype),
+        }
+        is_like(found, mistakes, 0)
+        if set(found.tolist()) == set(expected.tolist()):
+            raise NotYet("The right tokens in the wrong order: the highest cosine comes first.")
+        raise NotYet(
+            f"For token {token} you returned {found.tolist()}; the highest cosines are at {expected.tolist()}."
+        )
+    return "Cosine, not dot product; the token itself left out; best first."
+
+
+@checker("01.3")
+def check_analogy(attempt: Attempt) -> str:
+    W_E = random(30, 6, seed=3) * torch.linspace(0.5, 3, 30)[:, None]
+    norms = W_E.norm(dim=-1)
+    wrong_sign = forbidden = longest = 0
+    for a, b, c in ((0, 1, 2), (5, 9, 14), (20, 21, 22), (3, 29, 11), (8, 4, 17)):
+        found = attempt(W_E, a, b, c)
+        if isinstance(found, torch.Tensor) and found.numel() == 1:
+            found = found.item()
+        if not isinstance(found, int):
+            raise NotYet(f"Return one token id, an int; you returned a {type(found).__name__}.")
+        cosine = (W_E @ (W_E[b] - W_E[a] + W_E[c])) / norms
+        if found == cosine.argmax().item():
+            continue
+        struck = cosine.clone()
+        struck[[a, b, c]] = -torch.inf
+        forbidden += found == struck.argmax().item()
+        wrong_sign += found == ((W_E @ (W_E[a] - W_E[b] + W_E[c])) / norms).argmax().item()
+        longest += found == (cosine * norms).argmax().item()
+    seen = {
+        "You seem to forbid a, b and c as answers. The task is the honest version: every token is allowed.": forbidden,
+        "You seem to compute a - b + c. The step goes from a to b, so it is b - a, added to c.": wrong_sign,
+        "You seem to rank by the dot product, so rows of great length win. Divide by each row's length.": longest,
+    }
+    message, count = max(seen.items(), key=lambda item: item[1])
+    if count:
+        raise NotYet(message)
+    same = attempt(W_E, 4, 4, 7)
+    if int(same) != 7:
+        raise NotYet(
+            "With a equal to b nothing is moved, so the answer must be c itself, and with yours it is not."
+        )
+    return "Five analogies, and the one that changes nothing (a = b) gives c back."
+
+
+@checker("01.4")
+def check_rotate(attempt: Attempt, model) -> str:
+    x = random(9, 16)
+    for theta in (10_000.0, 500.0):
+        found = attempt.tensor(x, theta, shape=(9, 16), axes="pos d_head")
+        if not close(found, _rotated(x, theta), 1e-4):
+            mistakes = {
+                "You turn the other way: the minus sign belongs to first' = first * cos - second * sin.": _rotated(
+                    x, theta, sign=-1
+                ),
+                "Positions start at 0, and yours start from 1: the first token must not be turned at all.": _rotated(
+                    x, theta, start=1
+                ),
+                "You pair neighbouring numbers (0 with 1). In this model number i goes with number i + d_head/2.": _interleaved(
+                    x, theta
+                ),
+                "Every position is turned by the same angles. The angle is position times frequency.": _rotated(
+                    x, theta, same=True
+                ),
+            }
+            is_like(found, mistakes)
+            if not close(found.norm(dim=-1), x.norm(dim=-1)):
+                raise NotYet(
+                    "A rotation keeps the length of every vector, and yours does not. Look at both formulas again."
+                )
+            raise NotYet(
+                f"At position 1 the first number should be {_rotated(x, theta)[1, 0]:.3f}, and yours is {found[1, 0]:.3f}."
+            )
+    constant = random(1, 16).expand(9, 16).clone()
+    turned = attempt(constant, 10_000.0)
+    if not close((turned[5] @ turned[3])[None], (turned[8] @ turned[6])[None]):
+        raise NotYet(
+            "Two vectors at distance 2 should have the same product anywhere, and with yours they do not."
+        )
+    if "rope_parameters" in vars(model.cfg):  # the model's own rotation, in one of its heads
+        names = ["blocks.2.attn.hook_q", "blocks.2.attn.hook_rot_q"]
+        _, cache = model.run_with_cache(torch.arange(5, 13)[None], names_filter=names)
+        theta = model.cfg.rope_parameters["rope_theta"]
+        if not close(attempt(cache[names[0]][0, :, 0], theta), cache[names[1]][0, :, 0], 1e-3):
+            raise NotYet("It does not equal the rotation in the model (hook_rot_q of layer 2, head 0).")
+    return "Lengths are kept, only the distance matters, and it equals the model's own rotation."
+
+
+def _rotated(x, theta, sign=1, start=0, same=False):
+    n_pos, d = x.shape
+    position = torch.ones(n_pos) if same else torch.arange(start, start + n_pos)
+    turn = sign * position[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    first, second = x[:, : d // 2], x[:, d // 2 :]
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+
+
+def _interleaved(x, theta):
+    d = x.shape[1]
+    order = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
+    turned = torch.empty_like(x)
+    turned[:, order] = _rotated(x[:, order], theta)
+    return turned

@@ -1,0 +1,82 @@
+"""One forward pass of a Llama-like model, written out: norm, rotary grouped-query attention, gated MLP, sum.
+
+For reading, and for checking the bridge against: equal to it within 1e-4 (tested). It works on folded weights,
+one prompt at a time, and has no hooks; for experiments use the bridge.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor, "... d_model"]:
+    """Divide each vector by the root of the mean of its squares (Zhang and Sennrich 2019).
+
+    No mean is subtracted, unlike LayerNorm. The learned weight is folded into the matrices that read the result.
+    """
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def rotate(x: Float[Tensor, "pos head d_head"], theta: float) -> Float[Tensor, "pos head d_head"]:
+    """Rotary positions (Su et al. 2021): turn the pairs (i, i + d_head/2) by position · theta^(−2i/d_head)."""
+    n_pos, _, d = x.shape
+    frequency = theta ** (-torch.arange(0, d, 2, device=x.device) / d)
+    turn = torch.arange(n_pos, device=x.device)[:, None, None] * frequency
+    first, second = x[..., : d // 2], x[..., d // 2 :]
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+
+
+def attention_pattern(
+    q: Float[Tensor, "pos head d_head"], k: Float[Tensor, "pos kv_head d_head"]
+) -> Float[Tensor, "head query_pos key_pos"]:
+    """Softmax of scaled products of queries with keys at the same or earlier positions; rows sum to 1.
+
+    Grouped queries: consecutive query heads share a key head, so key head g serves heads g·n to g·n + n − 1.
+    """
+    n_pos, heads, d_head = q.shape
+    k = k.repeat_interleave(heads // k.shape[1], dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / d_head**0.5
+    future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+def head_outputs(
+    pattern: Float[Tensor, "head query_pos key_pos"],
+    v: Float[Tensor, "pos kv_head d_head"],
+    W_O: Float[Tensor, "head d_head d_model"],
+) -> Float[Tensor, "pos head d_model"]:
+    """What each head writes into the residual stream: values weighted by the pattern, then through W_O."""
+    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+    z = torch.einsum("hqk,khd->qhd", pattern, v)
+    return torch.einsum("qhd,hdm->qhm", z, W_O)
+
+
+def gated_mlp(
+    x: Float[Tensor, "pos d_model"],
+    W_gate: Float[Tensor, "d_model d_mlp"],
+    W_in: Float[Tensor, "d_model d_mlp"],
+    W_out: Float[Tensor, "d_mlp d_model"],
+) -> Float[Tensor, "pos d_model"]:
+    """SwiGLU (Shazeer 2020): neurons are silu(x·W_gate) times x·W_in; each writes its row of W_out."""
+    neurons = torch.nn.functional.silu(x @ W_gate) * (x @ W_in)
+    return neurons @ W_out
+
+
+def block(model, layer: int, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+    """One layer: attention reads the stream and adds to it, then the MLP reads the new stream and adds to it."""
+    theta, eps = model.cfg.rope_parameters["rope_theta"], model.cfg.eps
+    x = rms_norm(resid, eps)
+    q, k, v = (torch.einsum("pm,hmd->phd", x, W[layer]) for W in (model.W_Q, model.W_K, model.W_V))
+    pattern = attention_pattern(rotate(q, theta), rotate(k, theta))
+    resid = resid + head_outputs(pattern, v, model.W_O[layer]).sum(1)
+    x = rms_norm(resid, eps)
+    return resid + gated_mlp(x, model.W_gate[layer], model.W_in[layer], model.W_out[layer])
+
+
+@torch.no_grad()
+def forward(model, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_vocab"]:
+    """Logits of one prompt: embed, every block, last norm, unembed."""
+    resid = model.W_E[tokens]
+    for layer in range(model.cfg.n_layers):
+        resid = block(model, layer, resid)
+    return rms_norm(resid, model.cfg.eps) @ model.W_U

@@ -1,0 +1,564 @@
+# %% [markdown]
+# # 01 Tokens and embeddings
+#
+# **Question:** what does the model see when you type a sentence?
+#
+# After this notebook you will be able to
+#
+# - predict how words, numbers and other languages are cut into tokens, and what that makes hard,
+# - find the neighbours of a word in the embedding, and say when the cosine misleads,
+# - rotate queries and keys by hand, as the model does to know where a token stands.
+#
+# Time: 60 minutes. The cells take about 20 seconds in all. Memory: 1.5 GB. Before: notebook 00.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## Text arrives in pieces
+#
+# The model never sees letters. A **tokenizer** cuts text into pieces from a fixed list of 49,152, learned from
+# text before training: frequent strings became one piece, rare ones are cut up.
+
+# %% kind="compare"
+def pieces(text: str) -> list[str]:
+    """The tokens of a text, without the begin token."""
+    return model.to_str_tokens(text, prepend_bos=False)
+
+
+for text in ["The quick brown fox", "strawberry", " strawberry", "HELLO", "1234567", " 42"]:
+    print(f"{text!r:24} {len(pieces(text))}  {pieces(text)}")
+
+# %% [markdown]
+# Three things to see. A space belongs to the word that follows it. "strawberry" and " strawberry" are different:
+# three tokens and one. And every digit is a token of its own.
+#
+# When the model is asked how many r's there are in " strawberry", it gets one piece and no letters at all. It has
+# to have learned the spelling as a fact. With numbers it has the opposite problem: it
+# sees the digits, but to know that the 1 in 1234567 stands for a million, it must count the digits after it.
+#
+# ## How much text fits: the picture
+#
+# The same kind of sentence in six forms. How many tokens for each character?
+
+# %%
+samples = {
+    "English": "The quick brown fox jumps over the lazy dog.",
+    "German": "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "Italian": "La rapida volpe marrone salta sopra il cane pigro.",
+    "Russian": "Быстрая коричневая лиса прыгает через ленивую собаку.",
+    "Japanese": "素早い茶色の狐は怠け者の犬を飛び越える。",
+    "Digits": "31415926535897932384626433832795028841971693",
+}
+rate = [len(pieces(text)) / len(text) for text in samples.values()]
+per_character = ml.Scores(
+    torch.tensor(rate), ("text",), "tokens per character", {"text": list(samples)}, signed=False
+)
+per_character.plot(height=340)
+
+# %% kind="assert"
+claim(model, "tokens per character, English", rate[0], says=0.23, within=0.01)
+claim(model, "tokens per character, Japanese", rate[4], says=2.0, within=0.3)
+claim(model, "tokens per character, digits", rate[5], says=1.0, within=0.01)
+
+# %% [markdown]
+# The tokenizer learned from English, and English is cheap: about one token for four characters. Japanese costs
+# about two tokens for a *single* character, because most of its characters are not in the list and are cut into
+# bytes. The same context window holds nine times less of it.
+#
+# ### Exercise 01.1 Count the tokens of a number
+#
+# Difficulty 1 of 5 · 5 minutes · needs `model.to_tokens`
+
+
+# %% kind="exercise" id="01.1"
+@exercise("01.1")
+def count_tokens(model, number: int) -> int:
+    """How many tokens the model reads for `number` at the start of a text, the begin token not counted."""
+    # >>> solution
+    return model.to_tokens(str(number), prepend_bos=False).shape[1]
+    # <<< solution
+
+
+# %% kind="check"
+check(count_tokens, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# `model.to_tokens` takes text, and puts a begin token in front unless told otherwise.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Turn the number into text with `str`. Call `model.to_tokens(text, prepend_bos=False)`. It returns a tensor of
+# shape (1, number of tokens).
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# return model.to_tokens(str(number), prepend_bos=False).shape[1]
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="01.1" expects="begin token"
+@exercise("01.1")
+def count_tokens(model, number):
+    return model.to_tokens(str(number)).shape[1]
+
+
+# %% kind="wrong" id="01.1" expects="number of rows"
+@exercise("01.1")
+def count_tokens(model, number):
+    return len(model.to_tokens(str(number), prepend_bos=False))
+
+
+# %% kind="wrong" id="01.1" expects="digits"
+@exercise("01.1")
+def count_tokens(model, number):
+    return len(str(abs(number)))
+
+
+# %% kind="wrong" id="01.1" expects="leading space"
+@exercise("01.1")
+def count_tokens(model, number):
+    return model.to_tokens(f" {number}", prepend_bos=False).shape[1]
+
+
+# %% [markdown]
+# ## From a number to a vector
+#
+# Each token has a number, and the number picks one row of a table, the **embedding** `W_E`: 49,152 rows of 576
+# numbers. That row is all the model knows about the token before it looks at the others.
+
+# %% kind="compare"
+W_E = model.W_E.detach()
+token = ml.single_token(model, " Paris")
+with torch.no_grad():
+    _, cache = model.run_with_cache(" Paris", names_filter="hook_embed")
+print("table", tuple(W_E.shape), " token number", token)
+print("looked up by the model = row of the table:", torch.equal(cache["hook_embed"][0, -1], W_E[token]))
+
+# %% [markdown]
+# ## Neighbours
+#
+# Two rows point the same way when the two tokens are used alike. The **cosine** measures it: the product of the
+# two vectors after both are scaled to length 1. First your guess: are the closest neighbours of " Monday" other
+# days, or other spellings of Monday?
+
+# %% kind="predict"
+predict("01.p", "other days")
+
+# %%
+unit = W_E / W_E.norm(dim=-1, keepdim=True)
+
+
+def neighbours(word: str, k: int = 6) -> list[str]:
+    """The k tokens with the highest cosine to a word, the word itself left out."""
+    cosine = unit @ unit[ml.single_token(model, word)]
+    return [model.to_string([i]) for i in cosine.topk(k + 1).indices[1:].tolist()]
+
+
+for word in (" Monday", " seven", " king", " Paris"):
+    print(f"{word!r:10}", neighbours(word))
+
+# %%
+reveal("01.p", ", ".join(map(repr, neighbours(" Monday", 3))))
+
+# %% kind="assert"
+days = {" Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"}
+claim(model, "days among the six neighbours", len(days & set(neighbours(" Monday"))), says=6, within=0)
+
+# %% [markdown]
+# Nobody told the model that these words are days. It learned it from how they are used.
+#
+# ### Exercise 01.2 Nearest tokens
+#
+# Difficulty 2 of 5 · 10 minutes · needs the cosine
+
+
+# %% kind="exercise" id="01.2"
+@exercise("01.2")
+def nearest_tokens(W_E: Float[Tensor, "d_vocab d_model"], token: int, k: int) -> Int[Tensor, "k"]:
+    """The ids of the k tokens whose rows have the highest cosine with the row of `token`, best first.
+
+    `token` itself does not count.
+    """
+    # >>> solution
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    cosine = unit @ unit[token]
+    cosine[token] = -torch.inf
+    return cosine.topk(k).indices
+    # <<< solution
+
+
+# %% kind="check"
+check(nearest_tokens, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Long rows have large dot products with everything. What must be done to the rows first?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Divide each row by its own length (`norm(dim=-1, keepdim=True)`). Multiply all rows with the row of `token`. Make
+# sure the token cannot win against itself. `topk(k).indices` sorts.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# unit = W_E / W_E.norm(dim=-1, keepdim=True)
+# cosine = unit @ unit[token]
+# cosine[token] = -torch.inf
+# return cosine.topk(k).indices
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="01.2" expects="length"
+@exercise("01.2")
+def nearest_tokens(W_E, token, k):
+    product = W_E @ W_E[token]
+    product[token] = -torch.inf
+    return product.topk(k).indices
+
+
+# %% kind="wrong" id="01.2" expects="itself"
+@exercise("01.2")
+def nearest_tokens(W_E, token, k):
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    return (unit @ unit[token]).topk(k).indices
+
+
+# %% kind="wrong" id="01.2" expects="lowest"
+@exercise("01.2")
+def nearest_tokens(W_E, token, k):
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    return (unit @ unit[token]).argsort()[:k]
+
+
+# %% kind="wrong" id="01.2" expects="one length for each row"
+@exercise("01.2")
+def nearest_tokens(W_E, token, k):
+    unit = W_E / W_E.norm(dim=0, keepdim=True)
+    cosine = unit @ unit[token]
+    cosine[token] = -torch.inf
+    return cosine.topk(k).indices
+
+
+# %% [markdown]
+# ## How the cosine misleads
+#
+# Take two thousand tokens at random and compare each with each. If directions were spread evenly, most cosines
+# would be near zero.
+
+# %%
+some = torch.randint(len(W_E), (2000,), generator=torch.Generator().manual_seed(0))
+others = ~torch.eye(2000, dtype=torch.bool)
+plain = (unit[some] @ unit[some].T)[others]
+centred = W_E - W_E.mean(0)
+centred = centred / centred.norm(dim=-1, keepdim=True)
+without_mean = (centred[some] @ centred[some].T)[others]
+
+edges = torch.linspace(-0.5, 1, 61)
+shares = torch.stack([torch.histc(c, 60, -0.5, 1) / len(c) for c in (plain, without_mean)])
+fig = ml.plots.figure("Cosine of random pairs of tokens", "cosine", "share of the pairs", height=360)
+for name, share in zip(["as it is", "mean of all rows removed"], shares, strict=True):
+    fig.add_scatter(x=edges[:-1].numpy(), y=share.numpy(), name=name, mode="lines")
+ml.Picture(
+    fig,
+    f"Random pairs have a mean cosine of {plain.mean():.2f}, and {without_mean.mean():.2f} once the mean row is removed.",
+)
+
+# %% kind="assert"
+claim(model, "mean cosine of random pairs", plain.mean(), says=0.45, within=0.02)
+claim(model, "mean cosine, mean row removed", without_mean.mean(), says=0.0, within=0.005)
+
+# %% [markdown]
+# Two random tokens have a cosine of 0.45. All rows share one large common direction; people call this
+# **anisotropy**. So "their cosine is 0.5" says almost nothing here. Either compare with random pairs, or remove
+# the mean first. The *order* of neighbours suffers less than the numbers.
+#
+# ## Analogies, and how they flatter
+#
+# The famous trick: *king − man + woman* should land near *queen*. Count how often it works, twice: once as it is
+# usually done, with the three words of the question forbidden as answers, and once with every word allowed.
+
+# %%
+questions = [
+    (" man", " king", " woman", " queen"),
+    (" France", " Paris", " Germany", " Berlin"),
+    (" France", " Paris", " Italy", " Rome"),
+    (" Japan", " Tokyo", " China", " Beijing"),
+    (" England", " London", " Russia", " Moscow"),
+    (" big", " bigger", " small", " smaller"),
+    (" good", " better", " bad", " worse"),
+    (" walk", " walked", " jump", " jumped"),
+    (" one", " first", " two", " second"),
+    (" cat", " cats", " dog", " dogs"),
+    (" he", " his", " she", " her"),
+]
+
+
+def answer(a: str, b: str, c: str, forbid: bool) -> str:
+    """The token nearest to b - a + c."""
+    ids = [ml.single_token(model, w) for w in (a, b, c)]
+    cosine = unit @ (unit[ids[1]] - unit[ids[0]] + unit[ids[2]])
+    if forbid:
+        cosine[ids] = -torch.inf
+    return model.to_string([cosine.argmax().item()])
+
+
+right = {forbid: [answer(a, b, c, forbid) == d for a, b, c, d in questions] for forbid in (True, False)}
+print("forbidding the question's words:", sum(right[True]), "of", len(questions))
+print("every word allowed:             ", sum(right[False]), "of", len(questions))
+
+# %% kind="assert"
+claim(model, "right when the question's words are forbidden", sum(right[True]), says=8, within=0)
+claim(model, "right when every word is allowed", sum(right[False]), says=4, within=0)
+
+# %% [markdown]
+# Eight of eleven, or four of eleven. Half of the success comes from a rule that most demonstrations do not
+# mention: the nearest word is often one of the question, and it is struck out. *Italy* stays wrong either way.
+#
+# ### Exercise 01.3 An honest analogy
+#
+# Difficulty 2 of 5 · 10 minutes · needs exercise 01.2
+
+
+# %% kind="exercise" id="01.3"
+@exercise("01.3")
+def analogy(W_E: Float[Tensor, "d_vocab d_model"], a: int, b: int, c: int) -> int:
+    """The token d for which a is to b as c is to d: the row nearest (by cosine) to b - a + c.
+
+    Use the rows as they are in b - a + c (not scaled to length 1). a, b and c are not forbidden.
+    """
+    # >>> solution
+    target = W_E[b] - W_E[a] + W_E[c]
+    cosine = (W_E @ target) / W_E.norm(dim=-1)
+    return cosine.argmax().item()
+    # <<< solution
+
+
+# %% kind="check"
+check(analogy)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Compute the target vector first. Then which row points most in its direction?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# The cosine of each row with the target is the dot product divided by the row's length and by the target's. The
+# target's length is the same for all rows, so it cannot change the winner.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# target = W_E[b] - W_E[a] + W_E[c]
+# cosine = (W_E @ target) / W_E.norm(dim=-1)
+# return cosine.argmax().item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="01.3" expects="a - b"
+@exercise("01.3")
+def analogy(W_E, a, b, c):
+    target = W_E[a] - W_E[b] + W_E[c]
+    return ((W_E @ target) / W_E.norm(dim=-1)).argmax().item()
+
+
+# %% kind="wrong" id="01.3" expects="forbid"
+@exercise("01.3")
+def analogy(W_E, a, b, c):
+    cosine = (W_E @ (W_E[b] - W_E[a] + W_E[c])) / W_E.norm(dim=-1)
+    cosine[[a, b, c]] = -torch.inf
+    return cosine.argmax().item()
+
+
+# %% kind="wrong" id="01.3" expects="length"
+@exercise("01.3")
+def analogy(W_E, a, b, c):
+    return (W_E @ (W_E[b] - W_E[a] + W_E[c])).argmax().item()
+
+
+# %% [markdown]
+# ## How does the model know the order of the words?
+#
+# The embedding of " dog" is the same at every place. GPT-2 adds a second table, one learned row for each
+# position. SmolLM2 adds nothing: it **rotates**. Just before a query meets a key, each is turned by an angle that
+# grows with its position (rotary positions; Su et al. 2021). Of the turns only the *difference* survives in the
+# product, so a head can ask for "three tokens back" and mean the same thing everywhere.
+#
+# A vector of 64 numbers is turned as 32 pairs. In this family of models number i is paired with number i + 32.
+# Pair i turns by the angle position × theta^(−2i/64), with theta = 100,000: the first pair fast, the last so
+# slowly that one full turn takes more than 400,000 tokens.
+
+# %% kind="compare"
+theta = model.cfg.rope_parameters["rope_theta"]
+angle = theta ** (-torch.arange(0, 64, 2) / 64)
+print("tokens for one full turn, first pair:", round(2 * torch.pi / angle[0].item(), 1))
+print("tokens for one full turn, last pair: ", round(2 * torch.pi / angle[-1].item(), -3))
+
+# %% [markdown]
+# ### Exercise 01.4 Rotary positions by hand
+#
+# Difficulty 3 of 5 · 20 minutes · needs sine and cosine
+
+
+# %% kind="exercise" id="01.4"
+@exercise("01.4")
+def rotate(x: Float[Tensor, "pos d_head"], theta: float) -> Float[Tensor, "pos d_head"]:
+    """Turn the vector at each position by its rotary angles.
+
+    Pair i is (x[i], x[i + d_head/2]). At position p it turns by p * theta ** (-2 * i / d_head):
+    first' = first * cos - second * sin and second' = second * cos + first * sin.
+    """
+    # >>> solution
+    n_pos, d = x.shape
+    frequency = theta ** (-torch.arange(0, d, 2) / d)
+    turn = torch.arange(n_pos)[:, None] * frequency
+    first, second = x[:, : d // 2], x[:, d // 2 :]
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+    # <<< solution
+
+
+# %% kind="check"
+check(rotate, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Make a table of angles first: one row for each position, one column for each of the d_head/2 pairs.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `frequency = theta ** (-torch.arange(0, d, 2) / d)`, then `turn = torch.arange(n_pos)[:, None] * frequency`. Cut x
+# into its first and second half, apply the two formulas, and put the halves together with `torch.cat(..., -1)`.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# n_pos, d = x.shape
+# frequency = theta ** (-torch.arange(0, d, 2) / d)
+# turn = torch.arange(n_pos)[:, None] * frequency
+# first, second = x[:, : d // 2], x[:, d // 2 :]
+# return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="01.4" expects="neighbouring"
+@exercise("01.4")
+def rotate(x, theta):
+    n_pos, d = x.shape
+    turn = torch.arange(n_pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    first, second = x[:, 0::2], x[:, 1::2]
+    pairs = [first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()]
+    return torch.stack(pairs, -1).reshape(n_pos, d)
+
+
+# %% kind="wrong" id="01.4" expects="other way"
+@exercise("01.4")
+def rotate(x, theta):
+    n_pos, d = x.shape
+    turn = torch.arange(n_pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    first, second = x[:, : d // 2], x[:, d // 2 :]
+    return torch.cat([first * turn.cos() + second * turn.sin(), second * turn.cos() - first * turn.sin()], -1)
+
+
+# %% kind="wrong" id="01.4" expects="from 1"
+@exercise("01.4")
+def rotate(x, theta):
+    n_pos, d = x.shape
+    turn = torch.arange(1, n_pos + 1)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    first, second = x[:, : d // 2], x[:, d // 2 :]
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+
+
+# %% kind="wrong" id="01.4" expects="length"
+@exercise("01.4")
+def rotate(x, theta):
+    n_pos, d = x.shape
+    turn = torch.arange(n_pos)[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+    first, second = x[:, : d // 2], x[:, d // 2 :]
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos()], -1)
+
+
+# %% [markdown]
+# ## Only the distance matters
+#
+# Take one query and one key of a head, and pretend that they stand at other places. Move both by the same
+# amount, and the product must not change. Move only one, and it must.
+
+
+# %%
+def turned(vector: Float[Tensor, "d_head"], position: int) -> Float[Tensor, "d_head"]:
+    """One vector as if it stood at `position`."""
+    first, second = vector[:32], vector[32:]
+    turn = position * angle
+    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()])
+
+
+with torch.no_grad():
+    _, cache = model.run_with_cache("The quick brown fox jumps over the lazy dog.")
+query, key = cache["blocks.16.attn.hook_q"][0, 5, 0], cache["blocks.16.attn.hook_k"][0, 4, 0]
+products = torch.tensor(
+    [
+        [turned(query, start + distance) @ turned(key, start) / 8 for distance in range(12)]
+        for start in (0, 50, 1000)
+    ]
+)
+by_distance = ml.Scores(
+    products,
+    ("key at", "distance"),
+    "attention score (before softmax)",
+    {"key at": ["0", "50", "1000"], "distance": [str(d) for d in range(12)]},
+)
+by_distance.plot(height=300)
+
+# %% kind="assert"
+claim(model, "largest change from moving both", (products - products[0]).abs().max(), says=0, within=1e-3)
+claim(model, "distance with the highest score", products[0].argmax(), says=1, within=0)
+
+# %% [markdown]
+# Three equal rows: moving both by 50 or by 1000 changes nothing. And look where the score is highest: at distance
+# 1. This is head 16.0, and it likes the token just before. You will meet it again as the *previous-token head* of
+# the circuit in notebook 41.
+#
+# ### A question
+#
+# Why can this model not tell the position of a token from its residual stream at the very start, before layer 0?
+#
+# - **a** The position is rounded away in float32.
+# - **b** Only queries and keys are rotated; the embedding that starts the residual stream is the same everywhere.
+# - **c** The position is stored in the begin token.
+
+# %% kind="quiz"
+quiz("01.a", "b")
+
+# %% [markdown]
+# ## Recap
+#
+# | term | in one line | here | TransformerLens |
+# |---|---|---|---|
+# | token | a piece of text from a fixed list | `pieces(text)` | `model.to_str_tokens` |
+# | embedding | the table from token number to vector | `W_E[token]` | `model.W_E`, `hook_embed` |
+# | cosine | product of two vectors scaled to length 1 | `unit @ unit[token]` | |
+# | anisotropy | all vectors share a direction, so every cosine is high | mean 0.45 | |
+# | rotary position | turning queries and keys by an angle that grows with position | `rotate` | `hook_rot_q`, `hook_rot_k` |

@@ -1,0 +1,708 @@
+# %% [markdown]
+# # 02 One forward pass by hand
+#
+# **Question:** can you recompute the model's answer yourself, from the weights alone?
+#
+# After this notebook you will be able to
+#
+# - write each part of a modern transformer, norm, attention, MLP, sum, in a few lines, equal to the model,
+# - say where the parameters are, and what the norms do to large and small vectors,
+# - turn logits into text, and know what "folding the norms" means before you trust a logit.
+#
+# Time: 90 minutes. The cells take about 30 seconds in all, plus 20 seconds once for the weights as trained.
+# Memory: 1.9 GB. Before: notebook 01.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## One stream, many writers
+#
+# A transformer keeps one vector of 576 numbers for each token, the **residual stream**. Each of the 30 layers
+# reads it, computes something, and *adds* the result: attention first, then the MLP. Nothing is ever overwritten.
+# So how large does the sum become? For the running sentence, layer by layer:
+
+# %%
+prompt = "When John and Mary went to the store, John gave a drink to"
+tokens = model.to_tokens(prompt)
+with torch.no_grad():
+    logits, cache = model.run_with_cache(tokens)
+n_layers = model.cfg.n_layers
+length = torch.stack([cache["resid_post", layer][0].norm(dim=-1) for layer in range(n_layers)])
+fig = ml.plots.figure("Length of the residual stream", "layer", "length (log scale)", height=380)
+fig.add_scatter(y=length[:, 0].numpy(), name="begin token")
+fig.add_scatter(y=length[:, 1:].median(1).values.numpy(), name="other tokens, median")
+fig.update_yaxes(type="log")
+ml.Picture(
+    fig,
+    f"The stream of ordinary tokens grows from {length[0, 1:].median():.0f} to {length[-1, 1:].median():.0f}; "
+    f"the begin token jumps to {length[11, 0]:.0f} at layer 11 and stays there until layer 27.",
+)
+
+# %% kind="assert"
+claim(model, "length for ordinary tokens after layer 0", length[0, 1:].median(), says=44, within=1)
+claim(model, "length for ordinary tokens after layer 29", length[29, 1:].median(), says=825, within=10)
+claim(model, "length for the begin token after layer 11", length[11, 0], says=25_100, within=200)
+
+# %% [markdown]
+# Ordinary tokens grow twentyfold. The begin token is another animal: at layer 11 one MLP writes a vector of
+# length 25,000 into it. It carries no meaning about the text; heads that have nothing to do look there, and take
+# nothing. People call it an **attention sink** with a massive activation. Remember it: one average that
+# includes position 0 is an average of position 0.
+#
+# ## Part 1: the norm
+#
+# Before any part reads the stream, the stream is scaled: divided by the root of the mean of its squares. So parts
+# see the *direction* of the stream, not its length.
+#
+# ### Exercise 02.1 RMS norm
+#
+# Difficulty 1 of 5 · 10 minutes · needs `mean` and `sqrt`
+
+
+# %% kind="exercise" id="02.1"
+@exercise("02.1")
+def rms_norm(x: Float[Tensor, "pos d_model"], eps: float) -> Float[Tensor, "pos d_model"]:
+    """Each row divided by sqrt(mean of its squares + eps)."""
+    # >>> solution
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    # <<< solution
+
+
+# %% kind="check"
+check(rms_norm, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# One divisor for each row, so the mean runs over the last axis, and the axis must stay (`keepdim=True`).
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Square, mean over the last axis, add eps, square root, divide. Do not subtract the mean; that would be LayerNorm.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.1" expects="LayerNorm"
+@exercise("02.1")
+def rms_norm(x, eps):
+    x = x - x.mean(-1, keepdim=True)
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+# %% kind="wrong" id="02.1" expects="square root"
+@exercise("02.1")
+def rms_norm(x, eps):
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+# %% kind="wrong" id="02.1" expects="sum of the squares"
+@exercise("02.1")
+def rms_norm(x, eps):
+    return x / (x.pow(2).sum(-1, keepdim=True) + eps).sqrt()
+
+
+# %% kind="wrong" id="02.1" expects="over the positions"
+@exercise("02.1")
+def rms_norm(x, eps):
+    return x / (x.pow(2).mean(0, keepdim=True) + eps).sqrt()
+
+
+# %% [markdown]
+# ### What the norm does to outliers and to late writers
+#
+# Two consequences, measured. In the begin token nearly all of the length sits in one of the 576 numbers. After
+# the norm every *other* number of that token is close to zero. And because the stream grows, the same vector
+# written late moves the normalised stream less than when written early.
+
+# %%
+sink = cache["resid_post", 15][0, 0]
+share = sink.pow(2).max() / sink.pow(2).sum()
+nudge = torch.randn(576, generator=torch.Generator().manual_seed(0))
+nudge = 20 * nudge / nudge.norm()
+moved = []
+for layer in range(n_layers):
+    stream = cache["resid_post", layer][0, -1]
+    change = ml.forward.rms_norm(stream + nudge) - ml.forward.rms_norm(stream)
+    moved.append(change.norm() / ml.forward.rms_norm(stream).norm())
+saturation = ml.Scores(
+    torch.stack(moved), ("layer",), "relative change of the normalised stream", signed=False
+)
+saturation.plot(height=340)
+
+# %% kind="assert"
+claim(model, "share of the begin token in one number", share, says=0.985, within=0.005)
+claim(model, "effect of the nudge after layer 0", moved[0], says=0.42, within=0.05)
+claim(model, "effect of the nudge after layer 29", moved[29], says=0.024, within=0.005)
+
+# %% [markdown]
+# The same nudge counts about eighteen times less at the end than at the start. That is **saturation**: late
+# layers must write loudly to be heard.
+#
+# ## Part 2: who looks where
+#
+# Each head makes a **query** for each token ("what am I looking for?") and a **key** ("what do I offer?"). The
+# product of a query with a key, divided by √64, is a score. Later tokens are hidden, and a softmax turns each row
+# into shares that sum to 1.
+#
+# SmolLM2 saves memory with **grouped queries**: 9 query heads share 3 key heads. Heads 0, 1 and 2 use key head 0,
+# heads 3, 4 and 5 use key head 1, heads 6, 7 and 8 use key head 2. Your guess: how many different key vectors does
+# the model store per token and layer?
+
+# %% kind="predict"
+predict("02.p", 3)
+
+# %%
+reveal("02.p", cache["k", 0].shape[2])
+
+# %% [markdown]
+# ### Exercise 02.2 The attention pattern
+#
+# Difficulty 3 of 5 · 20 minutes · needs `einsum` or `@`
+
+
+# %% kind="exercise" id="02.2"
+@exercise("02.2")
+def attention_pattern(
+    q: Float[Tensor, "pos head d_head"], k: Float[Tensor, "pos kv_head d_head"]
+) -> Float[Tensor, "head query_pos key_pos"]:
+    """Attention patterns from queries and keys that have already been rotated.
+
+    Score = query · key / sqrt(d_head). A token cannot look at later tokens. Each row sums to 1. Neighbouring
+    query heads share a key head.
+    """
+    # >>> solution
+    n_pos, n_heads, d_head = q.shape
+    k = k.repeat_interleave(n_heads // k.shape[1], dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / d_head**0.5
+    future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+    # <<< solution
+
+
+# %% kind="check"
+check(attention_pattern, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# First give every query head its own copy of its key head, so that both tensors have the same number of heads.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `k.repeat_interleave(n, dim=1)` gives 0 0 0 1 1 1 2 2 2. Then `einsum("qhd,khd->hqk", q, k)`, divide, write
+# -inf where key position > query position (`torch.ones(...).triu(1)` marks those), softmax over the last axis.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# n_pos, n_heads, d_head = q.shape
+# k = k.repeat_interleave(n_heads // k.shape[1], dim=1)
+# scores = torch.einsum("qhd,khd->hqk", q, k) / d_head**0.5
+# future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
+# return scores.masked_fill(future, -torch.inf).softmax(-1)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.2" expects="later tokens"
+@exercise("02.2")
+def attention_pattern(q, k):
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    return (torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+# %% kind="wrong" id="02.2" expects="other axis"
+@exercise("02.2")
+def attention_pattern(q, k):
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-2)
+
+
+# %% kind="wrong" id="02.2" expects="divided by"
+@exercise("02.2")
+def attention_pattern(q, k):
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k)
+    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+# %% kind="wrong" id="02.2" expects="wrong key head"
+@exercise("02.2")
+def attention_pattern(q, k):
+    k = k.repeat(1, q.shape[1] // k.shape[1], 1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+# %% kind="wrong" id="02.2" expects="itself"
+@exercise("02.2")
+def attention_pattern(q, k):
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(0)
+    future[0, 0] = False
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+# %% [markdown]
+# ## Part 3: what a head writes
+#
+# The pattern says how much to take from where. *What* is taken is the **value**, 64 numbers for each token (again
+# 3 value heads for 9 query heads). The weighted sum `z` then goes through the head's own matrix W_O, which turns 64
+# numbers into a vector of the stream.
+#
+# ### Exercise 02.3 The output of every head
+#
+# Difficulty 2 of 5 · 15 minutes · needs exercise 02.2
+
+
+# %% kind="exercise" id="02.3"
+@exercise("02.3")
+def head_outputs(
+    pattern: Float[Tensor, "head query_pos key_pos"],
+    v: Float[Tensor, "pos kv_head d_head"],
+    W_O: Float[Tensor, "head d_head d_model"],
+) -> Float[Tensor, "pos head d_model"]:
+    """What each head writes into the stream at each position. The heads are kept apart, not summed."""
+    # >>> solution
+    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+    z = torch.einsum("hqk,khd->qhd", pattern, v)
+    return torch.einsum("qhd,hdm->qhm", z, W_O)
+    # <<< solution
+
+
+# %% kind="check"
+check(head_outputs, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Give every query head its value head, as in 02.2. Then two products: over key positions, then over d_head.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `einsum("hqk,khd->qhd", pattern, v)` sums over k, the positions that are looked at. `einsum("qhd,hdm->qhm", z, W_O)`
+# sends each head through its own matrix.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+# z = torch.einsum("hqk,khd->qhd", pattern, v)
+# return torch.einsum("qhd,hdm->qhm", z, W_O)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.3" expects="transposed"
+@exercise("02.3")
+def head_outputs(pattern, v, W_O):
+    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+    z = torch.einsum("hkq,khd->qhd", pattern, v)
+    return torch.einsum("qhd,hdm->qhm", z, W_O)
+
+
+# %% kind="wrong" id="02.3" expects="wrong value head"
+@exercise("02.3")
+def head_outputs(pattern, v, W_O):
+    v = v.repeat(1, len(pattern) // v.shape[1], 1)
+    return torch.einsum("qhd,hdm->qhm", torch.einsum("hqk,khd->qhd", pattern, v), W_O)
+
+
+# %% kind="wrong" id="02.3" expects="summed over the heads"
+@exercise("02.3")
+def head_outputs(pattern, v, W_O):
+    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+    z = torch.einsum("hqk,khd->qhd", pattern, v)
+    return torch.einsum("qhd,hdm->qm", z, W_O)
+
+
+# %% kind="wrong" id="02.3" expects="head 0"
+@exercise("02.3")
+def head_outputs(pattern, v, W_O):
+    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
+    return torch.einsum("hqk,khd->qhd", pattern, v) @ W_O[0]
+
+
+# %% [markdown]
+# ## Part 4: the MLP
+#
+# The MLP looks at one token at a time. It has 1,536 **neurons** in each layer. A neuron here is a product of two
+# readings of the stream: a gate, `silu(x · W_gate)`, and a value, `x · W_in`. Each neuron then writes its own row of
+# `W_out`, times its activation.
+#
+# ### Exercise 02.4 A gated MLP
+#
+# Difficulty 2 of 5 · 10 minutes · needs `torch.nn.functional.silu`
+
+
+# %% kind="exercise" id="02.4"
+@exercise("02.4")
+def gated_mlp(
+    x: Float[Tensor, "pos d_model"],
+    W_gate: Float[Tensor, "d_model d_mlp"],
+    W_in: Float[Tensor, "d_model d_mlp"],
+    W_out: Float[Tensor, "d_mlp d_model"],
+) -> Float[Tensor, "pos d_model"]:
+    """silu of the gate times the value, through W_out. x is already normalised."""
+    # >>> solution
+    return (torch.nn.functional.silu(x @ W_gate) * (x @ W_in)) @ W_out
+    # <<< solution
+
+
+# %% kind="check"
+check(gated_mlp, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two matrices read the same x. Only one of the two results goes through `silu`.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `gate = silu(x @ W_gate)`, `value = x @ W_in`, multiply them number by number, then `@ W_out`.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# return (torch.nn.functional.silu(x @ W_gate) * (x @ W_in)) @ W_out
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.4" expects="gate, not on the value"
+@exercise("02.4")
+def gated_mlp(x, W_gate, W_in, W_out):
+    return ((x @ W_gate) * torch.nn.functional.silu(x @ W_in)) @ W_out
+
+
+# %% kind="wrong" id="02.4" expects="relu"
+@exercise("02.4")
+def gated_mlp(x, W_gate, W_in, W_out):
+    return (torch.relu(x @ W_gate) * (x @ W_in)) @ W_out
+
+
+# %% kind="wrong" id="02.4" expects="W_in is never used"
+@exercise("02.4")
+def gated_mlp(x, W_gate, W_in, W_out):
+    return torch.nn.functional.silu(x @ W_gate) @ W_out
+
+
+# %% [markdown]
+# ## Part 5: put it together
+#
+# ### Exercise 02.5 A whole block
+#
+# Difficulty 2 of 5 · 10 minutes · needs the order of things
+#
+# Attention, MLP and norm come as functions, so that only the wiring is left to you.
+
+
+# %% kind="exercise" id="02.5"
+@exercise("02.5")
+def block(resid: Float[Tensor, "pos d_model"], attention, mlp, norm) -> Float[Tensor, "pos d_model"]:
+    """The residual stream after one layer.
+
+    `attention`, `mlp` and `norm` map a tensor [pos, d_model] to another. Attention and MLP read a normalised
+    stream, and what they return is added to the stream. The MLP sees what attention has written.
+    """
+    # >>> solution
+    resid = resid + attention(norm(resid))
+    return resid + mlp(norm(resid))
+    # <<< solution
+
+
+# %% kind="check"
+check(block)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two steps of the form: stream = stream + part(norm(stream)).
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# The second step starts from the result of the first. The norm is for reading only; what is added to is the stream
+# itself, not its normalised copy.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# resid = resid + attention(norm(resid))
+# return resid + mlp(norm(resid))
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.5" expects="same stream as attention"
+@exercise("02.5")
+def block(resid, attention, mlp, norm):
+    x = norm(resid)
+    return resid + attention(x) + mlp(x)
+
+
+# %% kind="wrong" id="02.5" expects="not added"
+@exercise("02.5")
+def block(resid, attention, mlp, norm):
+    return mlp(norm(attention(norm(resid))))
+
+
+# %% kind="wrong" id="02.5" expects="without the norm"
+@exercise("02.5")
+def block(resid, attention, mlp, norm):
+    resid = resid + attention(resid)
+    return resid + mlp(resid)
+
+
+# %% kind="wrong" id="02.5" expects="normalised copy"
+@exercise("02.5")
+def block(resid, attention, mlp, norm):
+    resid = norm(resid)
+    resid = resid + attention(resid)
+    resid = norm(resid)
+    return resid + mlp(resid)
+
+
+# %% [markdown]
+# ## The whole model in twenty lines
+#
+# The library has the same pieces in one short file. Here is its block, and the model around it:
+
+# %%
+ml.show_source(ml.forward.block)
+
+# %%
+ml.show_source(ml.forward.forward)
+
+# %%
+by_hand = ml.forward.forward(model, tokens[0])
+difference = (by_hand - logits[0]).abs().max()
+best = model.to_string([by_hand[-1].argmax().item()])
+print(f"by hand the next token is {best!r}")
+
+# %% kind="assert"
+assert difference < 1e-3, difference
+assert best == " Mary" or model.cfg.model_name != "smollm2"
+
+# %% [markdown]
+# The same 49,152 scores, to a few hundred-thousandths. There is nothing else inside: no rule, no dictionary, no
+# search. Everything this course looks for must be in these sums.
+#
+# ## Where are the parameters?
+
+# %%
+from transformers import AutoModelForCausalLM, GPT2Config
+
+sizes = {
+    "embedding": model.W_E.numel(),
+    "attention": sum(W.numel() for W in (model.W_Q, model.W_K, model.W_V, model.W_O)),
+    "MLPs": sum(W.numel() for W in (model.W_gate, model.W_in, model.W_out)),
+}
+total = sum(sizes.values())
+with torch.device("meta"):  # GPT-2 small from its configuration alone: shapes without weights
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config())
+gpt2_mlp = sum(p.numel() for name, p in gpt2.named_parameters() if ".mlp." in name)
+gpt2_total = sum(p.numel() for p in gpt2.parameters())
+shares = ml.Scores(
+    torch.tensor([size / total for size in sizes.values()]),
+    ("part",),
+    "share of the parameters",
+    {"part": list(sizes)},
+    signed=False,
+)
+shares.plot(height=320)
+
+# %% kind="assert"
+claim(model, "MLPs, share of all parameters", sizes["MLPs"] / total, says=0.592, within=0.001)
+claim(
+    model,
+    "MLPs, share without the embedding",
+    sizes["MLPs"] / (total - sizes["embedding"]),
+    says=0.75,
+    within=0.001,
+)
+claim(model, "MLPs in GPT-2 small", gpt2_mlp / gpt2_total, says=0.455, within=0.001)
+
+# %% [markdown]
+# Six parameters in ten are in the MLPs; without the embedding, three in four (GPT-2 small: 46 % of all). Attention
+# gets the attention, in papers too, but most of the model sits elsewhere.
+#
+# **GPT-2 for comparison.** It has no gate (one matrix in, a GELU, one matrix out), adds a learned row for each
+# position, uses LayerNorm, which also subtracts the mean, and gives every query head its own key and value head.
+#
+# ## Part 6: from scores to text
+#
+# A softmax turns the last row of logits into probabilities. Always taking the largest is **greedy** choice.
+# Drawing at random, after dividing the logits by a **temperature**, gives variety: below 1 it sharpens, above 1 it
+# flattens. Move the slider.
+
+# %%
+ranked = logits[0, -1].topk(8).indices
+ml.widgets.temperature_explorer(logits[0, -1], [model.to_string([i]) for i in ranked.tolist()])
+
+# %% [markdown]
+# ### Exercise 02.6 Sampling
+#
+# Difficulty 2 of 5 · 10 minutes · needs `torch.multinomial`
+
+
+# %% kind="exercise" id="02.6"
+@exercise("02.6")
+def sample(logits: Float[Tensor, "d_vocab"], temperature: float, generator: torch.Generator) -> int:
+    """The id of the next token, drawn with probabilities softmax(logits / temperature).
+
+    Temperature 0 means greedy: the largest logit. Draw with `generator`, so that a run can be repeated.
+    """
+    # >>> solution
+    if temperature == 0:
+        return logits.argmax().item()
+    probabilities = (logits / temperature).softmax(-1)
+    return torch.multinomial(probabilities, 1, generator=generator).item()
+    # <<< solution
+
+
+# %% kind="check"
+check(sample)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Temperature 0 cannot be divided by. Treat it first.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Divide, softmax, then `torch.multinomial(probabilities, 1, generator=generator)`. `.item()` makes an int of it.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# if temperature == 0:
+#     return logits.argmax().item()
+# probabilities = (logits / temperature).softmax(-1)
+# return torch.multinomial(probabilities, 1, generator=generator).item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="02.6" expects="multiply"
+@exercise("02.6")
+def sample(logits, temperature, generator):
+    if temperature == 0:
+        return logits.argmax().item()
+    return torch.multinomial((logits * temperature).softmax(-1), 1, generator=generator).item()
+
+
+# %% kind="wrong" id="02.6" expects="always the largest"
+@exercise("02.6")
+def sample(logits, temperature, generator):
+    return logits.argmax().item()
+
+
+# %% kind="wrong" id="02.6" expects="temperature 0"
+@exercise("02.6")
+def sample(logits, temperature, generator):
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).item()
+
+
+# %% kind="wrong" id="02.6" expects="temperature changes nothing"
+@exercise("02.6")
+def sample(logits, temperature, generator):
+    if temperature == 0:
+        return logits.argmax().item()
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).item()
+
+
+# %% kind="wrong" id="02.6" expects="generator"
+@exercise("02.6")
+def sample(logits, temperature, generator):
+    if temperature == 0:
+        return logits.argmax().item()
+    return torch.multinomial((logits / temperature).softmax(-1), 1).item()
+
+
+# %% [markdown]
+# ## What was done to this model before you met it
+#
+# Each norm was trained with 576 weights of its own: after the division, number i is multiplied by weight i. The
+# model you have been using had those weights **folded** into the matrices that read the result, because
+# (x ∘ w) W is x (diag(w) W). Also, the mean row of the unembedding was removed. Does that change the model? Here is
+# the same model as it was trained.
+
+# %%
+raw = ml.load(fold=False, quiet=True)
+with torch.no_grad():
+    raw_logits = raw(tokens)
+shift = (raw_logits - logits)[0]
+compare = {
+    "logits: largest difference": shift.abs().max(),
+    "logits: spread of the difference in one row": shift.std(-1).max(),
+    "log-probabilities: largest difference": (raw_logits.log_softmax(-1) - logits.log_softmax(-1))
+    .abs()
+    .max(),
+}
+for what, value in compare.items():
+    print(f"{what:45} {value:.4f}")
+
+# %% kind="assert"
+claim(model, "constant between the two last rows", shift[-1].mean().abs(), says=8.1, within=0.1)
+assert compare["logits: largest difference"] > 1
+assert compare["logits: spread of the difference in one row"] < 1e-3
+assert compare["log-probabilities: largest difference"] < 1e-3
+
+# %% [markdown]
+# Each row of logits has moved by one constant, and a constant does not matter to a softmax. So logit *differences*
+# and probabilities are the model's own; a single raw logit is not a fact about the model. Folding is done because
+# it lets you read directions straight off the weights, as notebook 12 will.
+#
+# ### A question
+#
+# A colleague reports: "the logit of ' Mary' is 20.5 in my model and 12.4 in yours, so mine is surer." What is wrong?
+#
+# - **a** Nothing, a larger logit means a larger probability.
+# - **b** A logit alone says nothing; one constant added to all logits of a row changes no probability.
+# - **c** Logits must be compared after dividing by the temperature.
+
+# %% kind="quiz"
+quiz("02.a", "b")
+
+# %% [markdown]
+# ## Recap
+#
+# | term | in one line | here | TransformerLens |
+# |---|---|---|---|
+# | residual stream | one vector a token, to which every part adds | `cache["resid_post", 5]` | `hook_resid_post` |
+# | RMS norm | divide by the root of the mean square | `ml.forward.rms_norm` | `ln1.hook_normalized` |
+# | pattern | who looks where; rows sum to 1 | `ml.forward.attention_pattern` | `hook_pattern` |
+# | grouped queries | several query heads share a key and value head | heads 3g to 3g + 2 | `cfg.n_key_value_heads` |
+# | neuron | one product of gate and value, writing one row of W_out | `ml.forward.gated_mlp` | `mlp.hook_post` |
+# | attention sink | the begin token, with a length of 25,000 | position 0 | |
+# | folding | norm weights moved into the next matrices | `ml.load(fold=False)` undoes it | `enable_compatibility_mode` |
