@@ -26,6 +26,7 @@ _PUBLIC = {
 }  # fmt: skip
 _MODULES = (
     "caching",
+    "forward",
     "hooks",
     "metrics",
     "models",

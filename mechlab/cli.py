@@ -180,13 +180,12 @@ def _notebooks() -> Path:
 
 def _outcomes(notebook: Path):
     """(line, correct) for each check, quiz and exercise of a notebook, read from what its cells print."""
-    import json
     import re
 
+    import nbformat
     from nbclient import NotebookClient
-    from nbformat import from_dict
 
-    node = from_dict(json.loads(notebook.read_text()))
+    node = nbformat.read(notebook, as_version=4)
     NotebookClient(
         node, timeout=300, allow_errors=True, resources={"metadata": {"path": notebook.parent}}
     ).execute()

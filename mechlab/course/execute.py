@@ -5,6 +5,7 @@ views is not stored, since a saved notebook would not run it anyway.
 """
 
 import base64
+import json
 import os
 import re
 import tempfile
@@ -30,7 +31,7 @@ def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> di
     import nbformat
     from nbclient import NotebookClient
 
-    node = nbformat.from_dict(notebook)
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
     with (
         tempfile.TemporaryDirectory() as home,
         _environment(MECHLAB_HOME=home, MECHLAB_STRICT=str(int(strict))),
@@ -39,7 +40,7 @@ def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> di
             node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}}
         )
         client.execute()
-    return dict(node)
+    return json.loads(nbformat.writes(node))  # joined text becomes lists of lines again
 
 
 def execute_solution(notebook: dict) -> dict:
@@ -77,7 +78,7 @@ def _merged_streams(outputs: list[dict]) -> list[dict]:
     for output in outputs:
         last = merged[-1] if merged else {}
         if output["output_type"] == "stream" and last.get("name") == output.get("name"):
-            last["text"] = "".join(last["text"]) + "".join(output["text"])
+            last["text"] = ("".join(last["text"]) + "".join(output["text"])).splitlines(True)
         else:
             merged.append(output)
     return merged
@@ -101,8 +102,6 @@ def browser_page(width: int = 900, height: int = 700):
 
 def png_of_plotly(page, figure: dict) -> str:
     """A plotly figure as a base64 PNG, drawn by plotly's own script in Chromium."""
-    import json
-
     from plotly.offline import get_plotlyjs
 
     page.set_content('<div id="figure"></div>')

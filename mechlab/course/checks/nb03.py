@@ -55,6 +55,11 @@ def check_hook_names(attempt: Attempt) -> str:
                 raise NotYet(f"Return a dictionary with these keys: {', '.join(WANTED)}.")
             for what, ending in WANTED.items():
                 name = found[what]
+                elsewhere = isinstance(name, str) and not name.startswith(f"blocks.{layer}.")
+                if elsewhere and name.startswith("blocks."):
+                    raise NotYet(
+                        f'"{what}": for layer {layer} you return {name}, in another layer. Use the argument `layer`.'
+                    )
                 if name not in model.hook_dict:
                     raise NotYet(
                         f'"{what}": there is no hook "{name}". Compare with the table, letter by letter.'
@@ -69,10 +74,6 @@ def check_hook_names(attempt: Attempt) -> str:
                 for other, meaning in CONFUSED.items():
                     if name == f"blocks.{layer}.{other}":
                         raise NotYet(f'"{what}": {name} is {meaning}.')
-                if not name.startswith(f"blocks.{layer}."):
-                    raise NotYet(
-                        f'"{what}": for layer {layer} you return {name}, which is in another layer. Use `layer`.'
-                    )
                 raise NotYet(f'"{what}": {name} is something else. Read the last column of the table.')
     return "All four, in three layers of two models."
 
@@ -88,7 +89,7 @@ def check_patterns_only(attempt: Attempt) -> str:
             raise NotYet(f"Return the cache; you returned a {type(cache).__name__}.")
         names = [str(name) for name in cache.keys()]  # noqa: SIM118
         scores = [name for name in names if name.endswith("attn_scores")]
-        if scores:
+        if scores and not any(name.endswith("hook_pattern") for name in names):
             raise NotYet(
                 f"{scores[0]} holds the scores before the softmax. The pattern is what comes after it."
             )
