@@ -33,13 +33,19 @@ def lab(
     report = workspace.refresh(_notebooks(), work)
     for name, status in report.items():
         if status in ("new", "followed"):
-            say(f"{work / name}: {'copied' if status == 'new' else 'brought up to date'}")
+            say(f"{work / 'notebooks' / name}: {'copied' if status == 'new' else 'brought up to date'}")
     if "changed by you" in report.values():
         say(
             "The course has changed in notebooks you have edited. Yours are untouched; `mechlab update` merges."
         )
     settings = Path(__file__).parent / "course" / "lab_settings"
-    command = [sys.executable, "-m", "jupyter", "lab", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+    ]
     command += [f"--ServerApp.root_dir={work.resolve()}", f"--LabApp.app_settings_dir={settings}"]
     if browser is None:
         browser = _has_screen()
@@ -152,6 +158,7 @@ def build(
         bool, typer.Option(help="Also run the solutions (needs the model and Chromium).")
     ] = False,
     only: Annotated[str, typer.Option(help="Only notebooks whose name starts so.")] = "",
+    force: Annotated[bool, typer.Option(help="Run solutions again that have not changed.")] = False,
 ) -> None:
     """Make the notebooks from their sources (for authors)."""
     from mechlab.course import build as builder
@@ -162,7 +169,7 @@ def build(
             say(problem)
         say(f"{len(builder.sources())} sources, {len(problems)} stale files.")
         raise SystemExit(min(len(problems), 1))
-    written = builder.build(execute, only)
+    written = builder.build(execute, only, force)
     for path in written:
         say(f"written: {path.relative_to(builder.ROOT)}")
     say(f"{len(written)} files changed.")
@@ -192,7 +199,7 @@ def _outcomes(notebook: Path):
     for cell in node.cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/plain", "")
-            if re.match(r"Exercise \S+: (correct|not yet|not attempted)\.", text):
+            if re.match(r"(Exercise|Question) \S+: (correct|not yet|not attempted)\.", text):
                 yield text, ": correct." in text
             if output.output_type == "error":
                 yield f"error: {output.ename}: {output.evalue}", False

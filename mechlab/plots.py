@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
-from mechlab.results import Scores, distinct
+from mechlab.results import Scores
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by every kind of colour vision
 DIVERGING = [[0, BLUE], [0.5, "#FFFFFF"], [1, RED]]
@@ -88,7 +88,7 @@ def scores(result: Scores, **layout) -> Picture:
 
 def _line(result: Scores, layout: dict) -> go.Figure:
     (dim,) = result.dims
-    fig = figure(result.name, dim, result.name, **layout)
+    fig = figure(result.name, dim, _unit(result.name), **layout)
     x = [result.label(dim, i) for i in range(result.size(dim))] if dim in result.labels else None
     error = None
     if result.per_prompt is not None and len(result.per_prompt) > 1:
@@ -100,10 +100,12 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         }
     values = _floats(result.values)
     if x is None:
-        fig.add_scatter(y=values, mode="lines+markers", error_y=error, name=result.name)
+        fig.add_scatter(y=values, mode="lines+markers", error_y=error)
     else:
         colours = [RED if v >= 0 else BLUE for v in values] if result.signed else BLUE
-        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, name=result.name)
+        numbers = {"texttemplate": "%{y:.2f}", "textposition": "outside", "cliponaxis": False}
+        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, **(numbers if len(x) <= 12 else {}))
+        fig.update_xaxes(type="category")  # "23.10" is a head, not a number
     for name, value in result.baselines.items():
         fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
     return fig
@@ -128,11 +130,16 @@ def _heatmap(result: Scores, layout: dict) -> go.Figure:
     )
     if result.values.numel() <= 64:  # small enough to print the numbers
         fig.data[0].update(texttemplate="%{z:.2f}")
-    if rows not in result.labels:
-        fig.update_yaxes(autorange=True)
-    else:
-        fig.update_yaxes(autorange="reversed")
+    if columns in result.labels:
+        fig.update_xaxes(type="category")
+    if rows in result.labels:  # named rows read from the top down, layers from the bottom up
+        fig.update_yaxes(type="category", autorange="reversed")
     return fig
+
+
+def _unit(name: str) -> str:
+    """The unit of a quantity, written in brackets at the end of its name: "logit difference (logits)"."""
+    return name.rpartition("(")[2].rstrip(")") if name.endswith(")") else ""
 
 
 def _floats(values: torch.Tensor) -> np.ndarray:
@@ -194,10 +201,10 @@ def attention(
             f"pattern is {tuple(pattern.shape)}; with {len(heads)} heads and {len(tokens)} tokens it must be "
             f"({len(heads)}, {len(tokens)}, {len(tokens)})."
         )
-    tokens = distinct(tokens)
+    tokens = list(tokens)
     last = pattern[:, -1].argmax(-1)
     looks = ", ".join(
-        f"{head} looks at {tokens[int(i)]!r} ({pattern[n, -1, i]:.2f})"
+        f"{head} looks at {tokens[int(i)]!r} {int(i)} ({pattern[n, -1, i]:.2f})"
         for n, (head, i) in enumerate(zip(heads, last, strict=True))
     )
     values = pattern.detach().float().cpu().numpy().round(3).tolist()

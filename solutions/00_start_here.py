@@ -96,7 +96,7 @@ layer_23 = ml.Scores(
 )
 layer_23.plot(height=340)
 
-# %%
+# %% kind="compare"
 reveal("00.p", sum(fall > 2 for head, fall in moved.items() if head != 3))
 
 # %% kind="assert"

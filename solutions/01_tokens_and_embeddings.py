@@ -165,7 +165,7 @@ def neighbours(word: str, k: int = 6) -> list[str]:
 for word in (" Monday", " seven", " king", " Paris"):
     print(f"{word!r:10}", neighbours(word))
 
-# %%
+# %% kind="compare"
 reveal("01.p", ", ".join(map(repr, neighbours(" Monday", 3))))
 
 # %% kind="assert"

@@ -161,7 +161,7 @@ claim(model, "effect of the nudge after layer 29", moved[29], says=0.0217, withi
 # %% kind="predict"
 predict("02.p", 3)
 
-# %%
+# %% kind="compare"
 reveal("02.p", cache["k", 0].shape[2])
 
 # %% [markdown]

@@ -201,7 +201,7 @@ needed, _ = ml.cache_bytes(small)
 print(f"full cache: {len(cache)} names, {listed / 1e6:.0f} MB listed, {everything / 1e6:.0f} MB in memory")
 print(f"resid_post: {len(small)} names, {needed / 1e6:.1f} MB")
 
-# %%
+# %% kind="compare"
 reveal("03.p", f"{100 * needed / everything:.0f} %")
 
 # %% kind="assert"

@@ -10,6 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from mechlab.course.docs import hook_map_page
 from mechlab.course.sources import Cell, SourceError, exercises, read
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,7 @@ def _metadata(cell: Cell) -> dict:
     meta: dict = {}
     if cell.kind:
         meta["mechlab"] = {"kind": cell.kind} | ({"id": cell.meta["id"]} if "id" in cell.meta else {})
-    if cell.kind == "compare":
+    if cell.kind in ("compare", "predict"):
         meta["tags"] = ["nbval-check-output"]
     return meta
 
@@ -131,33 +132,42 @@ def dump(notebook: dict) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def build(execute: bool = False, only: str = "") -> list[Path]:
-    """Write the notebooks that changed; returns their paths. `only` is a prefix such as "01"."""
+def build(execute: bool = False, only: str = "", force: bool = False) -> list[Path]:
+    """Write the notebooks that changed; returns their paths.
+
+    only: a prefix such as "01". force: run solutions again whose cells have not changed.
+    """
     written = []
+    page = ROOT / "docs" / "hook_map.md"
+    if _write(page, hook_map_page()):
+        written.append(page)
     for path in sources():
         if not path.stem.startswith(only):
             continue
         target = ROOT / "notebooks" / f"{path.stem}.ipynb"
         if _write(target, dump(learner_notebook(path))):
             written.append(target)
-        if execute:
+        target, wanted = ROOT / "solutions" / f"{path.stem}.ipynb", solution_notebook(path)
+        if execute and (force or not _is_fresh(target, wanted)):
             from mechlab.course.execute import execute_solution
 
-            target = ROOT / "solutions" / f"{path.stem}.ipynb"
-            if _write(target, dump(execute_solution(solution_notebook(path)))):
-                written.append(target)
+            _write(target, dump(execute_solution(wanted)))
+            written.append(target)
     return written
 
 
 def stale() -> list[str]:
     """What `build --check` complains about: every generated file that does not match its source."""
     problems = []
+    page = ROOT / "docs" / "hook_map.md"
+    if not page.exists() or page.read_text(encoding="utf-8") != hook_map_page():
+        problems.append("docs/hook_map.md is stale: run `mechlab build`.")
     for path in sources():
         target = ROOT / "notebooks" / f"{path.stem}.ipynb"
         if not target.exists() or target.read_text(encoding="utf-8") != dump(learner_notebook(path)):
             problems.append(f"{target.relative_to(ROOT)} is stale: run `mechlab build`.")
         target = ROOT / "solutions" / f"{path.stem}.ipynb"
-        if not target.exists() or not _same_cells(json.loads(target.read_text()), solution_notebook(path)):
+        if not _is_fresh(target, solution_notebook(path)):
             problems.append(f"{target.relative_to(ROOT)} is stale: run `mechlab build --execute`.")
     known = {path.stem for path in sources()}
     for folder in ("notebooks", "solutions"):
@@ -167,8 +177,11 @@ def stale() -> list[str]:
     return problems
 
 
-def _same_cells(executed: dict, expected: dict) -> bool:
-    """Equal up to outputs and execution counts, and really executed."""
+def _is_fresh(target: Path, expected: dict) -> bool:
+    """The executed notebook has these very cells, and really was executed."""
+    if not target.exists():
+        return False
+    executed = json.loads(target.read_text(encoding="utf-8"))
     bare = lambda nb: [(c["cell_type"], c["id"], c["metadata"], "".join(c["source"])) for c in nb["cells"]]
     counts = [c["execution_count"] for c in executed["cells"] if c["cell_type"] == "code"]
     return bare(executed) == bare(expected) and None not in counts

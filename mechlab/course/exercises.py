@@ -37,17 +37,21 @@ class Outcome:
     id: str
     status: str
     message: str
+    what: str = "Exercise"
 
     def __repr__(self) -> str:
-        return f"Exercise {self.id}: {self.status}. {self.message}"
+        return f"{self.what} {self.id}: {self.status}. {self.message}"
 
     def _repr_html_(self) -> str:
         colour = {CORRECT: "#009E73", NOT_YET: "#D55E00", NOT_ATTEMPTED: "#777777"}[self.status]
-        message = html.escape(self.message).replace("\n", "<br>")
-        return (
-            f'<div role="status" style="border-left:6px solid {colour};padding:6px 12px">'
-            f"<strong>Exercise {self.id}: {self.status}.</strong> {message}</div>"
-        )
+        return boxed(self.message, colour, f"{self.what} {self.id}: {self.status}.")
+
+
+def boxed(text: str, colour: str, lead: str = "") -> str:
+    """One line of HTML with a coloured edge. The words carry the meaning, the colour only repeats it."""
+    lead = f"<strong>{html.escape(lead)}</strong> " if lead else ""
+    text = html.escape(text).replace("\n", "<br>")
+    return f'<div role="status" style="border-left:6px solid {colour};padding:6px 12px">{lead}{text}</div>'
 
 
 def exercise(id: str) -> Callable[[Callable], Callable]:

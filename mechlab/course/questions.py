@@ -1,13 +1,12 @@
 """Quizzes, predictions, and the numbers that the text claims."""
 
-import html
 import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from mechlab.course import progress
-from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, Outcome
+from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, Outcome, boxed
 
 _PREDICTIONS: dict[str, Any] = {}
 
@@ -34,29 +33,24 @@ def quiz(id: str, answer: Any = ...) -> Outcome:
     letters = ", ".join(question.why)
     letter = str(answer).strip().lower()
     if answer is ...:
-        outcome = Outcome(id, NOT_ATTEMPTED, f"Write one of {letters} in place of the three dots.")
+        outcome = Outcome(
+            id, NOT_ATTEMPTED, f"Write one of {letters} in place of the three dots.", "Question"
+        )
     elif letter not in question.why:
-        outcome = Outcome(id, NOT_YET, f"There is no choice {answer!r}; the choices are {letters}.")
+        outcome = Outcome(
+            id, NOT_YET, f"There is no choice {answer!r}; the choices are {letters}.", "Question"
+        )
     else:
         status = CORRECT if letter == question.right else NOT_YET
-        outcome = Outcome(id, status, question.why[letter])
+        outcome = Outcome(id, status, question.why[letter], "Question")
     progress.record(id, outcome.status)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
         raise AssertionError(repr(outcome))
     return outcome
 
 
-def predict(id: str, guess: Any = ...) -> str:
-    """Note what you expect before you measure it. There is no wrong prediction, only a surprise."""
-    if guess is ...:
-        return "No prediction yet: write it in place of the three dots, then run the cell again."
-    _PREDICTIONS[id] = guess
-    progress.record(id, "predicted", guess=str(guess))
-    return f"Noted: {guess}"
-
-
-class Revealed:
-    """A prediction beside the measurement."""
+class Note:
+    """One sentence in a box."""
 
     def __init__(self, text: str):
         self.text = text
@@ -65,15 +59,24 @@ class Revealed:
         return self.text
 
     def _repr_html_(self) -> str:
-        return f'<div role="status" style="border-left:6px solid #0072B2;padding:6px 12px">{html.escape(self.text)}</div>'
+        return boxed(self.text, "#0072B2")
 
 
-def reveal(id: str, measured: Any) -> Revealed:
+def predict(id: str, guess: Any = ...) -> Note:
+    """Note what you expect before you measure it. There is no wrong prediction, only a surprise."""
+    if guess is ...:
+        return Note("No prediction yet: write it in place of the three dots, then run the cell again.")
+    _PREDICTIONS[id] = guess
+    progress.record(id, "predicted", guess=str(guess))
+    return Note(f"Noted: {guess}")
+
+
+def reveal(id: str, measured: Any) -> Note:
     """Put a prediction beside what was measured."""
     guess = _PREDICTIONS.get(id)
     if guess is None:
-        return Revealed(f"Measured: {measured}. (You noted no prediction.)")
-    return Revealed(f"You predicted: {guess}. Measured: {measured}.")
+        return Note(f"Measured: {measured}. (You noted no prediction.)")
+    return Note(f"You predicted: {guess}. Measured: {measured}.")
 
 
 def claim(model, what: str, value: float, *, says: float, within: float) -> None:

@@ -10,14 +10,20 @@ from datetime import datetime
 from pathlib import Path
 
 BASE = ".mechlab"  # inside work/: the notebooks as they were handed out
+COPIES = (
+    "notebooks"  # inside work/: the learner's copies, beside docs/, so that links work as in the repository
+)
 
 
 def refresh(notebooks: Path, work: Path) -> dict[str, str]:
     """Copy what is new; returns {file name: "new" | "followed" | "changed by you" | "same"}."""
-    (work / BASE).mkdir(parents=True, exist_ok=True)
+    for folder in (BASE, COPIES):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    if (notebooks.parent / "docs").is_dir():
+        shutil.copytree(notebooks.parent / "docs", work / "docs", dirs_exist_ok=True)
     report = {}
     for source in sorted(notebooks.glob("*.ipynb")):
-        target, base = work / source.name, work / BASE / source.name
+        target, base = work / COPIES / source.name, work / BASE / source.name
         if not target.exists():
             status = "new"
         elif base.exists() and base.read_bytes() == source.read_bytes():
@@ -41,7 +47,7 @@ def update(notebooks: Path, work: Path) -> list[str]:
         if status in ("new", "followed"):
             lines.append(f"{name}: {status}")
         elif status == "changed by you":
-            target = work / name
+            target = work / COPIES / name
             try:
                 merged, kept = merge(_load(target), _load(notebooks / name), _load(work / BASE / name))
             except (ValueError, KeyError) as error:

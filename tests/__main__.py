@@ -1,0 +1,83 @@
+"""Everything that `make test` runs, stage by stage: `python -m tests [style|unit|notebooks|browser ...]`.
+
+A stage that fails does not stop the others; the last line counts stages.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "tests.nbval_plugin", "--nbval-lax", "--durations=5"]
+
+
+def run(*command: str, **extra: str) -> bool:
+    print("$", " ".join(command).replace(sys.executable, "python"), flush=True)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | extra).returncode == 0
+
+
+def style() -> bool:
+    ruff, python = shutil.which("ruff") or "ruff", sys.executable
+    return all(
+        [
+            run(ruff, "check", "."),
+            run(ruff, "format", "--check", "."),
+            run(python, "-m", "codespell_lib"),
+            run(python, "-m", "mechlab.cli", "build", "--check"),
+        ]
+    )
+
+
+def unit() -> bool:
+    return run(sys.executable, "-m", "pytest", "-q", "-m", "not browser", "tests", "--durations=10")
+
+
+def notebooks() -> bool:
+    """Learners' notebooks leniently, solutions strictly, both with the network off and every attempt an error."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "network"
+        guard = {
+            "PYTHONPATH": str(ROOT / "tests" / "netguard"),
+            "MECHLAB_NETGUARD_LOG": str(log),
+            "MECHLAB_HOME": scratch,
+            "TQDM_DISABLE": "1",
+        }
+        passed = run(*NBVAL, "notebooks", **guard, MECHLAB_STRICT="0")
+        passed &= run(*NBVAL, "solutions", **guard, MECHLAB_STRICT="1")
+        if log.exists():
+            print("Somebody asked for the network:", sorted(set(log.read_text().split())))
+            passed = False
+    return passed
+
+
+def browser() -> bool:
+    return run(sys.executable, "-m", "pytest", "-q", "-m", "browser", "tests")
+
+
+STAGES = {"style": style, "unit": unit, "notebooks": notebooks, "browser": browser}
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(STAGES)
+    if unknown:
+        print(f"There is no stage {sorted(unknown)}. Stages: {', '.join(STAGES)}.")
+        return 2
+    results = {}
+    for name in names or STAGES:
+        started = time.monotonic()
+        print(f"\n=== {name}", flush=True)
+        results[name] = (STAGES[name](), time.monotonic() - started)
+    print()
+    for name, (passed, seconds) in results.items():
+        print(f"{name:10} {'passed' if passed else 'FAILED'} in {seconds:.0f} s")
+    failed = sum(not passed for passed, _ in results.values())
+    print(f"stages: {len(results) - failed} passed, {failed} failed")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""Rules for notebooks and the repository that a reader would notice if they were broken."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mechlab.course import build
+from mechlab.course.sources import exercises, read
+
+ROOT = build.ROOT
+SOURCES = {path.stem: path for path in build.sources()}
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "solutions").glob("*.ipynb")])
+by_source = pytest.mark.parametrize("stem", SOURCES)
+by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+
+
+def shipped(stem: str) -> list:
+    """The cells that a learner sees."""
+    return [cell for cell in read(SOURCES[stem]) if cell.kind not in build.LEARNER_DROPS]
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_nothing_is_stale():
+    assert build.stale() == []
+
+
+@by_source
+def test_most_code_cells_are_asserted_or_compared(stem):
+    code = [c for c in shipped(stem) if c.type == "code" and c.kind not in ("setup", "gpu")]
+    kinds = ("exercise", "check", "quiz", "assert", "compare", "predict")
+    covered = [c for c in code if c.kind in kinds or "assert " in c.source or "claim(" in c.source]
+    assert len(covered) >= 0.6 * len(code), f"{len(covered)} of {len(code)}"
+
+
+@by_source
+def test_size_in_words_and_cells(stem):
+    cells = shipped(stem)
+    hints = re.compile(r"<details>.*?</details>", re.DOTALL)
+    words = sum(len(hints.sub("", c.source).split()) for c in cells if c.type == "markdown")
+    code = [len(c.stub().splitlines()) for c in cells if c.type == "code" and c.kind != "setup"]
+    assert words <= 2500
+    assert len(cells) <= 75  # 50 without the six exercises that part 0 may have, four cells each
+    assert sorted(code)[len(code) // 2] <= 8
+    assert max(code) <= 30
+
+
+@by_source
+def test_every_exercise_has_three_hints_three_mistakes_and_a_frame(stem):
+    cells = read(SOURCES[stem])
+    for id, cell, check, wrong in exercises(cells):
+        before, after = cells[cells.index(cell) - 1], cells[cells.index(check) + 1]
+        assert f"### Exercise {id} " in before.source
+        assert re.search(r"Difficulty [1-5] of 5 · \d+ minutes · needs", before.source), id
+        assert after.source.count("<details>") == 3, id
+        assert len(wrong) >= 3, id
+
+
+@by_source
+def test_headings_are_in_order_and_a_picture_comes_early(stem):
+    levels = [len(h.split()[0]) for h in build.headings(build.learner_notebook(SOURCES[stem]))]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    early = [c.source for c in shipped(stem)[:9]]
+    assert any(".plot(" in text or "Picture(" in text for text in early)
+
+
+@by_source
+def test_setup_is_one_identical_cell_and_no_renderer_is_set(stem):
+    cells = read(SOURCES[stem])
+    assert [c.kind for c in cells[:2]] == ["", "setup"]
+    assert sum(c.kind == "setup" for c in cells) == 1
+    text = "\n".join(c.source for c in cells)
+    assert not re.search(r"renderers|set_default|manual_seed\(\)|fig\.show\(", text)
+    assert "![" not in text  # pictures are made by cells, with their text twin
+
+
+@by_notebook
+def test_notebook_files_are_small_and_clean(path):
+    limit = 1_000_000 if path.parent.name == "notebooks" else 3_000_000
+    assert path.stat().st_size < limit
+    notebook = json.loads(path.read_text())
+    if path.parent.name == "notebooks":
+        assert all(not c.get("outputs") for c in notebook["cells"])
+        assert "# >>> solution" not in path.read_text()
+    else:
+        for cell in notebook["cells"]:
+            for output in cell.get("outputs", []):
+                assert output["output_type"] != "error"
+                data = output.get("data", {})
+                if "application/vnd.plotly.v1+json" in data:
+                    assert "image/png" in data and "".join(data["text/plain"]).strip()
+
+
+def test_links_inside_the_repository_resolve():
+    broken = []
+    for path in tracked():
+        if path.suffix not in (".md", ".ipynb"):
+            continue
+        text = path.read_text()
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target = link.partition("#")[0]
+            if target and not target.startswith(("http", "mailto")) and not (path.parent / target).exists():
+                broken.append(f"{path.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+def test_no_machine_paths_and_no_weights_are_tracked():
+    marks = re.compile(r"(/ro" r"ot/|/ho" r"me/[a-z]+/|/Us" r"ers/[a-z]+/)")
+    for path in tracked():
+        assert path.suffix not in (".gguf", ".bin", ".pt"), path
+        assert path.stat().st_size < 3_000_000, path
+        if path.suffix in (".py", ".md", ".ipynb", ".toml", ".yml", ".txt", ".csv", ".json"):
+            assert not marks.search(path.read_text()), path
+
+
+def test_package_stays_small():
+    lines = {p: len(p.read_text().splitlines()) for p in (ROOT / "mechlab").rglob("*.py")}
+    outside_course = sum(n for p, n in lines.items() if "course" not in p.parts)
+    assert outside_course < 3000
+    assert max(lines.values()) <= 300, max(lines, key=lines.get)
+
+
+def test_imports_go_one_way():
+    """Techniques and plumbing never import the course, the widgets or the command line; plots import results only."""
+    for path in (ROOT / "mechlab").rglob("*.py"):
+        name = path.relative_to(ROOT / "mechlab")
+        imported = set(re.findall(r"^(?:from|import) (mechlab[\w.]*)", path.read_text(), re.MULTILINE))
+        if "course" in name.parts or name.name in ("widgets.py", "cli.py", "doctor.py", "__init__.py"):
+            continue
+        assert not any(
+            m.startswith(("mechlab.course", "mechlab.widgets", "mechlab.cli")) for m in imported
+        ), name
+        if name.name == "plots.py":
+            assert imported <= {"mechlab.results"}
+
+
+def test_import_is_cheap():
+    code = "import sys, mechlab; assert not {'torch', 'pandas', 'plotly', 'transformers'} & set(sys.modules)"
+    import sys
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_versions_agree():
+    import tomllib
+
+    import yaml
+    from packaging.requirements import Requirement
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pins[requirement.name.lower().replace("_", "-")] = next(iter(requirement.specifier)).version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    for text in wanted:
+        requirement = Requirement(text)
+        if requirement.name != "mechlab":
+            assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(environment) <= {"name", "channels", "dependencies"}
+    assert environment["name"] == "mechlab"
+    plain = [d for d in environment["dependencies"] if isinstance(d, str)]
+    assert "python=3.11" in plain and "pip" in plain
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert "-c constraints.txt" in pip and any(".[lab]" in line for line in pip)
