@@ -90,7 +90,6 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
     """
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    tokenizer = _tiny_tokenizer()
     size = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "gpt2":
         config = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, **size)
@@ -102,12 +101,13 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
     else:
         raise ValueError(f'There is no tiny model "{kind}". Choose "gpt2" or "gqa".')
     config.initializer_range = 0.2  # larger than usual, so that attention is not flat
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
         hf_model = AutoModelForCausalLM.from_config(config)
         for parameter in hf_model.parameters():  # norms and biases too, or folding would go untested
             parameter.data += 0.1 * torch.randn_like(parameter)
-    model = _boot(f"tiny-{kind}", torch.float32, process=True, hf_model=hf_model, tokenizer=tokenizer)
+        given = {"hf_model": hf_model, "tokenizer": _tiny_tokenizer()}
+        model = _boot(f"tiny-{kind}", torch.float32, process=True, **given)
     model.cfg.model_name = f"tiny-{kind}"
     return model
 
