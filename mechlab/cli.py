@@ -54,7 +54,10 @@ def lab(
         say("No screen here: open the address that JupyterLab prints below in a browser.")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
-    raise SystemExit(subprocess.run([*command, *context.args]).returncode)
+    command += context.args
+    if os.name == "posix":
+        os.execv(sys.executable, command)  # become JupyterLab, so that Ctrl-C and kill reach it
+    raise SystemExit(subprocess.run(command).returncode)
 
 
 @app.command()

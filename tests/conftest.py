@@ -1,8 +1,12 @@
 """Shared fixtures: tiny models for every unit test, the real model for tests marked `model`."""
 
 import pytest
+from jaxtyping import install_import_hook
 
-import mechlab as ml
+# In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
+install_import_hook(["mechlab.metrics", "mechlab.forward", "mechlab.plots"], "beartype.beartype")
+
+import mechlab as ml  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["gqa", "gpt2"])

@@ -1,0 +1,234 @@
+"""A real JupyterLab in a headless Chromium, as a learner meets it, with the network off.
+
+`mechlab lab` is started on a fresh working copy; notebook 00 is opened and run from the menu; a plotly figure,
+an attention view and a widget must be drawn; a slider is moved; an exercise is answered wrongly, then rightly.
+Screenshots land in test-artifacts/.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mechlab.course.execute import CHROMIUM, FLAGS
+
+pytestmark = [pytest.mark.browser, pytest.mark.model]
+ROOT = Path(__file__).parents[1]
+SHOTS = ROOT / "test-artifacts"
+PORT = 8931
+HERE = f"http://localhost:{PORT}"
+WRONG = "return logits[-1, rival] - logits[-1, answer]"
+RIGHT = "return logits[-1, answer] - logits[-1, rival]"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = next((p for p in CHROMIUM if os.path.exists(p)), None)
+    if path is None:
+        assert not os.environ.get("CI"), "CI must install Chromium"
+        pytest.skip("Chromium is not installed (on Debian: apt-get install chromium)")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on a working copy, every Python process under the network guard."""
+    folder = tmp_path_factory.mktemp("lab")
+    SHOTS.mkdir(exist_ok=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "tests" / "netguard"),
+        "MECHLAB_NETGUARD_LOG": str(folder / "network"),
+        "MECHLAB_HOME": str(folder / "home"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "MECHLAB_STRICT": "0",
+    }
+    command = [sys.executable, "-m", "mechlab.cli", "lab", "--no-browser", "--work", str(folder / "work")]
+    command += [f"--port={PORT}", "--ServerApp.port_retries=0", "--IdentityProvider.token=test"]
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is taken; is another JupyterLab running?"
+    started = time.monotonic()
+    with (SHOTS / "lab.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        try:
+            while True:
+                try:
+                    urllib.request.urlopen(f"{HERE}/api?token=test", timeout=1)
+                    break
+                except OSError:
+                    assert process.poll() is None, (SHOTS / "lab.log").read_text()
+                    assert time.monotonic() - started < 60, "JupyterLab did not start within a minute"
+                    time.sleep(0.2)
+            yield folder, time.monotonic() - started
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(chromium, lab):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        printed = re.findall(
+            rf"{HERE}/\S+", (SHOTS / "lab.log").read_text()
+        )  # the address a person would open
+        page.goto(printed[0].replace("token=...", "token=test"))
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        yield page
+        browser.close()
+
+
+def menu(page, *path: str) -> None:
+    for name in path:
+        page.get_by_role("menuitem", name=name, exact=True).first.click()
+
+
+def wait_until_idle(page, seconds: float = 120) -> None:
+    """Wait until no cell is queued or running."""
+    busy = "[...document.querySelectorAll('.jp-InputPrompt')].some(e => e.textContent.includes('[*]'))"
+    page.wait_for_timeout(1500)
+    deadline = time.monotonic() + seconds
+    while page.evaluate(busy):
+        assert time.monotonic() < deadline, "the notebook did not finish"
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(500)
+
+
+def cell(page, text: str):
+    """The code cell whose source holds `text`."""
+    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text)).first
+
+
+def replace_in_editor(page, text: str, new: str) -> None:
+    """Select a line of an exercise and type another in its place, as a person would."""
+    line = page.locator(".cm-line", has_text=text).first
+    line.scroll_into_view_if_needed()
+    line.click()
+    page.keyboard.press("End")
+    page.keyboard.press("Shift+Home")
+    page.keyboard.type(new)
+    page.keyboard.press("Shift+Enter")
+    wait_until_idle(page)
+
+
+def run_cell(page, text: str):
+    found = cell(page, text)
+    found.locator(".cm-line").first.click()
+    page.keyboard.press("Shift+Enter")
+    wait_until_idle(page)
+    return found
+
+
+def test_lab_opens_on_notebook_00_without_a_popup(page, lab):
+    _, seconds = lab
+    assert seconds < 30
+    assert page.locator(".jp-Notebook h1").first.inner_text().startswith("00 Start here")
+    page.wait_for_timeout(2000)
+    assert page.locator(".Toastify__toast").count() == 0
+    page.screenshot(path=SHOTS / "1-opened.png")
+
+
+def test_run_all_draws_figures_attention_and_widgets(page):
+    menu(page, "Run", "Run All Cells")
+    wait_until_idle(page)
+    figure = page.locator(".js-plotly-plot").first
+    figure.scroll_into_view_if_needed()
+    assert figure.locator("svg .bars path").count() == 3
+    assert "logit difference" in figure.inner_text()
+    page.screenshot(path=SHOTS / "2-figure.png")
+    view = page.locator("[id^=attention-]").first
+    view.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    assert view.locator("canvas, svg, img").count() > 0
+    assert "23.8" in view.inner_text()
+    page.screenshot(path=SHOTS / "3-attention.png")
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
+
+
+def test_a_slider_recomputes_on_the_model(page):
+    explorer = cell(page, "patch_explorer")
+    explorer.scroll_into_view_if_needed()
+    output = explorer.locator(".jp-OutputArea")
+    assert "head 23.3 from the other prompt" in output.inner_text()
+    before = re.search(r"head 23\.3 from the other prompt\s+([+-][\d.]+)", output.inner_text())[1]
+    handle = explorer.locator(".noUi-handle").nth(1)
+    handle.focus()
+    page.keyboard.press("ArrowRight")  # sliders work from the keyboard
+    page.wait_for_timeout(2500)
+    after = re.search(r"head 23\.4 from the other prompt\s+([+-][\d.]+)", output.inner_text())[1]
+    assert float(before) < 0.5 < float(after)
+    page.screenshot(path=SHOTS / "4-slider.png")
+
+
+def test_a_skipped_wrong_and_right_answer(page, lab):
+    check = cell(page, "check(logit_difference)")
+    check.scroll_into_view_if_needed()
+    assert "Exercise 00.1: not attempted." in check.inner_text()
+    replace_in_editor(page, "raise NotImplementedError  # your code here", WRONG)
+    assert (
+        "Exercise 00.1: not yet. The sign is the other way round"
+        in run_cell(page, "check(logit_difference)").inner_text()
+    )
+    page.screenshot(path=SHOTS / "5-not-yet.png")
+    replace_in_editor(page, WRONG, RIGHT)
+    assert "Exercise 00.1: correct." in run_cell(page, "check(logit_difference)").inner_text()
+    page.screenshot(path=SHOTS / "6-correct.png")
+    progress = run_cell(page, "progress_table")
+    progress.scroll_into_view_if_needed()
+    assert "1 of 2" in progress.inner_text()
+    assert '"00.1", "status": "correct"' in (lab[0] / "home" / "progress.jsonl").read_text()
+
+
+def test_a_hint_unfolds(page):
+    hint = page.locator("details", has_text="Hint 2: the method").first
+    hint.locator("summary").click()
+    assert hint.get_attribute("open") is not None
+    assert "Take the last row" in hint.inner_text()
+
+
+@pytest.mark.parametrize("name", ["01_tokens_and_embeddings", "02_one_forward_pass", "03_hooks_and_caching"])
+def test_the_other_notebooks_run_unsolved_in_the_browser(page, name):
+    page.goto(f"{HERE}/lab/tree/notebooks/{name}.ipynb?token=test")
+    title = name[:2]
+    page.wait_for_selector(f".jp-Notebook h1:has-text('{title} ')", timeout=60_000)
+    page.wait_for_timeout(2500)
+    menu(page, "Run", "Run All Cells")
+    wait_until_idle(page, 180)
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
+    text = notebook.inner_text()
+    assert "Traceback" not in text and "AssertionError" not in text
+    assert "not attempted" in text
+    figures = notebook.locator(".js-plotly-plot")
+    assert figures.count() >= 3
+    figures.first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    page.screenshot(path=SHOTS / f"7-{name}.png")
+
+
+def test_nothing_asked_for_the_network(page, lab):
+    outside = [url for url in page.asked if not url.startswith((HERE, "data:", "blob:"))]
+    assert outside == []
+    log = lab[0] / "network"
+    assert not log.exists(), log.read_text()
+
+
+def test_the_working_copy_is_never_overwritten(lab):
+    mine = lab[0] / "work" / "notebooks" / "00_start_here.ipynb"
+    shutil.copyfile(ROOT / "solutions" / "00_start_here.ipynb", mine)
+    before = mine.read_bytes()
+    from mechlab.course import workspace
+
+    workspace.refresh(ROOT / "notebooks", lab[0] / "work")
+    assert mine.read_bytes() == before

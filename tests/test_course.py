@@ -1,0 +1,369 @@
+"""The course machinery: checks, questions, progress, reference tables, working copies, sources and build."""
+
+import json
+
+import pytest
+import torch
+
+from mechlab import reference
+from mechlab.course import build, check, claim, exercise, predict, progress, quiz, reveal, workspace
+from mechlab.course.sources import SourceError, read
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MECHLAB_STRICT", raising=False)
+    return tmp_path / "home"
+
+
+def answer(function):
+    return exercise("00.1")(function)
+
+
+RIGHT = lambda logits, answer, rival: logits[-1, answer] - logits[-1, rival]
+
+# --- checks ---
+
+
+def test_the_three_outcomes_and_no_traceback():
+    def not_attempted(logits, answer, rival):
+        raise NotImplementedError
+
+    assert check(answer(RIGHT)).status == "correct"
+    assert check(answer(lambda logits, answer, rival: logits[0, answer])).status == "not yet"
+    assert check(answer(not_attempted)).status == "not attempted"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda logits, answer, rival: None, "returned None. Is the `return` missing?"),
+        (lambda logits, answer, rival: logits[-1, 99], "stopped with IndexError"),
+        (lambda logits: 0, "stopped with TypeError"),
+        (lambda logits, answer, rival: undefined, "stopped with NameError: name 'undefined' is not defined"),
+        (
+            lambda logits, answer, rival: logits.add_(1)[-1, answer],
+            "changes the tensor it was given, in place",
+        ),
+    ],
+)
+def test_a_learners_error_becomes_a_sentence(wrong, message):
+    outcome = check(answer(wrong))
+    assert outcome.status == "not yet" and message in outcome.message
+    assert "mechlab" not in outcome.message
+
+
+def test_an_error_names_the_learners_own_line():
+    def broken(logits, answer, rival):
+        row = logits[-1]
+        return row[answer] - {}["rival"]
+
+    message = check(answer(broken)).message
+    assert "It happened in line 3 of the function" in message and '{}["rival"]' in message
+
+
+def test_check_without_an_exercise_and_with_an_unknown_id():
+    assert "Give `check` the function below the line `@exercise" in check(lambda: 0).message
+    assert "There is no exercise of this number" in check(exercise("99.9")(lambda: 0)).message
+    assert "Write `check(my_sentence, model=model)`" in check(exercise("00.2")(_named("my_sentence"))).message
+
+
+def _named(name):
+    def function():
+        return None
+
+    function.__name__ = name
+    return function
+
+
+def test_strict_raises_and_the_outcome_reads_well(monkeypatch):
+    wrong = answer(lambda logits, answer, rival: logits[0, answer])
+    outcome = check(wrong)
+    assert repr(outcome).startswith("Exercise 00.1: not yet. ")
+    assert "<strong>Exercise 00.1: not yet.</strong>" in outcome._repr_html_()
+    monkeypatch.setenv("MECHLAB_STRICT", "1")
+    with pytest.raises(AssertionError, match=r"Exercise 00\.1: not yet"):
+        check(wrong)
+    with pytest.raises(AssertionError, match=r"Question 00\.a: not attempted"):
+        quiz("00.a")
+
+
+def test_learners_html_cannot_break_the_page():
+    def rude(logits, answer, rival):
+        raise ValueError("<script>alert(1)</script>")
+
+    assert "<script>" not in check(answer(rude))._repr_html_()
+
+
+# --- questions ---
+
+
+def test_a_quiz_explains_every_choice_and_accepts_sloppy_letters():
+    assert quiz("00.a", " B ").status == "correct"
+    assert "269" in quiz("00.a", "a").message
+    assert "There is no choice 'z'; the choices are a, b, c" in quiz("00.a", "z").message
+    assert quiz("00.a").status == "not attempted"
+    assert repr(quiz("00.a", "b")).startswith("Question 00.a: correct.")
+
+
+def test_predict_then_reveal():
+    assert "No prediction yet" in repr(predict("x.p"))
+    assert "You noted no prediction" in repr(reveal("x.p", 3))
+    predict("x.p", 5)
+    assert repr(reveal("x.p", 3)) == "You predicted: 5. Measured: 3."
+
+
+class Model:
+    def __init__(self, name):
+        self.cfg = type("cfg", (), {"model_name": name})
+
+
+def test_a_claim_must_hold_on_the_model_of_the_course_only(capsys):
+    claim(Model("smollm2"), "share", torch.tensor(0.592), says=0.59, within=0.01)
+    assert capsys.readouterr().out == "share: 0.592, as the text says (0.59)\n"
+    with pytest.raises(AssertionError, match=r"the text says 0\.7 \(± 0\.01\), and here it is 0\.592"):
+        claim(Model("smollm2"), "share", 0.592, says=0.7, within=0.01)
+    with pytest.raises(AssertionError):
+        claim(Model("smollm2"), "share", float("nan"), says=0.7, within=0.01)
+    claim(Model("gpt2"), "share", 0.3, says=0.7, within=0.01)
+    assert "0.3 here; the text says 0.7, for SmolLM2" in capsys.readouterr().out
+
+
+# --- progress ---
+
+
+def test_progress_counts_the_best_and_survives_a_damaged_file(home):
+    assert "0 of 2" in repr(progress.table())
+    check(answer(lambda logits, answer, rival: 0))
+    check(answer(RIGHT))
+    check(answer(lambda logits, answer, rival: 0))  # a later failure takes nothing away
+    with progress.path().open("a") as file:
+        file.write('half a line\n{"id": 3}\n[]\n\n')
+    assert "00  Start here                   1 of 2" in repr(progress.table())
+    assert "Next: notebook 00, start here." in repr(progress.table())
+    assert 'aria-label="Start here: 1 of 2"' in progress.table().to_html()
+
+
+def test_progress_that_cannot_be_saved_costs_nothing_else(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path / "file"))
+    assert check(answer(RIGHT)).status == "correct"
+    assert "Progress could not be saved" in capsys.readouterr().out
+
+
+def test_progress_moves_between_machines_without_doubling(home, tmp_path):
+    progress.record("00.1", "correct")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(progress.path().read_text() + '{"id": "00.2", "status": "correct", "time": "x"}\n')
+    assert progress.merge(copy) == 1
+    assert progress.merge(copy) == 0
+    assert "2 of 2" in repr(progress.table())
+
+
+# --- reference ---
+
+
+def test_the_table_shows_paper_stored_and_yours():
+    table = reference.table("00", {"mean probability of the answer": torch.tensor(0.4781)})
+    row = table.loc["mean probability of the answer"]
+    assert row["paper"].startswith("0.49 (GPT-2 small") and row["yours"] == "0.478"
+    assert table.loc["mean logit difference (logits)", "yours"] == ""
+
+
+def test_an_unknown_quantity_lists_the_known_ones():
+    with pytest.raises(KeyError, match="mean probability of the answer"):
+        reference.table("00", {"mean chance": 1.0})
+
+
+def test_figures_from_memory_are_never_printed(monkeypatch, tmp_path):
+    folder = tmp_path / "data" / "reference"
+    folder.mkdir(parents=True)
+    (folder / "paper.csv").write_text(
+        "notebook,quantity,model,value,source,confidence\n77,x,m,1,s,M\n77,x,n,2,t,P\n"
+    )
+    (folder / "smollm2.csv").write_text("notebook,quantity,value,how\n77,x,3,z\n")
+    monkeypatch.setenv("MECHLAB_DATA", str(tmp_path / "data"))
+    assert reference.table("77").loc["x", "paper"] == "2 (n)"
+
+
+def test_every_reference_row_has_source_and_confidence():
+    import pandas as pd
+
+    paper = pd.read_csv(reference.data_dir() / "reference" / "paper.csv")
+    assert paper.notna().all().all() and set(paper.confidence) <= {"P", "R", "S"}
+    assert pd.read_csv(reference.data_dir() / "reference" / "smollm2.csv").notna().all().all()
+
+
+# --- working copies ---
+
+
+def notebook(*cells):
+    made = [{"cell_type": kind, "id": id, "source": [text], "metadata": {}} for kind, id, text in cells]
+    return {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+TASK = '@exercise("12.1")\ndef f(x):\n    """Task."""\n    {}'
+OLD = notebook(
+    ("markdown", "a", "# Old"),
+    ("code", "b", TASK.format("raise NotImplementedError")),
+    ("code", "c", 'quiz("12.a", ...)'),
+)
+NEW = notebook(
+    ("markdown", "a2", "# New"),
+    ("code", "b2", TASK.format("raise NotImplementedError  # new")),
+    ("code", "c2", 'quiz("12.a", ...)'),
+)
+
+
+@pytest.fixture
+def course(tmp_path):
+    released, work = tmp_path / "notebooks", tmp_path / "work"
+    released.mkdir()
+    write = lambda path, content: path.write_text(json.dumps(content))
+    write(released / "12_x.ipynb", OLD)
+    workspace.refresh(released, work)
+    return released, work, write, work / "notebooks" / "12_x.ipynb"
+
+
+def test_a_new_notebook_is_copied_and_an_untouched_one_follows(course):
+    released, work, write, mine = course
+    assert workspace.refresh(released, work) == {"12_x.ipynb": "same"}
+    run = json.loads(mine.read_text())
+    run["cells"][1]["outputs"], run["cells"][1]["execution_count"] = ["something"], 3
+    write(mine, run)  # opened and run, but not edited
+    write(released / "12_x.ipynb", NEW)
+    assert workspace.refresh(released, work) == {"12_x.ipynb": "followed"}
+    assert "# New" in mine.read_text()
+
+
+def test_an_edited_notebook_is_never_overwritten_by_refresh(course):
+    released, work, write, mine = course
+    edited = mine.read_text().replace("raise NotImplementedError", "return 7")
+    mine.write_text(edited)
+    write(released / "12_x.ipynb", NEW)
+    assert workspace.refresh(released, work) == {"12_x.ipynb": "changed by you"}
+    assert mine.read_text() == edited
+
+
+def test_update_carries_answers_over_by_exercise_id_and_keeps_a_backup(course):
+    released, work, write, mine = course
+    edited = notebook(
+        ("markdown", "a", "# Old"),
+        ("code", "z", TASK.format("return 7")),  # retyped in a new cell
+        ("code", "own", "my_experiment = 1"),
+        ("code", "c", 'quiz("12.a", "b")'),
+    )
+    write(mine, edited)
+    write(released / "12_x.ipynb", NEW)
+    (line,) = workspace.update(released, work)
+    assert "updated, 3 of your cells kept; the old file is backup" in line
+    texts = ["".join(c["source"]) for c in json.loads(mine.read_text())["cells"]]
+    assert texts[0] == "# New" and TASK.format("return 7") in texts
+    assert 'quiz("12.a", "b")' in texts and "my_experiment = 1" in texts
+    assert len(texts) == 4
+    (backup,) = (work / "backup").iterdir()
+    assert json.loads(backup.read_text()) == edited
+    assert workspace.update(released, work) == []  # nothing more to do
+
+
+def test_update_leaves_a_broken_notebook_alone(course):
+    released, work, write, mine = course
+    mine.write_text("not json")
+    write(released / "12_x.ipynb", NEW)
+    (line,) = workspace.update(released, work)
+    assert "left alone, it is not a readable notebook" in line
+    assert mine.read_text() == "not json"
+
+
+# --- sources and build ---
+
+GOOD = '''# %% [markdown]
+# # Title
+
+# %% kind="setup"
+# setup
+
+# %% kind="exercise" id="12.1"
+@exercise("12.1")
+def f(x):
+    """Task."""
+    # >>> solution
+    return x + 1
+    # <<< solution
+
+# %% kind="check"
+check(f)
+'''
+WRONG = '\n# %% kind="wrong" id="12.1" expects="no"\n@exercise("12.1")\ndef f(x):\n    return x\n'
+
+
+def source(tmp_path, text):
+    path = tmp_path / "12_x.py"
+    path.write_text(text)
+    return path
+
+
+def test_learner_and_solution_differ_only_inside_the_exercise(tmp_path):
+    path = source(tmp_path, GOOD + WRONG * 3 + '\n# %% kind="quiz"\nquiz("12.a", "b")\n')
+    learner, solution = build.learner_notebook(path), build.solution_notebook(path)
+    assert build.dump(learner) == build.dump(build.learner_notebook(path))  # to the byte
+    pairs = list(zip(learner["cells"], solution["cells"], strict=True))
+    assert [a["id"] for a, _ in pairs] == [b["id"] for _, b in pairs]
+    different = [("".join(a["source"]), "".join(b["source"])) for a, b in pairs if a["source"] != b["source"]]
+    assert len(different) == 2
+    assert different[0][0].endswith("raise NotImplementedError  # your code here")
+    assert different[0][1].endswith("    return x + 1") and "solution" not in different[0][1]
+    assert different[1] == ('quiz("12.a", ...)', 'quiz("12.a", "b")')
+    everything = build.dump(learner) + build.dump(solution)
+    assert "wrong" not in everything
+    assert build.setup_cell().splitlines()[0] in build.dump(learner)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('id="12.1"\n@', 'id="12.2"\n@'), r'cell 2: the header says id="12\.2", the decorator "12\.1"'),
+        (("    # >>> solution\n", ""), "exactly one region"),
+        (('    """Task."""\n', ""), "needs a docstring"),
+        (('kind="check"', 'kind="chek"'), 'unknown kind "chek"'),
+        (("def f(x):", "def f(x)"), "12_x.py, cell 2"),
+        (("check(f)", "check(g)"), r"no check cell calls check\(f\)"),
+        (("# setup", "# >>> solution\n1\n# <<< solution"), "a solution region outside an exercise cell"),
+    ],
+)
+def test_rules_of_a_source_are_enforced(tmp_path, change, message):
+    path = source(tmp_path, GOOD.replace(*change) + WRONG * 3)
+    with pytest.raises(SourceError, match=message):
+        build.learner_notebook(path)
+
+
+def test_three_wrong_variants_are_required_and_each_must_expect_something(tmp_path):
+    with pytest.raises(SourceError, match=r"exercise 12\.1 has 2 wrong variants; it needs 3"):
+        build.learner_notebook(source(tmp_path, GOOD + WRONG * 2))
+    with pytest.raises(SourceError, match="a wrong variant needs expects="):
+        read(source(tmp_path, GOOD + WRONG.replace(' expects="no"', "")))
+
+
+def test_a_hidden_check_reaches_neither_notebook(tmp_path):
+    path = source(tmp_path, GOOD + WRONG * 3 + '\n# %% kind="hidden"\nsecret = 1\n')
+    assert "secret" not in build.dump(build.learner_notebook(path)) + build.dump(
+        build.solution_notebook(path)
+    )
+
+
+def test_a_stale_solution_is_noticed(tmp_path):
+    path = source(tmp_path, GOOD + WRONG * 3)
+    expected = build.solution_notebook(path)
+    target = tmp_path / "12_x.ipynb"
+    assert not build._is_fresh(target, expected)
+    target.write_text(build.dump(expected))
+    assert not build._is_fresh(target, expected)  # never executed
+    executed = json.loads(build.dump(expected))
+    for cell in executed["cells"]:
+        if cell["cell_type"] == "code":
+            cell["execution_count"] = 1
+    target.write_text(build.dump(executed))
+    assert build._is_fresh(target, expected)
+    changed = build.solution_notebook(source(tmp_path, GOOD.replace("x + 1", "x + 2") + WRONG * 3))
+    assert not build._is_fresh(target, changed)

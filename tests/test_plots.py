@@ -1,0 +1,171 @@
+"""Figures: titles, units, centred colours, text twins, size; attention views that need no network."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from jaxtyping import TypeCheckError
+
+import mechlab as ml
+from mechlab import plots
+from mechlab.results import Scores
+from mechlab.widgets import patch_explorer, progress_table, temperature_explorer
+
+HEADS = Scores(
+    torch.randn(30, 9, generator=torch.Generator().manual_seed(0)) - 1, ("layer", "head"), "effect (logits)"
+)
+
+
+def test_a_heatmap_is_centred_at_zero_titled_and_small():
+    picture = HEADS.plot()
+    (trace,) = picture.figure.data
+    assert trace.zmid == 0 and trace.zmin == -trace.zmax
+    assert picture.figure.layout.title.text == "effect (logits)"
+    assert (
+        picture.figure.layout.xaxis.title.text == "head" and picture.figure.layout.yaxis.title.text == "layer"
+    )
+    assert trace.colorbar.title.text == "effect (logits)"
+    assert len(picture.figure.to_json()) < 6_000
+
+
+def test_an_unsigned_heatmap_starts_at_zero():
+    (trace,) = Scores(torch.rand(3, 4), ("layer", "pos"), "attention", signed=False).plot().figure.data
+    assert trace.zmin == 0 and trace.zmid is None
+
+
+def test_labels_that_look_like_numbers_stay_labels():
+    picture = Scores([1.0, -2.0], ("head",), "effect", {"head": ["23.1", "23.10"]}).plot()
+    assert picture.figure.layout.xaxis.type == "category"
+    assert list(picture.figure.data[0].x) == ["23.1", "23.10"]
+
+
+def test_bars_carry_intervals_when_there_are_prompts():
+    scores = Scores.over_prompts(torch.randn(6, 3), ("part",), "effect", labels={"part": ["a", "b", "c"]})
+    assert scores.plot().figure.data[0].error_y.array is not None
+
+
+def test_three_dimensions_are_refused():
+    with pytest.raises(ValueError, match="A picture needs one or two dimensions"):
+        Scores(torch.zeros(2, 2, 2), ("a", "b", "c"), "x").plot()
+
+
+def test_a_picture_shows_itself_with_its_twin(capsys):
+    InteractiveShell.instance()
+    shown = []
+    from IPython.core import display_functions
+
+    original = display_functions.publish_display_data
+    display_functions.publish_display_data = lambda data, *_, **__: shown.append(data)
+    try:
+        picture = HEADS.plot()
+        picture._ipython_display_()
+    finally:
+        display_functions.publish_display_data = original
+    (bundle,) = shown
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"}  # no script, no renderer
+    assert bundle["text/plain"] == picture.text
+    assert capsys.readouterr().out == f"In words: {picture.text}\n"
+    assert HEADS.top(1).place[0] in picture.text
+
+
+def test_drawing_changes_no_global_template():
+    code = (
+        "import plotly.io as pio; before = (pio.templates.default, pio.renderers.default)\n"
+        "import torch, mechlab as ml; ml.Scores(torch.zeros(2, 2), ('a', 'b'), 'x').plot()\n"
+        "assert before == (pio.templates.default, pio.renderers.default)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- attention ---
+
+TOKENS = ["<bos>", " John", "</script><b>", " John"]
+PATTERN = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).tril()
+
+
+def test_the_view_holds_its_data_and_never_an_address():
+    view = plots.attention(PATTERN, TOKENS, ["1.0", "1.1"])
+    content = view.to_html(with_script=False)
+    assert "</script><b>" not in content.replace("&lt;", "<").split("<script>")[1]
+    assert not re.search(r"https?://|import ", content)
+    assert 500 < len(content) < 3_000
+    props = json.loads(re.search(r"AttentionHeads, (.*?)\); else", content)[1])
+    assert props["attentionHeadNames"] == ["1.0", "1.1"] and len(props["attention"][0]) == 4
+    looked = int(PATTERN[0, -1].argmax())
+    assert f"1.0 looks at {TOKENS[looked]!r} {looked}" in view.text
+
+
+def test_the_bundled_script_is_there_and_holds_the_component():
+    script = plots._circuitsvis()
+    assert script.startswith('"use strict";var CircuitsVis=') and "AttentionHeads" in script
+    assert len(plots.attention(PATTERN, TOKENS, ["1.0", "1.1"]).to_html()) > 1_000_000
+
+
+def test_only_the_first_cell_of_a_kernel_carries_the_script(monkeypatch):
+    class Shell:
+        def __init__(self):
+            self.user_ns, self.cell = {}, "one"
+
+        def get_parent(self):
+            return {"metadata": {"cellId": self.cell}}
+
+    shell = Shell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    assert plots._script_needed() and plots._script_needed()  # the same cell run again sends it again
+    shell.cell = "two"
+    assert not plots._script_needed()
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    assert plots._script_needed()  # each Colab output is a page of its own
+
+
+def test_wrong_shapes_say_what_is_needed():
+    with pytest.raises(
+        ValueError, match=r"pattern is \(2, 4, 4\); with 1 heads and 4 tokens it must be \(1, 4, 4\)"
+    ):
+        plots.attention(PATTERN, TOKENS, ["1.0"])
+    with pytest.raises(TypeCheckError):
+        plots.attention(PATTERN[0], TOKENS, ["1.0"])
+
+
+# --- widgets ---
+
+
+def test_the_patch_explorer_recomputes_on_the_live_model(gqa):
+    pair = ml.prompt_pair(gqa, "When John gave Mary", "When Mary gave John", " Mary", " John")
+    box = patch_explorer(gqa, pair.clean, pair.corrupted, pair.metric)
+    layer, head = box.children[0].children
+    before = box.children[1].value
+    layer.value, head.value = 2, 1
+    _, cache = gqa.run_with_cache(pair.corrupted)
+    with torch.no_grad(), ml.intervene(gqa, ml.replace_head(gqa, (2, 1), cache)):
+        expected = pair.metric(gqa(pair.clean)).item()
+    assert box.children[1].value != before
+    assert (
+        "head 2.1 from the other prompt" in box.children[1].value
+        and f"{expected:+.2f}" in box.children[1].value
+    )
+
+
+def test_the_temperature_explorer_sharpens_and_flattens():
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    box = temperature_explorer(logits, ["a", "b", "c", "d"], k=3)
+    slider, shown = box.children
+    for temperature in (0.5, 2.0):
+        slider.value = temperature
+        assert f"{(logits / temperature).softmax(-1)[0]:+.2f}" in shown.value
+    assert "all other tokens" in shown.value
+
+
+def test_the_progress_table_refreshes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    box = progress_table()
+    assert "0 of 2" in box.children[1].value
+    from mechlab.course import progress
+
+    progress.record("00.1", "correct")
+    box.children[0].click()
+    assert "1 of 2" in box.children[1].value
