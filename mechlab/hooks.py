@@ -26,8 +26,8 @@ class HookError(RuntimeError):
 
 
 @contextmanager
-def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[dict[str, int]]:
-    """Run the model with hooks; yields a dictionary that counts how often each one fired.
+def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[list[int]]:
+    """Run the model with hooks; yields a list that counts how often each hook fired.
 
     with intervene(model, [("blocks.3.attn.hook_z", fn)]) as fired:
         logits = model(tokens)
@@ -35,11 +35,11 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[dic
     Raises `HookError` for an unknown name (with the nearest ones), for a function that changes its input in
     place, and on leaving for a hook that never fired.
     """
-    fired = {name: 0 for name, _ in hooks}
+    fired = [0] * len(hooks)
 
-    def counted(name: str, function: Callable) -> Callable:
+    def counted(place: int, name: str, function: Callable) -> Callable:
         def run(activation: Tensor, hook):
-            fired[name] += 1
+            fired[place] += 1
             before = None if activation.is_inference() else activation._version
             result = function(activation, hook=hook)
             if before is not None and activation._version != before:
@@ -57,9 +57,11 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[dic
 
     for name, _ in hooks:
         check_name(model, name)
-    with model.hooks(fwd_hooks=[(name, counted(name, function)) for name, function in hooks]):
+    with model.hooks(
+        fwd_hooks=[(name, counted(place, name, function)) for place, (name, function) in enumerate(hooks)]
+    ):
         yield fired
-    silent = [name for name, count in fired.items() if count == 0]
+    silent = [name for (name, _), count in zip(hooks, fired, strict=True) if count == 0]
     if silent:
         raise HookError(
             f"{silent[0]} never fired, so nothing was changed. Either the model was not run inside the `with`, or this "

@@ -1,7 +1,7 @@
 """Metrics: from logits to one number per prompt. Averaging is the technique's business.
 
 A metric is any function from logits `[batch, pos, d_vocab]` to a tensor `[batch]`. The functions here make
-the usual ones. Zero and sign: `logit_difference` is positive when the model prefers the first answer.
+the usual ones. Zero and sign: `logit_difference` is positive when the model prefers `answers` to `wrong`.
 `recovered` puts any metric on one scale: 0 = the patch did nothing, 1 = it did everything.
 """
 
@@ -45,6 +45,7 @@ def recovered(
 ) -> Float[Tensor, "..."]:
     """(patched − base) / (source − base): 0 = the patch did nothing, 1 = it did everything.
 
+    It can be below 0 (the wrong way) or above 1 (too far).
     Where base and source are equal the fraction has no meaning: 0 if the patch changed nothing either,
     else a `ValueError`. Never NaN.
     """

@@ -1,6 +1,6 @@
 """Load a language model as a TransformerLens `TransformerBridge`, ready for every experiment here.
 
-`load()` opens SmolLM2-135M-Instruct, the model of the course, without the network. `load("gpt2")`, any
+`load()` opens SmolLM2-135M-Instruct, the model of the course; it needs the network once, the first time. `load("gpt2")`, any
 Hugging Face Hub id and any local folder in Hugging Face format work too. `tiny()` builds small random
 models for tests and checks.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "smollm2"
 KNOWN_PROMPT = "When John and Mary went to the store, John gave a drink to"
-KNOWN_LOG_PROBS = {" Mary": -0.1054, " John": -5.6817}  # SmolLM2 in float32 on a CPU
+KNOWN_LOG_PROBS = {" Mary": -0.1054, " John": -5.6817}  # of the 4-bit file, in float32 on a CPU
 
 
 def load(
@@ -39,8 +39,8 @@ def load(
     name: "smollm2" (the default, or what `MECHLAB_MODEL` says), "gpt2", a Hub id, or a local folder.
     device: "cpu", "cuda", "mps"; by default CUDA when there is one, else CPU. A device other than the CPU
         must first pass a known-answer test; if it fails, the model stays on the CPU and a line says so.
-    fold: fold the norm weights into the next matrices (notebook 02 shows what that changes). False gives
-        the weights as they were trained.
+    fold: fold the norm weights into the next matrices (notebook 02 shows what that changes). False leaves
+        them where they were.
 
     Raises `ModelError` with the remedy when the model cannot be found or fetched.
     """
@@ -61,7 +61,7 @@ def load(
     say(
         f"{model.cfg.model_name}: {model.cfg.n_layers} layers × {model.cfg.n_heads} heads, "
         f"{weights / 1e6:.0f} M parameters, {str(dtype).removeprefix('torch.')} on {model.cfg.device}, "
-        f"norms {'folded' if fold else 'as trained'} ({time.monotonic() - started:.1f} s)"
+        f"norms {'folded' if fold else 'not folded'} ({time.monotonic() - started:.1f} s)"
     )
     return model
 

@@ -1,4 +1,4 @@
-"""Figures from results: each carries a title, units, a colour scale centred at zero, and a text twin.
+"""Figures from results: each carries a title, units, a text twin, and, where there is a sign, colours centred at zero.
 
 Functions take a result and return a `Picture`; nothing is shown until a cell ends with it. The twin is one
 sentence that says what the figure shows: for screen readers, for pages that cannot draw, and for diffs.

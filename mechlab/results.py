@@ -107,7 +107,7 @@ class Scores:
         return means.quantile(tails, dim=0).reshape(2, *self.values.shape)
 
     def top(self, k: int = 10) -> "pd.DataFrame":
-        """The k places furthest from zero, largest first (by sign-free size when `signed`)."""
+        """The k largest places, largest first; by absolute value when `signed`."""
         import pandas as pd
 
         size = self.values.abs() if self.signed else self.values
@@ -134,8 +134,9 @@ class Scores:
         """One sentence: the range, and where the largest values are."""
         leaders = self.top(3)
         listed = ", ".join(f"{r.iloc[0]} ({r.iloc[1]:+.2f})" for _, r in leaders.iterrows())
-        shape = " × ".join(f"{self.size(d)} {d}s" for d in self.dims)
-        text = f"{self.name}, {shape}, from {self.values.min():.2f} to {self.values.max():.2f}. Largest: {listed}."
+        shape = " × ".join(f"{self.size(d)} ({d})" for d in self.dims)
+        first = "Furthest from zero" if self.signed else "Largest"
+        text = f"{self.name}, {shape}, from {self.values.min():.2f} to {self.values.max():.2f}. {first}: {listed}."
         if self.baselines:
             text += " " + ", ".join(f"{k} {v:.2f}" for k, v in self.baselines.items()) + "."
         return text if self.signed else text.replace("(+", "(")

@@ -53,8 +53,8 @@ def temperature_explorer(
 ) -> "ipywidgets.VBox":
     """A slider for the sampling temperature; the most likely next tokens and their probabilities follow.
 
-    logits: [d_vocab], the last position of one prompt. words: the text of every token id that may be shown,
-    most likely first (at least k of them).
+    logits: [d_vocab], the last position of one prompt. words: the texts of the k most likely tokens,
+    most likely first.
     """
     import ipywidgets as w
 

@@ -6,7 +6,7 @@
 # After this notebook you will be able to
 #
 # - run a real language model on your own machine and read what it predicts,
-# - copy the output of one attention head from one run into another, and see the answer change,
+# - copy what one attention head says from one run into another, and see the answer change,
 # - use the exercises, checks, hints and progress of this course.
 #
 # Time: 20 minutes. The cells take about 20 seconds in all. Memory: 1.2 GB. Network: none, once the model is here.
@@ -17,9 +17,11 @@
 # %% [markdown]
 # ## One sentence
 #
-# The model reads text in pieces called **tokens** and gives a probability to every possible next token.
-# Here is the sentence that goes with you through the whole course. Two people, one of them gives something away.
-# Who gets it?
+# The model reads text in pieces called **tokens**. For every token it knows it computes a score, the **logit**: how
+# well would this token go on? A **softmax** turns the scores into probabilities: e to the power of each score,
+# divided by the sum of all of them.
+#
+# The whole course uses this sentence. Two people, one of them gives something away. Who gets it?
 
 # %% kind="compare"
 prompt = "When John and Mary went to the store, John gave a drink to"
@@ -29,51 +31,56 @@ for p, token in zip(*probabilities.topk(5), strict=True):
     print(f"{p:.2f} {model.to_string([token.item()])!r}")
 
 # %% [markdown]
-# The model is nine parts in ten sure of " Mary". To do that it must notice that John is there twice and Mary
-# once. Nobody programmed this. Somewhere in 30 layers with 9 attention heads each, something looks for it.
+# The model gives " Mary" a probability of 0.90. To do that it must notice that John is there twice and Mary once. It
+# computes in 30 **layers**, one after the other. Each has 9 **attention heads**, parts that move information from one
+# token to another. Which of the 270 heads matter here?
 #
 # ## Change one part
 #
-# We run the model on a second sentence, in which *Mary* does the giving, so the right answer is " John".
-# Then we run the first sentence again, and replace the output of **one** head, number 3 of layer 23 (we write
-# 23.3), by what that head said in the second sentence. The other 269 heads are left alone.
+# We run the model on a second sentence, in which *Mary* does the giving, so the right answer is " John". Then we run
+# the first sentence again, and replace what **one** head says, number 3 of layer 23 (we write 23.3), by what that
+# head said in the second sentence. Nothing else is replaced. The layers after it compute as usual, on what they now
+# receive.
 #
 # The number to watch is the **logit difference**: the model's score for " Mary" minus its score for " John".
 # Above zero it prefers " Mary", below zero " John".
+#
+# In the cell, `pair.clean` is the first sentence as token numbers, `pair.corrupted` the second, and `pair.metric`
+# computes the logit difference. `run_with_cache` also keeps what the parts of the model computed. Inside
+# `with ml.intervene(...)` one of them is replaced.
 
 # %%
 pair = ml.prompt_pair(
     model, prompt, "When John and Mary went to the store, Mary gave a drink to", " Mary", " John"
 )
-with torch.no_grad():
+with torch.no_grad():  # we only look, so no gradients are needed
+    logits = model(pair.clean)
     other_logits, other_cache = model.run_with_cache(pair.corrupted)
     with ml.intervene(model, ml.replace_head(model, (23, 3), other_cache)):
         patched_logits = model(pair.clean)
-    rows = {
-        "first sentence": model(pair.clean),
-        "first sentence, head 23.3 swapped": patched_logits,
-        "second sentence": other_logits,
-    }
-difference = {name: pair.metric(logits).item() for name, logits in rows.items()}
-ml.Scores(
-    torch.tensor(list(difference.values())), ("run",), "logit difference (logits)", {"run": list(rows)}
-).plot(height=340)
+first, patched, second = (pair.metric(run).item() for run in (logits, patched_logits, other_logits))
+names = ["first sentence", "first sentence, head 23.3 replaced", "second sentence"]
+result = ml.Scores([first, patched, second], ("run",), "logit difference (logits)", {"run": names})
+result.plot(height=340)
 
 # %% kind="assert"
-claim(model, "first sentence", difference["first sentence"], says=5.6, within=0.1)
-claim(model, "with head 23.3 swapped", difference["first sentence, head 23.3 swapped"], says=0.0, within=0.1)
-claim(model, "second sentence", difference["second sentence"], says=-6.2, within=0.1)
+claim(model, "first sentence", first, says=5.6, within=0.1)
+claim(model, "with head 23.3 replaced", patched, says=0.0, within=0.1)
+claim(model, "second sentence", second, says=-6.2, within=0.1)
+silence = {"blocks.23.attn.hook_z": torch.zeros_like(other_cache["z", 23])}
+with torch.no_grad(), ml.intervene(model, ml.replace_head(model, (23, 3), silence)):
+    claim(model, "with head 23.3 set to zero", pair.metric(model(pair.clean)), says=3.2, within=0.1)
 
 # %% [markdown]
-# One head out of 270, and the model no longer knows who gets the drink: the difference falls from 5.6 to 0.0.
-# You have just done **activation patching**, the tool behind half of this course.
+# One head of 270, and the two names are level: 5.6 becomes 0.0. This is **activation patching**.
 #
-# Be careful with what this shows. The swapped head *matters* for this sentence. It does not yet say what the
-# head does, or that it does it alone. Those are the questions of notebooks 41 and 42.
+# Be careful with what it shows. We did not remove what the head says, we made it say the *opposite*. Set to zero
+# instead, it leaves 3.2. And 0.0 is only half of the way to the −6.2 of the second sentence, so other heads matter
+# too. What this head does, and with whom, are the questions of notebooks 41 and 42.
 #
 # ## Guess, then move the sliders
 #
-# How many of the other eight heads in layer 23 lower the difference by more than 2 logits when they are swapped?
+# How many of the other eight heads in layer 23 lower the difference by more than 2 logits when they are replaced?
 # Write a number in place of the three dots. Predictions are for you; nothing marks them.
 
 # %% kind="predict"
@@ -87,17 +94,13 @@ with torch.no_grad():
     moved = {}
     for head in range(model.cfg.n_heads):
         with ml.intervene(model, ml.replace_head(model, (23, head), other_cache)):
-            moved[head] = difference["first sentence"] - pair.metric(model(pair.clean)).item()
-layer_23 = ml.Scores(
-    torch.tensor(list(moved.values())),
-    ("head",),
-    "fall of the logit difference (logits)",
-    {"head": [f"23.{h}" for h in moved]},
-)
-layer_23.plot(height=340)
+            moved[head] = first - pair.metric(model(pair.clean)).item()
+heads = [f"23.{head}" for head in moved]
+fall = ml.Scores(list(moved.values()), ("head",), "fall of the logit difference (logits)", {"head": heads})
+fall.plot(height=340)
 
 # %% kind="compare"
-reveal("00.p", sum(fall > 2 for head, fall in moved.items() if head != 3))
+reveal("00.p", sum(value > 2 for head, value in moved.items() if head != 3))
 
 # %% kind="assert"
 strongest = sorted(moved, key=moved.get)[-2:]
@@ -108,29 +111,34 @@ assert strongest[-1] == 3 or model.cfg.model_name != "smollm2"
 # %% [markdown]
 # ## Look where it looks
 #
-# Attention heads move information from earlier tokens to later ones. A head's **pattern** says, for each token
-# (row), how much it takes from each earlier token (column). Click a head to keep it in view.
+# A head's **pattern** says, for each token (row), how much it takes from itself and from each earlier token
+# (column). The shares of a row sum to 1. The text starts with a begin token, `<|im_start|>`. Click a head to keep it.
 
 # %%
 with torch.no_grad():
     _, cache = model.run_with_cache(pair.clean)
-heads = [f"23.{h}" for h in range(model.cfg.n_heads)]
 ml.plots.attention(cache["pattern", 23][0], model.to_str_tokens(pair.clean[0]), heads)
 
 # %% kind="assert"
 second_john = pair.position(" John", occurrence=2)[0]
 looks = cache["pattern", 23][0, 3, -1, second_john]
 claim(model, "23.3, from the last token to the second John", looks, says=0.69, within=0.02)
+to_mary = cache["pattern", 23][0, 3, -1, pair.position(" Mary")[0]]
+claim(model, "23.3, from the last token to Mary", to_mary, says=0.08, within=0.01)
 
 # %% [markdown]
-# From the last token, head 23.3 puts two thirds of its attention on the *second John*, hardly any on Mary. It seems to find
-# the name that must **not** be said again. Keep that thought for notebook 41.
+# From the last token, head 23.3 puts two thirds of its attention on the *second John*, and 0.08 on Mary. It seems to
+# find the name that must **not** be said again. Notebook 41 tests this.
 #
 # ## How the exercises work
 #
 # An exercise is one function. You replace the line `raise NotImplementedError`, run the cell, and run the check
 # below it. A check says *correct*, *not yet* (with the likely mistake), or *not attempted*. Nothing breaks if
-# you skip one: later cells never use your answer. Hints are folded; the last one is the worked answer.
+# you skip one: later cells never use your answer. Hints are folded below the check; the last one is the worked
+# answer.
+#
+# `Float[Tensor, "pos d_vocab"]` only says what the axes of a tensor are: one row for each token of the prompt, one
+# column for each of the 49,152 tokens the model knows. Cells with `claim` compare a number in the text with yours.
 #
 # ### Exercise 00.1 The logit difference by hand
 #
@@ -142,7 +150,7 @@ claim(model, "23.3, from the last token to the second John", looks, says=0.69, w
 def logit_difference(logits: Float[Tensor, "pos d_vocab"], answer: int, rival: int) -> Float[Tensor, ""]:
     """Logit of the token `answer` minus logit of the token `rival`, for the token that comes next.
 
-    `logits` has one row for each token of the prompt; row i holds the scores for what follows token i.
+    `logits` has one row for each token of one prompt (no batch axis); row i scores what follows token i.
     """
     # >>> solution
     return logits[-1, answer] - logits[-1, rival]
@@ -213,9 +221,9 @@ def logit_difference(logits, answer, rival):
 def my_sentence() -> tuple[str, str, str, str]:
     """Return (prompt, answer, rival, sign).
 
-    The prompt names two people, one of them twice, and stops before the name that should follow. Answer and
-    rival are those two names with a leading space, one token each, not John and not Mary. sign is "+" if you
-    think that the model scores the answer above the rival, "-" if below.
+    The prompt names two people, one of them twice, and stops before the name that should follow. It does not
+    begin with a name. Answer and rival are those two names with a leading space, one token each, not John and
+    not Mary. sign is "+" if you think that the model scores the answer above the rival, "-" if below.
     """
     # >>> solution
     prompt = "After Paul and Anna left the office, Paul sent a long letter to"
@@ -272,6 +280,12 @@ def my_sentence():
     return "After Paul and Anna left the office, Paul sent a long letter to ", " Anna", " Paul", "+"
 
 
+# %% kind="wrong" id="00.2" expects="Do not begin with a name"
+@exercise("00.2")
+def my_sentence():
+    return "Paul and Anna left the office, and Paul sent a letter to", " Anna", " Paul", "+"
+
+
 # %% kind="wrong" id="00.2" expects="twice"
 @exercise("00.2")
 def my_sentence():
@@ -281,7 +295,7 @@ def my_sentence():
 # %% [markdown]
 # ### A question
 #
-# We swapped head 23.3 and the answer changed. Which conclusion is safe?
+# We replaced what head 23.3 says and the answer changed. Which conclusion is safe?
 #
 # - **a** Head 23.3 alone computes who gets the drink.
 # - **b** For this pair of sentences, what head 23.3 passes on differs, and the answer depends on it.
@@ -294,7 +308,8 @@ quiz("00.a", "b")
 # ## Is one sentence enough?
 #
 # No. Here are sixteen, eight situations in both orders of the names, beside the figures of the paper that took
-# GPT-2 small apart on this task (Wang et al. 2022). Same task, another model, fewer sentences: similar, not equal.
+# GPT-2 small apart on this task (Wang et al. 2022). Same task, another model, fewer and other sentences: similar, not
+# equal.
 
 # %%
 import pandas as pd
@@ -330,9 +345,12 @@ claim(model, "share above the rival", (scores > 0).float().mean(), says=1.0, wit
 # | intervention | 31 to 34 | can I change it? |
 # | the IOI circuit | 41 to 43 | how do the parts work together? |
 #
-# Words you do not know are in [docs/glossary.md](../docs/glossary.md). The course uses SmolLM2, a model of 135
-# million parameters. Notebooks 01 to 03 take that very model apart. In this one, and from 11 on, you may write
-# `ml.load("gpt2")` in the setup cell instead: then the numbers in the text are SmolLM2's, the others yours.
+# Words you do not know are in [the glossary](../docs/glossary.md).
+#
+# The course uses SmolLM2-135M-Instruct: 135 million parameters, trained further on conversations. To make the file
+# small its weights were rounded to about 4 bits each, so its numbers differ a little from the original's. Notebooks 00
+# to 03 take this model apart, down to single heads. From 11 on you may write `ml.load("gpt2")` in the setup cell:
+# then the numbers in the text are SmolLM2's, the others yours.
 #
 # Something odd? Run `mechlab doctor` in a terminal. Your progress is a file on this machine:
 

@@ -49,12 +49,13 @@ assert distance[:, :10].max() == 0
 # %% [markdown]
 # Read it column by column. Before token 10 the two runs are equal to the last bit: no token can see the future.
 # At token 10 they differ from the start. At the *last* token, where the answer is made, they stay within 5 % of
-# each other up to layer 15, and part at layers 20 and 23. Somebody carries the news from token 10 to token 14
-# there. Without knowing anything about heads, you have found where to look.
+# each other up to layer 15, and part between layers 18 and 20, and again at layer 23. Something brings the news to the
+# last token there. Token 11 changes at the same layers, so the picture does not yet say from where; it says in which
+# layers to look.
 #
 # ## What is there to see
 #
-# Every quantity has a **hook**: a name, and a place where you can read it or change it. `hook_map` lists the
+# Almost every quantity has a **hook**: a name, and a place where you can read it or change it. `hook_map` lists the
 # hooks of one layer in the order in which they happen, with shapes measured on the live model.
 
 # %%
@@ -69,7 +70,7 @@ for name in names:
 
 # %% [markdown]
 # Keys and values have 3 heads where queries have 9: that is grouped-query attention. TransformerLens hands you
-# the true shape; a sweep over "9 key heads" would be a mistake.
+# the true shape; looping over nine key heads would be a mistake.
 #
 # ### Exercise 03.1 Pick the right hook
 #
@@ -82,14 +83,14 @@ def hook_names(layer: int) -> dict[str, str]:
     """The full hook names in this layer for four things, under these keys:
 
     "who looks where": attention shares; each row sums to 1
-    "head outputs":    what each head has gathered, before W_O
+    "gathered":        what each head has gathered from the tokens it looks at, before W_O
     "neurons":         the activations that the MLP's output matrix reads
     "stream in":       the residual stream before this layer changes it
     """
     # >>> solution
     return {
         "who looks where": f"blocks.{layer}.attn.hook_pattern",
-        "head outputs": f"blocks.{layer}.attn.hook_z",
+        "gathered": f"blocks.{layer}.attn.hook_z",
         "neurons": f"blocks.{layer}.mlp.hook_post",
         "stream in": f"blocks.{layer}.hook_resid_pre",
     }
@@ -116,7 +117,7 @@ check(hook_names)
 # ```python
 # return {
 #     "who looks where": f"blocks.{layer}.attn.hook_pattern",
-#     "head outputs": f"blocks.{layer}.attn.hook_z",
+#     "gathered": f"blocks.{layer}.attn.hook_z",
 #     "neurons": f"blocks.{layer}.mlp.hook_post",
 #     "stream in": f"blocks.{layer}.hook_resid_pre",
 # }
@@ -131,7 +132,7 @@ def hook_names(layer):
     b = f"blocks.{layer}"
     return {
         "who looks where": f"{b}.attn.hook_attn_scores",
-        "head outputs": f"{b}.attn.hook_z",
+        "gathered": f"{b}.attn.hook_z",
         "neurons": f"{b}.mlp.hook_post",
         "stream in": f"{b}.hook_resid_pre",
     }
@@ -143,7 +144,7 @@ def hook_names(layer):
     b = f"blocks.{layer}"
     return {
         "who looks where": f"{b}.attn.hook_pattern",
-        "head outputs": f"{b}.attn.hook_z",
+        "gathered": f"{b}.attn.hook_z",
         "neurons": f"{b}.mlp.hook_pre",
         "stream in": f"{b}.hook_resid_pre",
     }
@@ -155,7 +156,7 @@ def hook_names(layer):
     b = f"blocks.{layer}"
     return {
         "who looks where": f"{b}.attn.hook_pattern",
-        "head outputs": f"{b}.attn.hook_z",
+        "gathered": f"{b}.attn.hook_z",
         "neurons": f"{b}.mlp.hook_post",
         "stream in": f"{b}.hook_resid_post",
     }
@@ -167,7 +168,7 @@ def hook_names(layer):
     b = f"blocks.{layer}"
     return {
         "who looks where": f"{b}.hook_pattern",
-        "head outputs": f"{b}.attn.hook_z",
+        "gathered": f"{b}.attn.hook_z",
         "neurons": f"{b}.mlp.hook_post",
         "stream in": f"{b}.hook_resid_pre",
     }
@@ -178,7 +179,7 @@ def hook_names(layer):
 def hook_names(layer):
     return {
         "who looks where": "blocks.5.attn.hook_pattern",
-        "head outputs": "blocks.5.attn.hook_z",
+        "gathered": "blocks.5.attn.hook_z",
         "neurons": "blocks.5.mlp.hook_post",
         "stream in": "blocks.5.hook_resid_pre",
     }
@@ -187,8 +188,8 @@ def hook_names(layer):
 # %% [markdown]
 # ## What it costs
 #
-# A full cache keeps everything, once under each of its names. Guess the share of it that you need for the
-# picture above (only `resid_post`), in percent.
+# A full cache keeps everything. Many tensors have several names, so the list is longer than the memory. Guess the
+# share of the memory that you need for the picture above (only `resid_post`), in percent.
 
 # %% kind="predict"
 predict("03.p", "10 %")
@@ -208,10 +209,18 @@ reveal("03.p", f"{100 * needed / everything:.0f} %")
 claim(model, "MB of the full cache, 15 tokens", everything / 1e6, says=24.3, within=0.5)
 claim(model, "MB of resid_post", needed / 1e6, says=1.04, within=0.01)
 claim(model, "names of the full cache", len(cache), says=1393, within=200)
+per_token = everything / 15
+claim(
+    model,
+    "at least so many GB for 64 prompts of 100 tokens",
+    64 * 100 * per_token / 1e9,
+    says=10.4,
+    within=0.5,
+)
 
 # %% [markdown]
-# Twenty-four megabytes for one short prompt; 64 prompts of 100 tokens would need more memory than this laptop
-# may have. `names_filter` keeps what you name and nothing else, and costs one line. Make it a habit.
+# Twenty-four megabytes for one short prompt; 64 prompts of 100 tokens would need ten gigabytes. `names_filter` keeps
+# what you name and nothing else, and costs one line.
 #
 # ### Exercise 03.2 Keep only what you need
 #
@@ -302,11 +311,13 @@ assert error < 1e-5, error
 assert abs(along.sum() - 1) < 1e-4
 claim(model, "share written by the last MLP", along[-1], says=0.27, within=0.02)
 claim(model, "share of the last five layers", along[-10:].sum(), says=0.68, within=0.04)
+head_23_3 = cache["z", 23][0, -1, 3] @ model.W_O[23, 3].detach()
+claim(model, "share of head 23.3", head_23_3 @ final / (final @ final), says=0, within=0.01)
 
 # %% [markdown]
-# The parts add up to the whole, with an error in the seventh digit. Two thirds of the last stream were written by
-# the last five layers. That is length, not importance: a short vector in the right direction can decide the
-# answer, as head 23.3 did in notebook 00.
+# The parts add up to the whole, up to rounding. Two thirds of the last stream were written by the last five layers.
+# This share measures direction along the last stream, not importance: head 23.3 decided the answer in notebook 00,
+# and its share is about zero.
 #
 # ### Exercise 03.3 Rebuild the stream
 #
@@ -406,21 +417,21 @@ def stream_before(cache, layer):
 # ## Comparing two models
 #
 # The same comparison works between two models that read the same prompt: a base model and a fine-tuned one, or,
-# here, the model and a copy with a little noise in a single matrix, the MLP output of layer 12. Where does the
-# damage show?
+# here, the model and a copy with noise in a single matrix, the MLP output of layer 12, half as large as its weights.
+# Where does the damage show? For the predictions we use the **KL divergence**: how far one set of probabilities is from
+# another, in nats; 0 when they are equal.
 
 # %%
-copy = ml.load(quiet=True)
-matrix = copy.blocks[12].mlp.out.weight
+noisy = ml.load(quiet=True)
+matrix = noisy.blocks[12].mlp.out.weight
 noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
-matrix.data = (
-    matrix.data + 0.5 * matrix.data.std() * noise
-)  # a new tensor: the stored weights stay as they are
+# A new tensor, not a change in place: the stored weights stay as they are.
+matrix.data = matrix.data + 0.5 * matrix.data.std() * noise
 with torch.no_grad():
-    copy_logits, copy_cache = copy.run_with_cache(pair.clean, names_filter=ml.only("hook_resid_post"))
-copy_stream = torch.stack([copy_cache["resid_post", layer][0] for layer in layers])
-drift = ((stream - copy_stream).norm(dim=-1) / stream.norm(dim=-1))[:, 1:].mean(1)
-damage = ml.kl_divergence(logits)(copy_logits).item()
+    noisy_logits, noisy_cache = noisy.run_with_cache(pair.clean, names_filter=ml.only("hook_resid_post"))
+noisy_stream = torch.stack([noisy_cache["resid_post", layer][0] for layer in layers])
+drift = ((stream - noisy_stream).norm(dim=-1) / stream.norm(dim=-1))[:, 1:].mean(1)
+damage = ml.kl_divergence(logits)(noisy_logits).item()
 ml.Scores(drift, ("layer",), "relative distance of the two models", signed=False).plot(height=340)
 
 # %% kind="assert"
@@ -428,11 +439,13 @@ assert drift[:12].max() == 0
 claim(model, "distance after layer 12", drift[12], says=0.11, within=0.01)
 claim(model, "distance after layer 29", drift[29], says=0.08, within=0.01)
 claim(model, "KL of the predictions (nats)", damage, says=0.006, within=0.002)
+absolute = (stream - noisy_stream).norm(dim=-1)[:, 1:].mean(1)
+claim(model, "how many times longer the damage gets", absolute[29] / absolute[12], says=4.3, within=0.3)
 
 # %% [markdown]
-# Nothing before layer 12, a jump to 11 % there, and then it fades: the stream grows, and the damage does not grow
-# with it. The prediction hardly moves, a KL of 0.006 nats. Comparing *streams* tells you where two models part;
-# comparing *predictions* tells you whether it matters. Look at both.
+# Nothing before layer 12, a jump to 11 % there, then a slow fall to 6 %, and 8 % at the end. The damage itself grows,
+# but the stream grows faster. The prediction hardly moves, a KL of 0.006 nats. Comparing *streams* tells you where two
+# models part; comparing *predictions* tells you whether it matters. Look at both.
 #
 # ### Exercise 03.4 Where do two runs part?
 #
@@ -513,12 +526,12 @@ def first_parting(a, b, threshold):
 # ## Changing something, and leaving nothing behind
 #
 # A hook can also return another value, and the model goes on with it. TransformerLens adds hooks for the length of
-# a `with`, then takes them off. Here head 20.0 is silenced by hand.
+# a `with`, then takes them off. In the first picture the last token parts at layer 20; here head 20.0 is silenced.
 
 
 # %%
 def silence_head_0(z: Float[Tensor, "batch pos head d_head"], hook) -> Float[Tensor, "batch pos head d_head"]:
-    """Return a copy of z in which head 0 says nothing."""
+    """Return a copy of z in which head 0 writes nothing."""
     z = z.clone()
     z[:, :, 0] = 0
     return z
@@ -538,7 +551,7 @@ assert afterwards == before
 # %% [markdown]
 # ## How it misleads
 #
-# Three ways to fool yourself that `ml.intervene` refuses. A mistyped name (plain hooks refuse it too; here you also
+# `ml.intervene` refuses three mistakes. A mistyped name (plain hooks refuse it too; here you also
 # get the nearest names). A hook that exists but never fires, such as GPT-2's position embedding in a model that
 # rotates: with plain hooks the "effect" is exactly zero, and looks like a finding. And a function that writes
 # *into* the tensor it was given, which may change what somebody else holds.
@@ -560,11 +573,11 @@ for what, hook in attempts.items():
         with torch.no_grad(), ml.intervene(model, [hook]):
             model(pair.clean)
     except ml.HookError as error:
-        print(f"{what}: {str(error)[:88]} ...")
+        print(f"{what}: {error}\n")
 
 # %% [markdown]
-# The fourth way is an average. The begin token is a hundred times longer than the others in the middle of the
-# model, so any mean over positions that includes it is about the begin token.
+# A fourth it cannot see: an average over positions. The begin token is a hundred times longer than the others in the
+# middle of the model, so any mean over positions that includes it is about the begin token.
 
 # %%
 middle = stream[15]

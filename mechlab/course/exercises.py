@@ -150,7 +150,7 @@ def run_checker(id: str, function: Callable, given: dict[str, Any]) -> Outcome:
         message = checker(Attempt(function), **{name: given[name] for name in wanted})
     except NotAttempted:
         return Outcome(
-            id, NOT_ATTEMPTED, "Replace the line `raise NotImplementedError`; hints are folded above."
+            id, NOT_ATTEMPTED, "Replace the line `raise NotImplementedError`; hints are folded below."
         )
     except NotYet as verdict:
         return Outcome(id, NOT_YET, str(verdict))

@@ -1,5 +1,7 @@
 """Checks of notebook 00, start here."""
 
+import re
+
 import torch
 
 from mechlab.course.checks import close, is_like, random
@@ -11,12 +13,12 @@ QUIZZES = {
     "00.a": Quiz(
         "b",
         {
-            "a": "We changed one head and left 269 alone. They still do their work; we only know that the result "
-            "needs this one. A chain breaks at any of its links.",
-            "b": "Yes. Patching shows that the difference in this head's output, for these two sentences, is needed "
-            "for the difference in the answer. What the head does takes more experiments.",
-            "c": "Head 23.3 looks at the second John, and the same head works for Paul and Anna. A head passes "
-            "on information from the prompt; nothing here shows that it stores a name.",
+            "a": "We replaced one head. All the others still did their work, and set to zero this head leaves a "
+            "difference of 3.2. A chain breaks at any of its links.",
+            "b": "Yes. Part of the difference in the answer comes through this head. What the head does takes more "
+            "experiments.",
+            "c": "From the last token head 23.3 looks at the second John. A head passes on information from the "
+            "prompt; nothing here shows that it stores a name.",
         },
     )
 }
@@ -77,10 +79,15 @@ def check_my_sentence(attempt: Attempt, model) -> str:
         raise NotYet(
             "The prompt ends with a space. The next token brings its own space, so a trailing one is a token of its own and spoils the guess."
         )
-    counts = sorted(prompt.count(name) for name in (answer, rival))
-    if counts != [1, 2]:
+    names = [name.strip() for name in (answer, rival)]
+    if prompt.split()[:1] and prompt.split()[0].strip(",.") in names:
         raise NotYet(
-            f"{answer!r} occurs {prompt.count(answer)} times and {rival!r} {prompt.count(rival)} times. One of them must occur once and the other twice."
+            f"Do not begin with a name: there its token is another one ({prompt.split()[0]!r}, without a space)."
+        )
+    counts = [len(re.findall(rf"\b{re.escape(name)}\b", prompt)) for name in names]
+    if sorted(counts) != [1, 2]:
+        raise NotYet(
+            f"{names[0]} occurs {counts[0]} times and {names[1]} {counts[1]} times. One of them must occur once and the other twice."
         )
     logits = model(model.to_tokens(prompt))[0, -1]
     value = (logits[single_token(model, answer)] - logits[single_token(model, rival)]).item()

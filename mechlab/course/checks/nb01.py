@@ -49,7 +49,24 @@ def check_count_tokens(attempt: Attempt, model) -> str:
                 + (" or there is a leading space, a token of its own here." if spaced_too else ".")
             )
         raise NotYet(f"{number} is {expected} tokens for this model, and you returned {found}.")
-    return "Five numbers, short, long and negative."
+    try:  # a tokenizer that reads digits in pairs: only asking it gives the right count
+        found = attempt(_PairTokenizer(), 123456)
+    except NotYet:
+        found = 3  # it uses another method of the model, and on the model itself it was right
+    if found != 3:
+        raise NotYet(
+            "You count characters. Here every digit is a token, so it comes out right, but on a model that reads "
+            "digits in pairs it does not. Ask the tokenizer: `model.to_tokens`."
+        )
+    return "Five numbers, short, long and negative, and a tokenizer that reads digits in pairs."
+
+
+class _PairTokenizer:
+    def to_tokens(self, text: str, prepend_bos: bool = True) -> torch.Tensor:
+        return torch.zeros(1, (len(text) + 1) // 2 + prepend_bos, dtype=torch.long)
+
+    def to_str_tokens(self, text: str, prepend_bos: bool = True) -> list[str]:
+        return ["<bos>"] * prepend_bos + [text[i : i + 2] for i in range(0, len(text), 2)]
 
 
 @checker("01.2")

@@ -21,7 +21,7 @@ QUIZZES = {
 
 WANTED = {
     "who looks where": "attn.hook_pattern",
-    "head outputs": "attn.hook_z",
+    "gathered": "attn.hook_z",
     "neurons": "mlp.hook_post",
     "stream in": "hook_resid_pre",
 }

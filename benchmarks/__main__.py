@@ -1,0 +1,20 @@
+"""Measure the budgets of the course, each beside the plain way of doing it, in one run: `python -m benchmarks`."""
+
+import sys
+
+from benchmarks import course, load
+
+BENCHMARKS = {"load": load.main, "course": course.main}
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        print(f"There is no benchmark {sorted(unknown)}. Benchmarks: {', '.join(BENCHMARKS)}.")
+        return 2
+    met = [BENCHMARKS[name]() for name in names or BENCHMARKS]
+    return int(not all(met))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
