@@ -65,8 +65,9 @@ class Picture:
         return f"Picture: {self.text}"
 
 
-def figure(title: str, x: str, y: str, **layout) -> go.Figure:
+def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     """An empty figure in the course's style, with titled axes (name the unit in the title)."""
+    title = layout.pop("title", title)
     fig = go.Figure(layout=go.Layout(**(LAYOUT | {"title": {"text": title, "x": 0.01}} | layout)))
     fig.update_xaxes(title=x, **AXIS)
     fig.update_yaxes(title=y, **AXIS)
