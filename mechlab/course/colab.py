@@ -6,6 +6,7 @@ The setup cell runs this file as a script, before anything of mechlab can be imp
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(root: Path) -> None:
             "Choose Runtime > Restart session, then run this cell again. Nothing has been downloaded."
         )
     if missing:
-        keep = Path("/tmp/mechlab-keep.txt")
+        keep = Path(tempfile.gettempdir()) / "mechlab-keep.txt"
         keep.write_text("".join(f"{name}=={installed(name)}\n" for name in KEPT if installed(name)))
         print(f"Installing {len(missing)} packages that Colab does not have ...")
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *missing], check=True)
