@@ -151,7 +151,7 @@ def build(execute: bool = False, only: str = "", force: bool = False) -> list[Pa
         if execute and (force or not _is_fresh(target, wanted)):
             from mechlab.course.execute import execute_solution
 
-            _write(target, dump(execute_solution(wanted)))
+            _write(target, dump(execute_solution(wanted, target.parent)))
             written.append(target)
     return written
 

@@ -43,12 +43,10 @@ def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> di
     return json.loads(nbformat.writes(node))  # joined text becomes lists of lines again
 
 
-def execute_solution(notebook: dict) -> dict:
-    """Run, strictly and offline, and make the outputs fit for the repository."""
-    from mechlab.course.build import ROOT
-
+def execute_solution(notebook: dict, folder: Path) -> dict:
+    """Run in `folder`, strictly and offline, and make the outputs fit for the repository."""
     with _environment(HF_HUB_OFFLINE="1"):
-        done = run(notebook, ROOT / "solutions", strict=True)
+        done = run(notebook, folder, strict=True)
     done["metadata"] = notebook["metadata"]
     with browser_page() as page:
         for cell, original in zip(done["cells"], notebook["cells"], strict=True):
