@@ -326,7 +326,7 @@ def test_learner_and_solution_differ_only_inside_the_exercise(tmp_path):
         (('id="12.1"\n@', 'id="12.2"\n@'), r'cell 2: the header says id="12\.2", the decorator "12\.1"'),
         (("    # >>> solution\n", ""), "exactly one region"),
         (('    """Task."""\n', ""), "needs a docstring"),
-        (('kind="check"', 'kind="chek"'), 'unknown kind "chek"'),
+        (('kind="check"', 'kind="oops"'), 'unknown kind "oops"'),
         (("def f(x):", "def f(x)"), "12_x.py, cell 2"),
         (("check(f)", "check(g)"), r"no check cell calls check\(f\)"),
         (("# setup", "# >>> solution\n1\n# <<< solution"), "a solution region outside an exercise cell"),

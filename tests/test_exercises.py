@@ -5,8 +5,9 @@ import ast
 from functools import cache
 
 import pytest
+import torch
 
-from mechlab.course import build
+from mechlab.course import build, check, exercise
 from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
 from mechlab.course.questions import find_quiz
 from mechlab.course.sources import exercises, read
@@ -17,14 +18,14 @@ SOURCES = {path.stem: path for path in build.sources()}
 
 def variants():
     for stem, path in SOURCES.items():
-        for id, cell, check, wrong in exercises(read(path)):
-            yield pytest.param(stem, cell.solved(), check.source, CORRECT, "", id=f"{id}-solution")
+        for id, cell, asks, wrong in exercises(read(path)):
+            yield pytest.param(stem, cell.solved(), asks.source, CORRECT, "", id=f"{id}-solution")
             yield pytest.param(
-                stem, cell.stub(), check.source, NOT_ATTEMPTED, "NotImplementedError", id=f"{id}-stub"
+                stem, cell.stub(), asks.source, NOT_ATTEMPTED, "NotImplementedError", id=f"{id}-stub"
             )
             for n, variant in enumerate(wrong, 1):
                 expects = variant.meta["expects"]
-                yield pytest.param(stem, variant.source, check.source, NOT_YET, expects, id=f"{id}-wrong{n}")
+                yield pytest.param(stem, variant.source, asks.source, NOT_YET, expects, id=f"{id}-wrong{n}")
 
 
 @cache
@@ -71,3 +72,60 @@ def test_quizzes_explain_every_choice_that_the_text_offers(stem):
         assert offered == list(question.why), f"{id}: text offers {offered}"
         assert answer == question.right
         assert all(len(why) > 40 for why in question.why.values())
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def leave(*_, **__):
+    raise SystemExit
+
+
+def unprintable(*_, **__):
+    raise Unprintable
+
+
+JUNK = {
+    "string": lambda *_, **__: "junk",
+    "number": lambda *_, **__: float("nan"),
+    "list": lambda *_, **__: [1, [2]],
+    "dict": lambda *_, **__: {"who looks where": ["x"], "gathered": 1, "neurons": {}, "stream in": None},
+    "bool tensor": lambda *_, **__: torch.ones(3, dtype=torch.bool),
+    "empty tensor": lambda *_, **__: torch.zeros(0),
+    "array": lambda *_, **__: torch.zeros(2, 3).numpy(),
+    "first argument": lambda *args, **__: args[0] if args else ...,
+    "generator": lambda *_, **__: (n for n in range(3)),
+    "exit": leave,
+    "unprintable": unprintable,
+    "signature": lambda: 0,
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+@pytest.mark.parametrize("id", all_ids())
+def test_junk_is_not_correct_and_never_a_traceback(id, kind, smollm2, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    function = lambda *args, **given: JUNK[kind](*args, **given)
+    outcome = check(exercise(id)(function), smollm2)
+    assert outcome.status == NOT_YET, outcome
+    assert 20 < len(outcome.message) < 1000
+
+
+def test_an_operation_torch_does_not_have_is_not_an_unattempted_exercise(monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+
+    def half_written(logits, answer, rival):
+        return torch.bincount(logits[-1])
+
+    outcome = check(exercise("00.1")(half_written))
+    assert outcome.status == NOT_YET and "torch.bincount" in outcome.message
+
+
+def test_the_model_may_be_given_by_position_and_must_be_a_model(smollm2, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    count = exercise("01.1")(lambda model, number: model.to_tokens(str(number), prepend_bos=False).shape[1])
+    assert check(count, smollm2).status == CORRECT
+    assert "model=model" in check(count, "smollm2").message
+    assert "model=model" in check(count, model=None).message

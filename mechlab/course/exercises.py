@@ -9,6 +9,7 @@ that any right answer has, and names the misconception behind a wrong one.
 import html
 import inspect
 import os
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,15 +51,17 @@ class Outcome:
 def boxed(text: str, colour: str, lead: str = "") -> str:
     """One line of HTML with a coloured edge. The words carry the meaning, the colour only repeats it."""
     lead = f"<strong>{html.escape(lead)}</strong> " if lead else ""
-    text = html.escape(text).replace("\n", "<br>")
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)).replace("\n", "<br>")
     return f'<div role="status" style="border-left:6px solid {colour};padding:6px 12px">{lead}{text}</div>'
 
 
 def exercise(id: str) -> Callable[[Callable], Callable]:
     """Mark a function as the answer to an exercise: `@exercise("12.1")`."""
+    if callable(id):
+        raise TypeError('Write the number of the exercise too: @exercise("12.1").')
 
     def mark(function: Callable) -> Callable:
-        function.exercise_id = id
+        function.exercise_id = str(id)
         return function
 
     return mark
@@ -89,9 +92,11 @@ class Attempt:
         try:
             with torch.no_grad():
                 result = self.function(*given, **named)
-        except NotImplementedError as error:
-            raise NotAttempted from error
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: a learner's exit() must not end the kernel
+            if isinstance(error, NotImplementedError) and _is_the_stub(error):
+                raise NotAttempted from error
             raise NotYet(_explain(error, self.function)) from error
         for before, after in zip([*args, *kwargs.values()], [*given, *named.values()], strict=True):
             if isinstance(before, torch.Tensor) and not torch.equal(before, after):
@@ -103,21 +108,34 @@ class Attempt:
             raise NotYet("Your function returned None. Is the `return` missing?")
         return result
 
-    def tensor(self, *args: Any, shape: tuple[int, ...], axes: str, **kwargs: Any) -> torch.Tensor:
-        """Call the function and insist on a finite tensor of this shape; `axes` names them in words."""
+    def tensor(
+        self, *args: Any, shape: tuple[int, ...], axes: str, whole: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
+        """Call the function and insist on a finite tensor of this shape; `axes` names them in words.
+
+        whole: whole numbers are wanted (token ids), not numbers with decimals.
+        """
         result = self(*args, **kwargs)
         if not isinstance(result, torch.Tensor):
             raise NotYet(f"Your function returned a {type(result).__name__}; a tensor [{axes}] is needed.")
         if tuple(result.shape) != tuple(shape):
             raise NotYet(f"The shape is {tuple(result.shape)}; it should be {tuple(shape)}: [{axes}].")
-        if not torch.isfinite(result.float()).all():
+        result = result.detach().cpu()
+        if result.layout != torch.strided:
+            result = result.to_dense()
+        wanted = "whole numbers" if whole else "numbers with decimals (float)"
+        if result.is_complex() or result.dtype == torch.bool or result.is_floating_point() == whole:
+            raise NotYet(
+                f"Your tensor holds {str(result.dtype).removeprefix('torch.')}; {wanted} are needed."
+            )
+        if not torch.isfinite(result).all():
             raise NotYet(
                 "There are NaN or infinite values in your result. A row of only -inf? A division by 0?"
             )
-        return result
+        return result if whole else result.float()
 
 
-def check(function: Callable, **given: Any) -> Outcome:
+def check(function: Callable, *positional: Any, **given: Any) -> Outcome:
     """Check an exercise: show what is right, or name the likely mistake. Never raises for a learner.
 
     With `MECHLAB_STRICT=1` (tests, solutions, grading) anything but "correct" raises an AssertionError.
@@ -128,14 +146,14 @@ def check(function: Callable, **given: Any) -> Outcome:
     if id is None:
         outcome = Outcome("?", NOT_ATTEMPTED, 'Give `check` the function below the line `@exercise("...")`.')
     else:
-        outcome = run_checker(id, function, given)
+        outcome = run_checker(id, function, positional, given)
         progress.record(id, outcome.status)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
         raise AssertionError(repr(outcome))
     return outcome
 
 
-def run_checker(id: str, function: Callable, given: dict[str, Any]) -> Outcome:
+def run_checker(id: str, function: Callable, positional: tuple, given: dict[str, Any]) -> Outcome:
     """Run the checker of an exercise and turn whatever happens into an `Outcome`."""
     checker = find_checker(id)
     if checker is None:
@@ -143,9 +161,13 @@ def run_checker(id: str, function: Callable, given: dict[str, Any]) -> Outcome:
             id, NOT_ATTEMPTED, "There is no exercise of this number. Has the decorator been changed?"
         )
     wanted = [name for name in inspect.signature(checker).parameters if name != "attempt"]
-    missing = [name for name in wanted if name not in given]
+    given = dict(zip(wanted, positional, strict=False)) | given
+    missing = [
+        name for name in wanted if not hasattr(given.get(name), "run_with_cache")
+    ]  # so far only models
     if missing:
-        return Outcome(id, NOT_ATTEMPTED, f"Write `check({function.__name__}, {missing[0]}={missing[0]})`.")
+        name = getattr(function, "__name__", "your_function")
+        return Outcome(id, NOT_ATTEMPTED, f"Write `check({name}, {missing[0]}={missing[0]})`.")
     try:
         message = checker(Attempt(function), **{name: given[name] for name in wanted})
     except NotAttempted:
@@ -154,6 +176,10 @@ def run_checker(id: str, function: Callable, given: dict[str, Any]) -> Outcome:
         )
     except NotYet as verdict:
         return Outcome(id, NOT_YET, str(verdict))
+    except Exception as error:  # an answer of a form that no checker thought of
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        text = f"Your function returned something this check cannot read ({reason}). Compare with the type after `->`."
+        return Outcome(id, NOT_YET, text)
     return Outcome(id, CORRECT, message)
 
 
@@ -179,13 +205,22 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _explain(error: Exception, function: Callable) -> str:
+def _is_the_stub(error: NotImplementedError) -> bool:
+    """True for the line that learners replace, not for an operation that torch does not have."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return line.startswith("raise") or not str(error)
+
+
+def _explain(error: BaseException, function: Callable) -> str:
     """The learner's error with the line of their own code where it happened."""
-    file = function.__code__.co_filename
-    first = function.__code__.co_firstlineno
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    text = f"Your function stopped with {type(error).__name__}: {error}"
-    if not frames:
+    try:
+        message = str(error)[:300]
+    except Exception:  # an exception whose text cannot be made
+        message = ""
+    text = f"Your function stopped with {type(error).__name__}: {message}"
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
+    if not frames or not frames[-1].line or frames[-1].lineno < code.co_firstlineno:
         return text
-    line = f"in line {frames[-1].lineno - first + 1} of the function"
-    return f"{text}\nIt happened {line}: `{(frames[-1].line or '').strip()}`"
+    line = f"in line {frames[-1].lineno - code.co_firstlineno + 1} of the function"
+    return f"{text}\nIt happened {line}: `{frames[-1].line.strip()}`"

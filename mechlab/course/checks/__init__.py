@@ -12,8 +12,11 @@ from mechlab.course.exercises import NotYet
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
     """Equal up to `tolerance`, relative to the largest expected value when that is above 1."""
-    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
-    return found.shape == expected.shape and (found - expected).abs().max().item() <= tolerance * scale
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    found, expected = found.detach().double(), expected.detach().double()
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    return bool((found - expected).abs().max() <= tolerance * scale)
 
 
 def is_like(found: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4) -> None:

@@ -75,7 +75,7 @@ def check_nearest_tokens(attempt: Attempt, model) -> str:
     made = random(40, 8) * torch.linspace(0.2, 5, 40)[:, None]
     made[3] = 20 * made[17]
     for W_E, token, k in ((made, 17, 5), (made, 0, 3), (model.W_E.detach()[:3000], 1500, 6)):
-        found = attempt.tensor(W_E, token, k, shape=(k,), axes="k")
+        found = attempt.tensor(W_E, token, k, shape=(k,), axes="k", whole=True)
         unit = W_E / W_E.norm(dim=-1, keepdim=True)
         cosine = unit @ unit[token]
         if token in found.tolist():

@@ -55,6 +55,8 @@ def check_hook_names(attempt: Attempt) -> str:
                 raise NotYet(f"Return a dictionary with these keys: {', '.join(WANTED)}.")
             for what, ending in WANTED.items():
                 name = found[what]
+                if not isinstance(name, str):
+                    raise NotYet(f'"{what}": give the name as a string; you gave a {type(name).__name__}.')
                 elsewhere = isinstance(name, str) and not name.startswith(f"blocks.{layer}.")
                 if elsewhere and name.startswith("blocks."):
                     raise NotYet(
@@ -100,9 +102,9 @@ def check_patterns_only(attempt: Attempt) -> str:
         if missing:
             raise NotYet(f"A pattern of every layer is wanted; layer {missing[0]} is missing.")
         for layer in range(model.cfg.n_layers):
-            if not close(cache["pattern", layer], full["pattern", layer]):
+            if not close(cache[f"blocks.{layer}.attn.hook_pattern"], full["pattern", layer]):
                 raise NotYet(f"The pattern of layer {layer} is not the one of a plain run on these tokens.")
-        if any(point.fwd_hooks for point in model.hook_dict.values()):
+        if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
             raise NotYet(
                 "A hook is still on the model afterwards. Use `run_with_cache`, which takes its hooks off."
             )
@@ -113,11 +115,14 @@ def check_patterns_only(attempt: Attempt) -> str:
 def check_stream_before(attempt: Attempt, model) -> str:
     for kind in ("gqa", "gpt2"):
         small, _, cache = _run(kind)
-        before = {name: cache[name].clone() for name in ("hook_embed", "blocks.0.hook_attn_out")}
         for layer in range(small.cfg.n_layers):
             expected = cache["resid_pre", layer]
-            found = attempt.tensor(cache, layer, shape=tuple(expected.shape), axes="batch pos d_model")
-            if not all(torch.equal(cache[name], value) for name, value in before.items()):
+            parts = _parts(cache, small)
+            found = attempt.tensor(parts, layer, shape=tuple(expected.shape), axes="batch pos d_model")
+            untouched = _parts(cache, small)
+            if set(parts) != set(untouched) or not all(
+                torch.equal(parts[n], untouched[n]) for n in untouched
+            ):
                 raise NotYet(
                     "Your function changes the cache: `+=` adds into the stored tensor. Write `stream = stream + ...`."
                 )
@@ -143,9 +148,17 @@ def check_stream_before(attempt: Attempt, model) -> str:
     wanted = lambda n: n.endswith(("hook_embed", "attn_out", "mlp_out", "resid_pre"))
     _, cache = model.run_with_cache(torch.arange(5, 11)[None], names_filter=wanted)
     last = model.cfg.n_layers - 1
-    if not close(attempt(cache, last)[0, 1:], cache["resid_pre", last][0, 1:], 1e-3):
+    if not close(attempt(_parts(cache, model), last)[0, 1:], cache["resid_pre", last][0, 1:], 1e-3):
         raise NotYet("On the real model the sum does not equal the stream that enters the last layer.")
     return "Equal to resid_pre in every layer of two small models, and in the last layer of the real one."
+
+
+def _parts(cache, model):
+    """A cache that holds copies of what is written into the stream, and not the stream itself."""
+    from transformer_lens import ActivationCache
+
+    endings = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out")
+    return ActivationCache({n: cache[n].clone() for n in cache if n.endswith(endings)}, model)
 
 
 @checker("03.4")
@@ -180,6 +193,15 @@ def check_first_parting(attempt: Attempt) -> str:
             )
         raise NotYet(
             f"With relative distances {size.tolist()} and threshold {threshold} the answer is {expected}; you returned {found}."
+        )
+    # Cases in which other ways of measuring a distance give another answer.
+    ones, one = torch.ones(3, 8), torch.zeros(3, 8)
+    one[1:, 0] = 1.0
+    if attempt(ones, ones + one, 0.25) != 1:  # sqrt(1/8) = 0.35; the sum of absolute values would give 0.125
+        raise NotYet("Measure with the ordinary length, `norm`: the root of the sum of squares.")
+    if attempt(ones, ones * torch.tensor([1.0, 1.5, 1.5])[:, None], 0.45) != 1:
+        raise NotYet(
+            "Divide by the length of `a`, and compare the streams as they are: b may also be longer than a."
         )
     if attempt(a, a, 0.0) != -1:
         raise NotYet("Two equal streams never part, so the answer must be -1.")
