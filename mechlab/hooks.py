@@ -64,8 +64,9 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[lis
     silent = [name for (name, _), count in zip(hooks, fired, strict=True) if count == 0]
     if silent:
         raise HookError(
-            f"{silent[0]} never fired, so nothing was changed. Either the model was not run inside the `with`, or this "
-            "hook is off by default (hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
+            f"{silent[0]} never fired, so nothing was changed. The model was not run inside the `with`; or this model "
+            "never computes it (no position embedding where positions are rotary); or the hook is off by default "
+            "(hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
         )
 
 

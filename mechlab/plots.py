@@ -69,8 +69,8 @@ def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     """An empty figure in the course's style, with titled axes (name the unit in the title)."""
     title = layout.pop("title", title)
     fig = go.Figure(layout=go.Layout(**(LAYOUT | {"title": {"text": title, "x": 0.01}} | layout)))
-    fig.update_xaxes(title=x, **AXIS)
-    fig.update_yaxes(title=y, **AXIS)
+    fig.update_xaxes(title={"text": x, "standoff": 16}, **AXIS)  # room for long tick labels
+    fig.update_yaxes(title={"text": y, "standoff": 12}, **AXIS)
     return fig
 
 
@@ -107,6 +107,7 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         numbers = {"texttemplate": "%{y:.2f}", "textposition": "outside", "cliponaxis": False}
         fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, **(numbers if len(x) <= 12 else {}))
         fig.update_xaxes(type="category")  # "23.10" is a head, not a number
+        _make_room(fig, x)
     for name, value in result.baselines.items():
         fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
     return fig
@@ -133,9 +134,18 @@ def _heatmap(result: Scores, layout: dict) -> go.Figure:
         fig.data[0].update(texttemplate="%{z:.2f}")
     if columns in result.labels:
         fig.update_xaxes(type="category")
+        _make_room(fig, result.labels[columns])
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
         fig.update_yaxes(type="category", autorange="reversed")
     return fig
+
+
+def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
+    """Turn long tick labels and widen the lower margin, so that they stay clear of the axis title."""
+    longest = max(len(label) for label in labels)
+    if len(labels) * longest * 7 > 600:  # they would not fit side by side
+        fig.update_xaxes(tickangle=-90, tickfont_size=11)
+        fig.update_layout(margin_b=56 + 7 * longest)
 
 
 def _unit(name: str) -> str:

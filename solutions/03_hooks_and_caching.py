@@ -576,8 +576,8 @@ for what, hook in attempts.items():
         print(f"{what}: {error}\n")
 
 # %% [markdown]
-# A fourth it cannot see: an average over positions. The begin token is a hundred times longer than the others in the
-# middle of the model, so any mean over positions that includes it is about the begin token.
+# A fourth it cannot see: an average over positions. The begin token is over a hundred times longer than the others
+# in the middle of the model, so any mean over positions that includes it is about the begin token.
 
 # %%
 middle = stream[15]

@@ -129,3 +129,77 @@ def test_the_model_may_be_given_by_position_and_must_be_a_model(smollm2, monkeyp
     assert check(count, smollm2).status == CORRECT
     assert "model=model" in check(count, "smollm2").message
     assert "model=model" in check(count, model=None).message
+
+
+P = "After Paul and Anna left the office, Paul sent a long letter to"
+F = torch.nn.functional
+
+
+def own_cosine_zero(W, token, k):
+    cosine = F.cosine_similarity(W, W[token][None], dim=-1)
+    cosine[token] = 0
+    return cosine.topk(k).indices
+
+
+def unit_rows(W, a, b, c):
+    W = F.normalize(W, dim=-1)
+    return (W @ (W[b] - W[a] + W[c])).argmax().item()
+
+
+def loud(logits, temperature, generator):
+    print("drawing")
+    return sample(logits, temperature, generator)
+
+
+def sample(logits, temperature, generator):
+    if temperature == 0:
+        return int(logits.numpy().argmax())
+    gumbel = -torch.log(-torch.log(torch.rand(len(logits), generator=generator)))
+    return (logits / temperature + gumbel).argmax().item()
+
+
+CLEVER = [  # (id, answer, correct?, what the message must say): right answers in other styles, wrong ones that nearly pass
+    ("00.1", lambda logits, a, r: (logits[-1, [a, r]] @ torch.tensor([1.0, -1.0])).numpy(), True, ""),
+    ("00.1", lambda logits, a, r: logits[5, a] - logits[5, r], False, "expected"),
+    ("00.1", lambda logits, a, r: (logits[-1, a] - logits[-1, r]).abs(), False, "absolute value"),
+    ("00.2", lambda: (P, " Paul", " Anna", "-"), True, ""),
+    ("00.2", lambda: (P + "\n", " Anna", " Paul", "+"), False, "empty line"),
+    ("00.2", lambda: ("After Paul and the dog left, Paul gave a bone to", " the", " Paul", "+"), False, "a name"),
+    ("00.2", lambda: ("Then, \"Paul, Anna and 'Paul'", " Anna", " Paul", "+"), False, "in quotes"),
+    ("00.2", lambda: ("Some text. " * 300 + P, " Anna", " Paul", "+"), False, "one sentence is enough"),
+    ("01.1", lambda model, n: model.to_tokens([str(n)], prepend_bos=False).shape[1], True, ""),
+    ("01.1", lambda model, n: len(model.to_str_tokens(str(n))) - 1, True, ""),
+    ("01.1", lambda model, n: len(str(n)), False, "digits in pairs"),
+    ("01.2", lambda W, t, k: F.cosine_similarity(W, W[t][None], dim=-1).topk(k + 1).indices[1:], True, ""),
+    ("01.2", own_cosine_zero, False, ""),
+    ("01.2", lambda W, t, k: (W @ W[t]).topk(k + 1).indices[1:], False, "dot product"),
+    ("01.3", lambda W, a, b, c: ((W @ (W[b] - W[a] + W[c])) / W.norm(dim=-1)).numpy().argmax(), True, ""),
+    ("01.3", unit_rows, False, "scale the rows to length 1 before"),
+    ("01.3", lambda W, a, b, c: b if a != b else c, False, "nearest row is"),
+    ("01.4", lambda x, theta: F.normalize(x) * x.norm(dim=-1, keepdim=True), False, "At ["),
+    ("02.1", lambda x, eps: F.rms_norm(x, (x.shape[-1],), eps=eps), True, ""),
+    ("02.1", lambda x, eps: F.rms_norm(x, (x.shape[-1],), eps=1e-5), False, "use it, not a fixed number"),
+    ("02.4", lambda x, g, i, o: F.linear(F.silu(F.linear(x, g.T)) * F.linear(x, i.T), o.T).double(), True, ""),
+    ("02.5", lambda r, a, m, n: r + m(n(r + a(n(r)))), False, "What attention has written is lost"),
+    ("02.6", sample, True, ""),
+    ("02.6", lambda z, t, g: torch.multinomial((z / (t + 0.1)).softmax(-1), 1, generator=g).item(), False, "temperature 0"),
+    ("03.3", lambda cache, layer: cache["resid_pre", layer], False, "stopped with"),
+    ("03.4", lambda a, b, t: -1 if torch.equal(a, b) else int(((a - b).norm(dim=-1) > t).nonzero()[0]), False, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("id", "answer", "correct", "says"), CLEVER, ids=[f"{c[0]}-{n}" for n, c in enumerate(CLEVER)]
+)
+def test_clever_answers(id, answer, correct, says, smollm2, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    outcome = check(exercise(id)(lambda *args: answer(*args)), smollm2)
+    assert (outcome.status == CORRECT) == correct, outcome
+    assert says in outcome.message
+
+
+def test_a_function_that_prints_does_not_flood_the_notebook(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    assert check(exercise("02.6")(lambda *args: loud(*args))).status == CORRECT
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["drawing", "drawing"] and len(lines) == 21 and "more lines" in lines[-1]

@@ -129,7 +129,8 @@ def test_package_stays_small():
     lines = {p: len(p.read_text().splitlines()) for p in (ROOT / "mechlab").rglob("*.py")}
     outside_course = sum(n for p, n in lines.items() if "course" not in p.parts)
     assert outside_course < 3000
-    assert max(lines.values()) <= 300, max(lines, key=lines.get)
+    for path, count in lines.items():
+        assert count <= (330 if path.parent.name == "checks" else 265), path
 
 
 def test_imports_go_one_way():

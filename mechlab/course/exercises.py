@@ -8,10 +8,12 @@ that any right answer has, and names the misconception behind a wrong one.
 
 import html
 import inspect
+import io
 import os
 import re
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -146,7 +148,10 @@ def check(function: Callable, *positional: Any, **given: Any) -> Outcome:
     if id is None:
         outcome = Outcome("?", NOT_ATTEMPTED, 'Give `check` the function below the line `@exercise("...")`.')
     else:
-        outcome = run_checker(id, function, positional, given)
+        id = str(id)
+        with redirect_stdout(io.StringIO()) as printed:  # a check may call the function thousands of times
+            outcome = run_checker(id, function, positional, given)
+        _show_some(printed.getvalue().splitlines())
         progress.record(id, outcome.status)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
         raise AssertionError(repr(outcome))
@@ -181,6 +186,14 @@ def run_checker(id: str, function: Callable, positional: tuple, given: dict[str,
         text = f"Your function returned something this check cannot read ({reason}). Compare with the type after `->`."
         return Outcome(id, NOT_YET, text)
     return Outcome(id, CORRECT, message)
+
+
+def _show_some(lines: list[str], limit: int = 20) -> None:
+    """Print what the learner's function printed, as far as one can read it."""
+    for line in lines[:limit]:
+        print(line[:200])
+    if len(lines) > limit:
+        print(f"... and {len(lines) - limit} more lines printed by your function")
 
 
 def find_checker(id: str) -> Callable | None:

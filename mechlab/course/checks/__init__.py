@@ -4,6 +4,8 @@ A checker tests properties that any right answer has, on more than one input, an
 one fails. It never only compares with a stored solution, and never only looks at shapes.
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,25 @@ def is_like(found: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4)
     for message, value in mistakes.items():
         if close(found, value, tolerance):
             raise NotYet(message)
+
+
+def only_wrong(found: Tensor, expected: Tensor) -> str:
+    """Where the largest error is, with both numbers: for a wrong answer that no known mistake explains."""
+    place = torch.unravel_index((found.double() - expected.double()).abs().argmax(), expected.shape)
+    index = ", ".join(str(int(i)) for i in place)
+    return f"At [{index}] the result should be {expected[place]:.4g}, and yours is {found[place]:.4g}."
+
+
+def whole_number(value, what: str) -> int:
+    """An int from whatever counts as one: int, numpy integer, tensor of one whole number; else `NotYet`."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = value.item()
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise NotYet(f"Return {what}, an int; you returned a {type(value).__name__}.") from None
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

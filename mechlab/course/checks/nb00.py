@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import torch
 
 from mechlab.course.checks import close, is_like, random
@@ -27,15 +28,21 @@ QUIZZES = {
 @checker("00.1")
 def check_logit_difference(attempt: Attempt) -> str:
     for seed in (0, 1):
-        logits = random(6, 11, seed=seed) * 3
+        logits = random(6 + seed, 11, seed=seed) * 3
         for answer, rival in ((2, 7), (10, 0)):
-            found = torch.as_tensor(attempt(logits, answer, rival)).float()
+            found = attempt(logits, answer, rival)
+            if not isinstance(found, int | float | np.number | np.ndarray | torch.Tensor):
+                raise NotYet(f"Return one number; you returned a {type(found).__name__}.")
+            found = torch.as_tensor(found).float()
             if found.numel() != 1:
                 raise NotYet(
-                    f"You returned {found.numel()} numbers; one number is needed. Which row of `logits` speaks about the next token?"
+                    f"You returned {found.numel()} numbers; one number is needed. Which row of `logits` speaks about "
+                    "the next token?"
                 )
             p = logits.softmax(-1)
             expected = logits[-1, answer] - logits[-1, rival]
+            if expected < 0 and close(found.reshape(()), expected.abs()):
+                raise NotYet("Leave out the absolute value: the sign says which of the two scores higher.")
             mistakes = {
                 "You took the first row. The first row speaks about the token after the first token; the next token "
                 "after the whole prompt is in the last row, index -1.": logits[0, answer] - logits[0, rival],
@@ -49,8 +56,8 @@ def check_logit_difference(attempt: Attempt) -> str:
             is_like(found.reshape(()), mistakes)
             if not close(found.reshape(()), expected):
                 raise NotYet(
-                    f"For logits[-1, answer] = {logits[-1, answer]:.2f} and logits[-1, rival] = "
-                    f"{logits[-1, rival]:.2f} you returned {found.item():.2f}; expected {expected:.2f}."
+                    f"For logits[-1, answer] = {logits[-1, answer]:.4f} and logits[-1, rival] = "
+                    f"{logits[-1, rival]:.4f} you returned {found.item():.4f}; expected {expected:.4f}."
                 )
         shifted = torch.as_tensor(attempt(logits + 5.0, 2, 7))
         if not close(shifted.reshape(()).float(), logits[-1, 2] - logits[-1, 7]):
@@ -69,27 +76,37 @@ def check_my_sentence(attempt: Attempt, model) -> str:
     for name in (answer, rival):
         if not name.startswith(" "):
             raise NotYet(f"{name!r} needs a leading space: inside a sentence the token is {' ' + name!r}.")
+        if not name.strip()[:1].isupper():
+            raise NotYet(f"{name!r} does not look like a name: the sentence should be about two people.")
         if name.strip() in ("John", "Mary"):
             raise NotYet("Choose names other than John and Mary: the point is to test the model on new ones.")
         try:
             single_token(model, name)
         except PromptError as error:
             raise NotYet(str(error)) from None
-    if prompt.endswith(" "):
+    if prompt != prompt.rstrip():
         raise NotYet(
-            "The prompt ends with a space. The next token brings its own space, so a trailing one is a token of its own and spoils the guess."
+            "The prompt ends with a space or an empty line. The next token brings its own space, so a trailing one is a "
+            "token of its own and spoils the guess."
         )
-    names = [name.strip() for name in (answer, rival)]
-    if prompt.split()[:1] and prompt.split()[0].strip(",.") in names:
-        raise NotYet(
-            f"Do not begin with a name: there its token is another one ({prompt.split()[0]!r}, without a space)."
-        )
-    counts = [len(re.findall(rf"\b{re.escape(name)}\b", prompt)) for name in names]
+    tokens = model.to_tokens(prompt)[0].tolist()
+    if len(tokens) > 200:
+        raise NotYet(f"The prompt has {len(tokens)} tokens; one sentence is enough (at most 200).")
+    counts = [tokens.count(single_token(model, name)) for name in (answer, rival)]
     if sorted(counts) != [1, 2]:
+        bare = [name.strip() for name in (answer, rival)]
+        seen = [len(re.findall(rf"\b{re.escape(name)}\b", prompt)) for name in bare]
+        if sorted(seen) == [1, 2]:
+            raise NotYet(
+                "Do not begin with a name, and do not put one in quotes: without a space before it, a name is another "
+                f"token. As {answer!r} and {rival!r} they occur {counts[0]} and {counts[1]} times."
+            )
         raise NotYet(
-            f"{names[0]} occurs {counts[0]} times and {names[1]} {counts[1]} times. One of them must occur once and the other twice."
+            f"{bare[0]} occurs {seen[0]} times and {bare[1]} {seen[1]} times. One of them must occur once and the "
+            "other twice."
         )
-    logits = model(model.to_tokens(prompt))[0, -1]
+    with torch.no_grad():
+        logits = model(model.to_tokens(prompt))[0, -1]
     value = (logits[single_token(model, answer)] - logits[single_token(model, rival)]).item()
     if (value > 0) != (sign == "+"):
         raise NotYet(

@@ -3,7 +3,7 @@
 import torch
 
 from mechlab import forward
-from mechlab.course.checks import close, is_like, random
+from mechlab.course.checks import close, is_like, only_wrong, random
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -38,13 +38,14 @@ def check_rms_norm(attempt: Attempt, model) -> str:
             / (x.pow(2).mean(0, keepdim=True) + eps).sqrt(),
             "eps belongs under the square root, added to the mean of the squares.": x / (square.sqrt() + eps),
             "eps is not used. It must be added to the mean of the squares.": x / square.sqrt(),
+            "eps is an argument: use it, not a fixed number.": forward.rms_norm(
+                x, 1e-5 if eps != 1e-5 else 1e-6
+            ),
         }
         expected = forward.rms_norm(x, eps)
         if not close(found, expected, 1e-5):
             is_like(found, mistakes, 1e-5)
-            raise NotYet(
-                f"In the first row the mean square should become 1, and yours is {found[0].pow(2).mean():.3f}."
-            )
+            raise NotYet(only_wrong(found, expected))
     x = random(3, model.cfg.d_model)
     doubled, once = attempt(10 * x, 0.0), attempt(x, 0.0)
     if not close(doubled, once):
@@ -65,9 +66,17 @@ def check_attention_pattern(attempt: Attempt, model) -> str:
         expected = forward.attention_pattern(q, k)
         if close(found, expected, 1e-5):
             continue
+        if close(found.transpose(1, 2), expected, 1e-5):
+            raise NotYet(
+                "The last two axes are swapped: [head, query_pos, key_pos], so that each row sums to 1."
+            )
+        if found.min() < -1e-6 or found.max() > 1 + 1e-6:
+            raise NotYet(
+                "There are shares below 0 or above 1. Is the softmax missing, or something after it?"
+            )
         if found.triu(1).abs().max() > 1e-6:
             raise NotYet(
-                f"Token 0 gives {found[0, 0, 1:].sum():.2f} of its attention to later tokens, which do not exist yet. "
+                f"Token 0 gives {found[0, 0, 1:].sum():.2g} of its attention to later tokens, which do not exist yet. "
                 "Write -inf over their scores before the softmax."
             )
         if not close(found.sum(-1), torch.ones(heads, 7), 1e-4):
@@ -92,9 +101,7 @@ def check_attention_pattern(attempt: Attempt, model) -> str:
             raise NotYet(
                 "A token may look at itself: hide only positions that come later, `triu(1)`, not `triu(0)`."
             )
-        raise NotYet(
-            f"Head 0, token 1 should look at tokens 0 and 1 with {expected[0, 1, :2].tolist()}; yours {found[0, 1, :2].tolist()}."
-        )
+        raise NotYet(only_wrong(found, expected))
     if "rope_parameters" in vars(model.cfg):
         names = [f"blocks.3.attn.hook_{part}" for part in ("rot_q", "rot_k", "pattern")]
         _, cache = model.run_with_cache(torch.arange(5, 13)[None], names_filter=names)
@@ -129,9 +136,7 @@ def check_head_outputs(attempt: Attempt, model) -> str:
         }
         if not close(found, forward.head_outputs(pattern, v, W_O)):
             is_like(found, mistakes)
-            raise NotYet(
-                f"At position 0 head 0 can only take its own value, so it writes v[0] @ W_O[0] = {v[0, 0] @ W_O[0]}."
-            )
+            raise NotYet(only_wrong(found, forward.head_outputs(pattern, v, W_O)))
     given = (torch.zeros(4, 5, 5), random(5, 2, 6), random(4, 6, 8))
     nowhere = attempt.tensor(*given, shape=(5, 4, 8), axes="pos head d_model")
     if nowhere.abs().max() > 1e-6:
@@ -166,6 +171,10 @@ def check_gated_mlp(attempt: Attempt, model) -> str:
             "W_gate is never used: a neuron is the product of gate and value.": silu(value) @ W_out,
             "Gate and value are multiplied, not added.": (silu(gate) + value) @ W_out,
             "silu is missing on the gate.": (gate * value) @ W_out,
+            "silu belongs on the gate alone, not on both.": (silu(gate) * silu(value)) @ W_out,
+            "silu belongs on the gate alone, not on the product.": silu(gate * value) @ W_out,
+            "Return what the MLP writes, without adding the stream: that happens in the block.": x
+            + (silu(gate) * value) @ W_out,
         }
         if not close(found, forward.gated_mlp(x, W_gate, W_in, W_out)):
             is_like(found, mistakes)
@@ -202,6 +211,15 @@ def check_block(attempt: Attempt) -> str:
                 wrong
             )
             + mlp(norm(wrong)),
+            "Attention reads the stream without the norm.": (resid + attention(resid))
+            + mlp(norm(resid + attention(resid))),
+            "What the MLP returns is not added to the stream.": mlp(norm(middle)),
+            "The MLP is missing: the block has two steps.": middle,
+            "What attention has written is lost: add the MLP's output to the new stream, not to the old one.": resid
+            + mlp(norm(middle)),
+            "The norm must not touch the stream itself: it is for reading only.": norm(
+                middle + mlp(norm(middle))
+            ),
             "The MLP comes before attention.": (resid + mlp(norm(resid)))
             + attention(norm(resid + mlp(norm(resid)))),
             "The norm comes after the part, not before it.": resid
@@ -233,17 +251,19 @@ def check_sample(attempt: Attempt) -> str:
                 raise NotYet(f"Token ids go from 0 to {len(logits) - 1} here, and you returned {token}.")
         return drawn
 
-    for logits in (torch.tensor([2.0, 1.0, 0.0, -1.0, 2.5]), torch.tensor([0.5, 3.0, 2.2, -2.0])):
+    for logits in (torch.tensor([2.0, 1.0, 0.0, -1.0, 2.5]), torch.tensor([0.5, 3.0, 2.9, -2.0])):
         best = logits.argmax().item()
         try:
-            greedy = draw(logits, 0.0, 0, 3)
+            greedy = draw(logits, 0.0, 0, 50)
         except NotYet as verdict:
+            if not any(sign in str(verdict) for sign in ("inf", "nan", "ZeroDivision")):
+                raise
             raise NotYet(
                 f"At temperature 0 nothing can be divided; take the largest logit. ({verdict})"
             ) from None
         if set(greedy) != {best}:
             raise NotYet(
-                f"At temperature 0 the answer is the largest logit, token {best}; you returned {greedy}."
+                f"At temperature 0 the answer is the largest logit, token {best}; you returned {sorted(set(greedy))}."
             )
         _check_shares(lambda t, logits=logits: draw(logits, t, 1, 2500), logits)
     again = [draw(logits, 1.0, seed, 40) for seed in (3, 3, 4)]
@@ -262,9 +282,12 @@ def _check_shares(draw, logits) -> None:
     drawn = {t: torch.tensor(draw(t)) for t in (0.5, 1.0, 2.0)}
     shares = {t: torch.bincount(tokens, minlength=n) / len(tokens) for t, tokens in drawn.items()}
     expected = {t: (logits / t).softmax(-1) for t in shares}
-    far = lambda share, p: (share - p).abs().max().item() > 0.05
+    far = lambda share, p: (share - p).abs().max().item() > 0.04
     if all(share.max() == 1 for share in shares.values()):
-        raise NotYet("You take always the largest logit. At temperature 1 other tokens should come up too.")
+        raise NotYet(
+            "Every draw gives the same token. Either you take always the largest logit, also above temperature 0, or the "
+            "generator is seeded again at each call: draw with the one you are given."
+        )
     if not any(far(shares[t], expected[t]) for t in shares):
         return
     if not far(shares[2.0], expected[0.5]):

@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, random
+from mechlab.course.checks import close, random, whole_number
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 from mechlab.models import tiny
@@ -171,28 +171,33 @@ def check_first_parting(attempt: Attempt) -> str:
         away - (away * a).sum(-1, keepdim=True) / a.pow(2).sum(-1, keepdim=True) * a
     )  # sideways: lengths stay close
     b = a + away / away.norm(dim=-1, keepdim=True) * a.norm(dim=-1, keepdim=True) * size[:, None]
-    for threshold, expected in ((0.1, 4), (0.28, 5), (0.35, 8), (0.5, -1), (0.005, 0)):
-        found = attempt(a, b, threshold)
-        found = found.item() if isinstance(found, torch.Tensor) and found.numel() == 1 else found
-        if not isinstance(found, int):
-            raise NotYet(f"Return a layer number, an int; you returned a {type(found).__name__}.")
-        if found == expected:
-            continue
-        exceeds = lambda values, t=threshold: [n for n, v in enumerate(values) if v > t] or [-1]
-        if found == exceeds((a - b).norm(dim=-1))[0]:
-            raise NotYet(
-                "You compare the plain distance with the threshold. It must be relative: divided by the length of a."
-            )
-        if expected == -1:
-            raise NotYet(f"When the streams never part the answer is -1, and you returned {found}.")
-        if found == exceeds(size)[-1]:
-            raise NotYet("You return the last layer above the threshold; the first is wanted.")
-        if found == exceeds((a.norm(dim=-1) - b.norm(dim=-1)).abs() / a.norm(dim=-1))[0]:
-            raise NotYet(
-                "You compare lengths. Two streams of equal length can point in different directions: take (a - b)."
-            )
+    expected = {0.1: 4, 0.28: 5, 0.35: 8, 0.5: -1, 0.005: 0}
+    found = {t: whole_number(attempt(a, b, t), "a layer number") for t in expected}
+    above = {t: [n for n, v in enumerate(size) if v > t] for t in expected}
+    first = lambda values: {t: next((n for n, v in enumerate(values) if v > t), -1) for t in expected}
+    lengths = (a.norm(dim=-1) - b.norm(dim=-1)).abs() / a.norm(dim=-1)
+    mistakes = {
+        "You compare the plain distance with the threshold. It must be relative: divided by the length of a.": first(
+            (a - b).norm(dim=-1)
+        ),
+        "You return the last layer above the threshold; the first is wanted.": {
+            t: (rows or [-1])[-1] for t, rows in above.items()
+        },
+        "When the streams never part the answer is -1; you return 0.": {
+            t: (rows or [0])[0] for t, rows in above.items()
+        },
+        "You compare lengths. Two streams of equal length can point in different directions: take (a - b).": first(
+            lengths
+        ),
+    }
+    if found != expected:
+        for message, values in mistakes.items():
+            if found == values:
+                raise NotYet(message)
+        t = next(t for t in expected if found[t] != expected[t])
+        shown = ", ".join(f"{v:.2f}" for v in size.tolist())
         raise NotYet(
-            f"With relative distances {size.tolist()} and threshold {threshold} the answer is {expected}; you returned {found}."
+            f"With relative distances {shown} and threshold {t} the answer is {expected[t]}; yours is {found[t]}."
         )
     # Cases in which other ways of measuring a distance give another answer.
     ones, one = torch.ones(3, 8), torch.zeros(3, 8)
