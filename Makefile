@@ -48,4 +48,4 @@ clean:  ## remove the environment and caches; your work/ and the model stay
 .venv/test: .venv/made pyproject.toml constraints.txt
 	@$(TORCH)
 	@$(BIN)/pip install -q -c constraints.txt -e '.[test]'
-	@touch $@
+	@touch $@ .venv/lab  # the lab's packages are among them
