@@ -42,6 +42,8 @@ ml.Picture(fig, f"{text} The begin token jumps to {begin[11]:.0f} at layer 11 an
 claim(model, "length for ordinary tokens after layer 0", length[0, 1:].median(), says=44, within=1)
 claim(model, "length for ordinary tokens after layer 29", length[29, 1:].median(), says=825, within=10)
 claim(model, "length for the begin token after layer 11", length[11, 0], says=25_100, within=200)
+written = cache["mlp_out", 11][0, 0].norm()
+claim(model, "length of what the MLP of layer 11 writes there", written, says=25_000, within=300)
 to_begin = torch.stack([cache["pattern", layer][0, :, 1:, 0].mean() for layer in range(12, 29)])
 claim(
     model,
@@ -57,7 +59,7 @@ claim(model, "length of other values, median", values[:, 1:].median(), says=13.7
 # %% [markdown]
 # Ordinary tokens grow almost twentyfold. The begin token is different: at layer 11 the MLP writes a vector of length
 # 25,000 into it. That vector cannot depend on the text, since the first token sees only itself. From layer 12 to 28
-# the other tokens give it half of their attention or more, and its value vectors are short, so little is taken from
+# the other tokens give it about half of their attention or more, and its value vectors are short, so little is taken from
 # it: an **attention sink**. An average over positions that includes position 0 is mostly position 0.
 #
 # ## Part 1: the norm
