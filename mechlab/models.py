@@ -1,14 +1,12 @@
 """Load a language model as a TransformerLens `TransformerBridge`, ready for every experiment here.
 
-`load()` opens SmolLM2-135M-Instruct, the model of the course; it needs the network once, the first time. `load("gpt2")`, any
-Hugging Face Hub id and any local folder in Hugging Face format work too. `tiny()` builds small random
-models for tests and checks.
+`load()` opens SmolLM2-135M-Instruct, the model of the course; it needs the network once, the first time.
+`load("gpt2")`, any Hugging Face Hub id and any local folder in Hugging Face format work too. `tiny()` builds
+small random models for tests and checks.
 """
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ import torch
 
 from mechlab import checkpoints
 from mechlab.checkpoints import ModelError
+from mechlab.conversion import no_progress_bars
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -150,7 +149,7 @@ def _to_device(model: "TransformerBridge", device: str | None, say) -> "Transfor
 def _boot(source: str, dtype: torch.dtype, process: bool, **given) -> "TransformerBridge":
     from transformer_lens.model_bridge import TransformerBridge
 
-    with _no_progress_bars():
+    with no_progress_bars():
         model = TransformerBridge.boot_transformers(source, device="cpu", dtype=dtype, **given)
         model.enable_compatibility_mode(disable_warnings=True, no_processing=not process)
     model.eval()
@@ -176,7 +175,7 @@ def _find(name: str) -> str:
     except Exception:  # not in the local cache
         pass
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             return snapshot_download(name, allow_patterns=wanted)
     except Exception as error:
         raise ModelError(
@@ -196,16 +195,3 @@ def _check_transformer_lens() -> None:
             f"mechlab needs TransformerLens 4, and {found} is installed. "
             'Run `pip install "transformer-lens>=4.3,<4.4"` and restart the kernel.'
         )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

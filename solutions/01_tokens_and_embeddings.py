@@ -64,6 +64,7 @@ claim(model, "tokens per character, Japanese", rate[4], says=2.0, within=0.3)
 claim(model, "tokens per character, digits", rate[5], says=1.0, within=0.01)
 claim(model, "tokens of the English sentence", len(pieces(samples["English"])), says=10, within=0)
 claim(model, "tokens of the Japanese sentence", len(pieces(samples["Japanese"])), says=41, within=0)
+claim(model, "tokens of the context window", model.cfg.n_ctx, says=8192, within=0)
 
 # %% [markdown]
 # The tokenizer learned mostly from English and code, and English is cheap: about one token for four characters.

@@ -44,7 +44,9 @@ ml.Scores(
 # %% kind="assert"
 claim(model, "distance at the changed name after layer 0", distance[0, 10], says=1.0, within=0.02)
 claim(model, "distance at the last token after layer 15", distance[15, -1], says=0.045, within=0.01)
+claim(model, "distance at the last token after layer 20", distance[20, -1], says=0.23, within=0.02)
 claim(model, "distance at the last token after layer 23", distance[23, -1], says=0.49, within=0.03)
+claim(model, "distance at token 11 after layer 23", distance[23, 11], says=0.41, within=0.03)
 assert distance[:, :10].max() == 0
 
 # %% [markdown]
@@ -438,6 +440,7 @@ ml.Scores(drift, ("layer",), "relative distance of the two models", signed=False
 # %% kind="assert"
 assert drift[:12].max() == 0
 claim(model, "distance after layer 12", drift[12], says=0.11, within=0.01)
+claim(model, "least distance after layer 12", drift[12:].min(), says=0.064, within=0.005)
 claim(model, "distance after layer 29", drift[29], says=0.08, within=0.01)
 claim(model, "KL of the predictions (nats)", damage, says=0.006, within=0.002)
 absolute = (stream - noisy_stream).norm(dim=-1)[:, 1:].mean(1)
@@ -589,6 +592,8 @@ print(f"its length: {with_sink.norm():.0f}; without position 0: {without_sink.no
 
 # %% kind="assert"
 claim(model, "cosine of the mean with the begin token", similarity, says=1.0, within=0.002)
+longer = middle[0].norm() / middle[1:].norm(dim=-1).median()
+claim(model, "how many times longer the begin token is", longer, says=145, within=10)
 claim(
     model,
     "how many times longer the mean is with it",

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from mechlab.course.execute import CHROMIUM, FLAGS
+from mechlab.course import execute
+from mechlab.course.execute import FLAGS
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ RIGHT = "return logits[-1, answer] - logits[-1, rival]"
 
 @pytest.fixture(scope="module")
 def chromium():
-    path = next((p for p in CHROMIUM if os.path.exists(p)), None)
+    path = execute.chromium()
     if path is None:
         assert not os.environ.get("CI"), "CI must install Chromium"
         pytest.skip("Chromium is not installed (on Debian: apt-get install chromium)")

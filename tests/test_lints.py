@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mechlab import doctor
 from mechlab.course import build
 from mechlab.course.sources import exercises, read
 
@@ -180,6 +181,8 @@ def test_versions_agree():
         requirement = Requirement(text)
         if requirement.name != "mechlab":
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+    for name, wanted in doctor.PACKAGES.items():  # what `mechlab doctor` calls the course's versions
+        assert f"{pins[name]}.".startswith(f"{wanted}."), name
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert set(environment) <= {"name", "channels", "dependencies"}
     assert environment["name"] == "mechlab"

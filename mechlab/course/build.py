@@ -160,11 +160,11 @@ def stale() -> list[str]:
     """What `build --check` complains about: every generated file that does not match its source."""
     problems = []
     page = ROOT / "docs" / "hook_map.md"
-    if not page.exists() or page.read_text(encoding="utf-8") != hook_map_page():
+    if not _holds(page, hook_map_page()):
         problems.append("docs/hook_map.md is stale: run `mechlab build`.")
     for path in sources():
         target = ROOT / "notebooks" / f"{path.stem}.ipynb"
-        if not target.exists() or target.read_text(encoding="utf-8") != dump(learner_notebook(path)):
+        if not _holds(target, dump(learner_notebook(path))):
             problems.append(f"{target.relative_to(ROOT)} is stale: run `mechlab build`.")
         target = ROOT / "solutions" / f"{path.stem}.ipynb"
         if not _is_fresh(target, solution_notebook(path)):
@@ -187,9 +187,14 @@ def _is_fresh(target: Path, expected: dict) -> bool:
     return bare(executed) == bare(expected) and None not in counts
 
 
+def _holds(target: Path, text: str) -> bool:
+    return target.exists() and target.read_text(encoding="utf-8") == text
+
+
 def _write(target: Path, text: str) -> bool:
+    """Write a file unless it holds this text already; True when it was written."""
     target.parent.mkdir(exist_ok=True)
-    if target.exists() and target.read_text(encoding="utf-8") == text:
+    if _holds(target, text):
         return False
     target.write_text(text, encoding="utf-8")
     return True

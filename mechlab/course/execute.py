@@ -50,14 +50,11 @@ def execute_solution(notebook: dict, folder: Path) -> dict:
     done["metadata"] = notebook["metadata"]
     with browser_page() as page:
         for cell, original in zip(done["cells"], notebook["cells"], strict=True):
-            cell["metadata"] = original["metadata"]
+            cell |= {"metadata": original["metadata"], "source": original["source"]}
             if cell["cell_type"] == "code":
-                cell["source"] = original["source"]
                 for output in cell["outputs"]:
                     _shrink(output, page)
                 cell["outputs"] = _merged_streams(cell["outputs"])
-            else:
-                cell["source"] = original["source"]
     return done
 
 
@@ -82,12 +79,17 @@ def _merged_streams(outputs: list[dict]) -> list[dict]:
     return merged
 
 
+def chromium() -> str | None:
+    """Where Chromium is on this machine, if it is."""
+    return next((path for path in CHROMIUM if os.path.exists(path)), None)
+
+
 @contextmanager
 def browser_page(width: int = 900, height: int = 700):
     """A page of a headless Chromium with nothing to talk to."""
     from playwright.sync_api import sync_playwright
 
-    path = next((p for p in CHROMIUM if os.path.exists(p)), None)
+    path = chromium()
     if path is None:
         raise FileNotFoundError("Pictures need Chromium. On Debian: apt-get install chromium")
     with sync_playwright() as p:

@@ -88,19 +88,18 @@ class Attempt:
     def __init__(self, function: Callable):
         self.function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = [_copied(a) for a in args]
-        named = {key: _copied(value) for key, value in kwargs.items()}
+    def __call__(self, *args: Any) -> Any:
+        given = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
         try:
             with torch.no_grad():
-                result = self.function(*given, **named)
+                result = self.function(*given)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: a learner's exit() must not end the kernel
             if isinstance(error, NotImplementedError) and _is_the_stub(error):
                 raise NotAttempted from error
             raise NotYet(_explain(error, self.function)) from error
-        for before, after in zip([*args, *kwargs.values()], [*given, *named.values()], strict=True):
+        for before, after in zip(args, given, strict=True):
             if isinstance(before, torch.Tensor) and not torch.equal(before, after):
                 raise NotYet(
                     "Your function changes the tensor it was given, in place. Whoever called it would find "
@@ -110,14 +109,12 @@ class Attempt:
             raise NotYet("Your function returned None. Is the `return` missing?")
         return result
 
-    def tensor(
-        self, *args: Any, shape: tuple[int, ...], axes: str, whole: bool = False, **kwargs: Any
-    ) -> torch.Tensor:
+    def tensor(self, *args: Any, shape: tuple[int, ...], axes: str, whole: bool = False) -> torch.Tensor:
         """Call the function and insist on a finite tensor of this shape; `axes` names them in words.
 
         whole: whole numbers are wanted (token ids), not numbers with decimals.
         """
-        result = self(*args, **kwargs)
+        result = self(*args)
         if not isinstance(result, torch.Tensor):
             raise NotYet(f"Your function returned a {type(result).__name__}; a tensor [{axes}] is needed.")
         if tuple(result.shape) != tuple(shape):
@@ -142,17 +139,22 @@ def check(function: Callable, *positional: Any, **given: Any) -> Outcome:
 
     With `MECHLAB_STRICT=1` (tests, solutions, grading) anything but "correct" raises an AssertionError.
     """
-    from mechlab.course import progress
-
     id = getattr(function, "exercise_id", None)
     if id is None:
-        outcome = Outcome("?", NOT_ATTEMPTED, 'Give `check` the function below the line `@exercise("...")`.')
-    else:
-        id = str(id)
-        with redirect_stdout(io.StringIO()) as printed:  # a check may call the function thousands of times
-            outcome = run_checker(id, function, positional, given)
-        _show_some(printed.getvalue().splitlines())
-        progress.record(id, outcome.status)
+        text = 'Give `check` the function below the line `@exercise("...")`.'
+        return concluded(Outcome("?", NOT_ATTEMPTED, text), recorded=False)
+    with redirect_stdout(io.StringIO()) as printed:  # a check may call the function thousands of times
+        outcome = run_checker(str(id), function, positional, given)
+    _show_some(printed.getvalue().splitlines())
+    return concluded(outcome)
+
+
+def concluded(outcome: Outcome, recorded: bool = True) -> Outcome:
+    """Note an outcome in the progress file, and, where checks are strict, raise for any but a correct one."""
+    from mechlab.course import progress
+
+    if recorded:
+        progress.record(outcome.id, outcome.status)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
         raise AssertionError(repr(outcome))
     return outcome
@@ -167,9 +169,8 @@ def run_checker(id: str, function: Callable, positional: tuple, given: dict[str,
         )
     wanted = [name for name in inspect.signature(checker).parameters if name != "attempt"]
     given = dict(zip(wanted, positional, strict=False)) | given
-    missing = [
-        name for name in wanted if not hasattr(given.get(name), "run_with_cache")
-    ]  # so far only models
+    # So far every name that a checker asks for is a model.
+    missing = [name for name in wanted if not hasattr(given.get(name), "run_with_cache")]
     if missing:
         name = getattr(function, "__name__", "your_function")
         return Outcome(id, NOT_ATTEMPTED, f"Write `check({name}, {missing[0]}={missing[0]})`.")
@@ -212,10 +213,6 @@ def all_ids() -> list[str]:
     for module in pkgutil.iter_modules(checks.__path__):
         import_module(f"mechlab.course.checks.{module.name}")
     return sorted(_CHECKERS)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _is_the_stub(error: NotImplementedError) -> bool:

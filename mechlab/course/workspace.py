@@ -10,9 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 BASE = ".mechlab"  # inside work/: the notebooks as they were handed out
-COPIES = (
-    "notebooks"  # inside work/: the learner's copies, beside docs/, so that links work as in the repository
-)
+COPIES = "notebooks"  # inside work/: the learner's copies, beside docs/, so that links keep working
 
 
 def refresh(notebooks: Path, work: Path) -> dict[str, str]:

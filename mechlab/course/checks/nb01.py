@@ -47,9 +47,8 @@ def check_count_tokens(attempt: Attempt, model) -> str:
     try:  # a tokenizer that reads digits in pairs: only asking it gives the right count
         found = attempt(tokenizer, 123456)
     except NotYet:
-        found = (
-            3 if tokenizer.other else 6
-        )  # another method of the model was used, and on the model it was right
+        # Right all the same if another method of the model was used: on the model itself it was right.
+        found = 3 if tokenizer.other else 6
     if found != 3:
         raise NotYet(
             "You count characters. Here every digit is a token, so it comes out right, but on a model that reads "
