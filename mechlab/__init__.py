@@ -19,12 +19,24 @@ _PUBLIC = {
     "hook_map": "caching", "cache_bytes": "caching", "only": "caching",
     # intervening: hooks that cannot leak and cannot silently miss
     "intervene": "hooks", "replace_with": "hooks", "replace_head": "hooks", "HookError": "hooks",
+    # attribution: which tokens, ...
+    "replaced": "attribution.masking", "input_game": "attribution.masking", "INPUT_METHODS": "attribution.inputs",
+    "gradient_norm": "attribution.inputs", "gradient_x_input": "attribution.inputs",
+    "integrated_gradients": "attribution.inputs", "occlusion": "attribution.inputs", "lime": "attribution.inputs",
+    "kernel_shap": "attribution.inputs", "shapley_values": "attribution.inputs",
+    "attention_rollout": "attribution.rollout", "deletion_curves": "attribution.deletion",
+    # ... which layers and heads, which neurons
+    "direct_logit_attribution": "attribution.logits",
+    "value_tokens": "attribution.neurons", "value_neuron_scores": "attribution.neurons",
+    "query_neuron_scores": "attribution.neurons", "comparative_neuron_scores": "attribution.neurons",
+    "knock_out": "attribution.neurons",
     # pictures
     "Picture": "plots",
     # reading the code
     "show_source": "source",
 }  # fmt: skip
 _MODULES = (
+    "attribution",
     "caching",
     "forward",
     "hooks",

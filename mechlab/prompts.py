@@ -127,6 +127,22 @@ def single_token(model: "TransformerBridge", word: str) -> int:
     return ids[0]
 
 
+def answer_ids(
+    model: "TransformerBridge", answers: "str | int | Sequence[str] | Sequence[int] | Tensor", prompts: int
+) -> Int[Tensor, "batch"]:
+    """Token ids of the answers, one for each prompt: from words of one token, or from ids; one serves all."""
+    several = [answers] if isinstance(answers, (str, int)) else list(answers)
+    ids = [single_token(model, a) if isinstance(a, str) else int(a) for a in several]
+    if len(ids) not in (1, prompts):
+        raise PromptError(
+            f"{prompts} prompts and {len(ids)} answers: give one for each prompt, or one for all."
+        )
+    outside = [i for i in ids if not 0 <= i < model.cfg.d_vocab]
+    if outside:
+        raise PromptError(f"There is no token {outside[0]}: ids go from 0 to {model.cfg.d_vocab - 1}.")
+    return torch.tensor(ids * prompts if len(ids) == 1 else ids, device=model.cfg.device)
+
+
 def _check_lengths(model: "TransformerBridge", rows: list[Tensor]) -> None:
     lengths = [len(row) for row in rows]
     if len(set(lengths)) == 1:

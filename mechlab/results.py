@@ -29,6 +29,7 @@ class Scores:
     baselines:  named reference values of the same quantity, such as {"clean": 4.1, "corrupted": -3.8}
     per_prompt: the same numbers before averaging, with a first axis "prompt"; None for a single prompt
     signed:     False for quantities that have no meaningful zero in the middle (attention, loss)
+    whole:      for each prompt, what the values ought to add up to, where a method promises or hopes that
     """
 
     values: Float[torch.Tensor, "..."]
@@ -38,6 +39,7 @@ class Scores:
     baselines: Mapping[str, float] = field(default_factory=dict)
     per_prompt: Float[torch.Tensor, "prompt ..."] | None = None
     signed: bool = True
+    whole: Float[torch.Tensor, "prompt"] | None = None
 
     def __post_init__(self):
         set_ = lambda key, value: object.__setattr__(self, key, value)
@@ -67,12 +69,22 @@ class Scores:
                     f"per_prompt is {tuple(kept.shape)}; it must be one {tuple(values.shape)} for each prompt."
                 )
             set_("per_prompt", kept)
+        if self.whole is not None:
+            set_("whole", torch.as_tensor(self.whole).detach().float().cpu().reshape(-1))
 
     @classmethod
     def over_prompts(cls, per_prompt: Float[torch.Tensor, "prompt ..."], dims, name, **given) -> "Scores":
         """Scores whose values are the mean over the first axis; each prompt's values are kept."""
         per_prompt = torch.as_tensor(per_prompt)
         return cls(per_prompt.float().mean(0), dims, name, per_prompt=per_prompt, **given)
+
+    @property
+    def gap(self) -> Float[torch.Tensor, "prompt"]:
+        """For each prompt, how much the values add up to too little: `whole` minus their sum."""
+        if self.whole is None:
+            raise ValueError(f'"{self.name}" has no whole that its values should add up to.')
+        each = self.values[None] if self.per_prompt is None else self.per_prompt
+        return self.whole - each.flatten(1).sum(1)
 
     def size(self, dim: str) -> int:
         return self.values.shape[self.dims.index(dim)]
@@ -139,6 +151,9 @@ class Scores:
         text = f"{self.name}, {shape}, from {self.values.min():.2f} to {self.values.max():.2f}. {first}: {listed}."
         if self.baselines:
             text += " " + ", ".join(f"{k} {v:.2f}" for k, v in self.baselines.items()) + "."
+        if self.whole is not None:
+            total, whole = self.values.sum(), self.whole.mean()
+            text += f" They add up to {total:.2f} of {whole:.2f} (gap {self.gap.mean():.2f})."
         return text if self.signed else text.replace("(+", "(")
 
     def plot(self, **layout) -> "Picture":
@@ -161,3 +176,12 @@ def distinct(tokens: Sequence[str]) -> list[str]:
 def token_labels(model, tokens) -> list[str]:
     """Labels for the positions of one prompt: each token in quotes, with its position: `' John' 2`."""
     return [f"{text!r} {i}" for i, text in enumerate(model.to_str_tokens(tokens))]
+
+
+def position_labels(model, tokens) -> list[str]:
+    """Labels for the positions of several prompts of one length: the token where all agree, else `position 4`."""
+    rows = [model.to_str_tokens(row) for row in tokens]
+    return [
+        f"{texts[0]!r} {i}" if len(set(texts)) == 1 else f"position {i}"
+        for i, texts in enumerate(zip(*rows, strict=True))
+    ]

@@ -1,0 +1,9 @@
+"""Which inputs, which parts, which neurons made the model answer as it did?
+
+inputs.py    which tokens: gradients, integrated gradients, occlusion, LIME, SHAP, Shapley values
+rollout.py   which tokens, from attention alone
+deletion.py  is an answer of these right? Deletion and insertion curves beside random orders
+logits.py    which layers, heads, MLPs and neurons write the answer
+neurons.py   which neurons, what switched them on, and what happens without them
+masking.py   prompts with some tokens replaced: what the methods of inputs.py ask the model
+"""

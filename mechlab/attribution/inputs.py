@@ -1,0 +1,178 @@
+"""Which tokens of the prompt mattered? Seven answers to the same question, all called alike.
+
+    method(model, base, source, metric) -> Scores with one number a token
+
+`base` are the prompts, `source` what their tokens are replaced by (`replaced(model, base, ",")`, or any prompts
+of the same length, such as corrupted ones). A score above zero: the token raised the metric, compared with its
+replacement. Scores are in the unit of the metric. Tokens that are equal in base and source do not play; they
+score 0.
+
+Zero, one and the whole: `Scores.whole` is metric(base) − metric(source), and `Scores.gap` is what the scores
+fall short of it. Shapley values close the gap always, integrated gradients with enough steps; the others do not
+promise to.
+"""
+
+from collections.abc import Callable
+from math import comb
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechlab.attribution.masking import Game, input_game
+from mechlab.attribution.rollout import attention_rollout
+from mechlab.metrics import Metric
+from mechlab.prompts import PromptError
+from mechlab.results import Scores, position_labels
+
+LONGEST_EXACT = 12  # players of exact Shapley values: 2 to the power of this many masks
+
+
+def gradient_norm(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+    """Length of the metric's gradient with respect to each token's embedding (Simonyan et al. 2013).
+
+    How fast the metric changes when the embedding moves, in the worst direction; it has no sign, and says
+    nothing about how far a real replacement lies. `source` only says which tokens play. In metric units per
+    unit of embedding length.
+    """
+    played = input_game(model, base, source, metric)
+    rows = []
+    for row in range(len(played)):
+        with torch.enable_grad():
+            x = played.x[row : row + 1].detach().requires_grad_()
+            logits = model.original_model(inputs_embeds=x).logits
+            value = metric(logits.expand(len(played), -1, -1))[row]
+            (gradient,) = torch.autograd.grad(value, x)
+        rows.append(gradient[0, played.players].norm(dim=-1))
+    return _scores(played, rows, "gradient norm", whole=False, signed=False)
+
+
+def gradient_x_input(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+    """Gradient times (input − baseline): the first-order guess at what replacing each token would do.
+
+    With zeros as source this is the textbook's gradient × input (Shrikumar et al. 2016, as captum computes it).
+    The slope is taken at the prompt as it is, where the metric may be saturated.
+    """
+    from captum.attr import InputXGradient
+
+    return _each(input_game(model, base, source, metric), "gradient × input", InputXGradient, slopes=True)
+
+
+def integrated_gradients(
+    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, steps: int = 16
+) -> Scores:
+    """The gradient averaged along the straight line from source to base, times (base − source).
+
+    Sundararajan et al. 2017, with captum's Gauss-Legendre steps, in one batched pass a prompt. Complete: the
+    scores add up to metric(base) − metric(source) when the steps suffice. `Scores.gap` says whether they do.
+    """
+    from captum.attr import IntegratedGradients
+
+    played = input_game(model, base, source, metric)
+    return _each(played, "integrated gradients", IntegratedGradients, slopes=True, n_steps=steps)
+
+
+def occlusion(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+    """The fall of the metric when one token alone is replaced (Zeiler and Fergus 2014; captum's FeatureAblation).
+
+    Misses tokens of which either would do: replacing one of two sufficient tokens changes nothing.
+    """
+    from captum.attr import FeatureAblation
+
+    played = input_game(model, base, source, metric)
+    return _each(played, "occlusion", FeatureAblation, perturbations_per_eval=len(played.players))
+
+
+def lime(
+    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, samples: int = 128, seed: int = 0
+) -> Scores:
+    """Weights of a sparse linear model fitted to the metric on random masks near the prompt (Ribeiro et al. 2016).
+
+    captum's Lime: each token is kept with probability 1/2, masks are weighted by exp(−d²/2) of their cosine
+    distance d to the whole prompt, and a Lasso with penalty 0.01 is fitted. Depends on `seed`.
+    """
+    from captum.attr import Lime
+
+    return _sampled(input_game(model, base, source, metric), "LIME", Lime, samples, seed)
+
+
+def kernel_shap(
+    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, samples: int = 128, seed: int = 0
+) -> Scores:
+    """Shapley values estimated by a weighted linear fit on random masks (Lundberg and Lee 2017; captum's KernelShap).
+
+    The empty and the whole prompt are among the masks with a large weight, so the gap is close to 0. Depends on
+    `seed`: draw again, or compare with `shapley_values`, before trusting small differences.
+    """
+    from captum.attr import KernelShap
+
+    return _sampled(input_game(model, base, source, metric), "kernel SHAP", KernelShap, samples, seed)
+
+
+def shapley_values(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+    """Exact Shapley values: a token's average contribution over all orders in which tokens could join.
+
+    Shapley 1953; all 2ⁿ masks of n tokens are run. The only shares that add up (efficiency), treat equal tokens
+    alike (symmetry), give nothing to a token without effect (dummy) and are linear in the metric. Raises
+    `PromptError` beyond 12 players.
+    """
+    played = input_game(model, base, source, metric)
+    n = len(played.players)
+    if n > LONGEST_EXACT:
+        raise PromptError(
+            f"{n} tokens differ between base and source, and exact Shapley values need 2^{n} = {2**n:,} runs a prompt; the "
+            f"limit is {LONGEST_EXACT}. Use `kernel_shap`, which estimates them, or a source that differs in fewer tokens."
+        )
+    masks = torch.tensor([[int(i) >> p & 1 for p in range(n)] for i in range(2**n)]).flip(1)
+    size = masks.sum(1)
+    joins = torch.tensor([1 / (n * comb(n - 1, max(int(k) - 1, 0))) for k in size])  # of a player in the mask
+    stays = torch.tensor([1 / (n * comb(n - 1, min(int(k), n - 1))) for k in size])  # of a player outside it
+    weight = torch.where(masks == 1, joins[:, None], -stays[:, None]).double()
+    rows = [played.values(row, masks.float()).double().cpu() @ weight for row in range(len(played))]
+    return _scores(played, rows, "Shapley value")
+
+
+INPUT_METHODS: dict[str, Callable[..., Scores]] = {
+    "gradient norm": gradient_norm,
+    "gradient × input": gradient_x_input,
+    "integrated gradients": integrated_gradients,
+    "occlusion": occlusion,
+    "LIME": lime,
+    "kernel SHAP": kernel_shap,
+    "Shapley values": shapley_values,
+    "attention rollout": attention_rollout,
+}
+
+
+def _each(played: Game, name: str, method: type, *, slopes: bool = False, **options) -> Scores:
+    """Ask captum for every prompt. Its input is the mask, all ones; its baseline the mask of zeros."""
+    rows = []
+    for row in range(len(played)):
+        value = played.run if slopes else played.values
+        ones = torch.ones(1, len(played.players))  # on the CPU, where captum's random masks repeat everywhere
+        asked = {} if name == "gradient × input" else {"baselines": torch.zeros_like(ones)}
+        with torch.enable_grad():
+            found = method(lambda masks, row=row, value=value: value(row, masks)).attribute(
+                ones.requires_grad_(slopes), **asked, **options
+            )
+        rows.append(found[0].detach())
+    return _scores(played, rows, name)
+
+
+def _sampled(played: Game, name: str, method: type, samples: int, seed: int) -> Scores:
+    """captum draws from torch's global generator: seed a copy of it, so that nobody else's numbers change."""
+    if samples < 2:
+        raise ValueError(f"{name} fits a linear model to random masks and needs more than {samples}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _each(played, name, method, n_samples=samples, perturbations_per_eval=samples)
+
+
+def _scores(played: Game, rows: list[Float[Tensor, "player"]], name: str, *, whole=True, **options) -> Scores:
+    values = torch.zeros(len(played), played.base.shape[1])
+    values[:, played.players] = torch.stack([row.float().cpu() for row in rows])
+    total = (played.full - played.empty).cpu() if whole else None
+    labels = {"pos": position_labels(played.model, played.base)}
+    return Scores.over_prompts(
+        values, ("pos",), f"{name} (units of the metric)", labels=labels, whole=total, **options
+    )
