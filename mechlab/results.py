@@ -127,7 +127,8 @@ class Scores:
         places = [np.unravel_index(int(i), tuple(self.values.shape)) for i in order]
         rows = {"place": [self.place(p) for p in places], self.name: self.values.flatten()[order].numpy()}
         if self.per_prompt is not None and len(self.per_prompt) > 1:
-            low, high = self.interval().reshape(2, -1)[:, order]
+            shown = self.per_prompt.flatten(1)[:, order]  # only these: intervals of all places cost much more
+            low, high = Scores.over_prompts(shown, ("place",), self.name).interval()
             rows |= {"95 % low": low.numpy(), "95 % high": high.numpy()}
         return pd.DataFrame(rows).round(3)
 

@@ -80,7 +80,8 @@ def direct_logit_attribution(
         values = values.T.reshape(len(base), model.cfg.n_layers, model.cfg.n_heads)
         return _of_unit(values, ("layer", "head"), name, total, outside + mlp.sum(0) + biases)
     values = [
-        cache["post", n][:, position] * (direction @ model.W_out[n].T) for n in range(model.cfg.n_layers)
+        cache["post", n][:, position] * (direction @ model.blocks[n].mlp.W_out.T)
+        for n in range(model.cfg.n_layers)
     ]
     values = torch.stack(values, 1) / scale[..., None]
     return _of_unit(values, ("layer", "neuron"), name, total, outside + attention.sum(0) + biases)

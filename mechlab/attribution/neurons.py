@@ -36,7 +36,7 @@ def value_tokens(model, neuron: Neuron, k: int = 10) -> "pd.DataFrame":
     import pandas as pd
 
     layer, index = _checked(model, neuron)
-    effect = model.W_out[layer, index] @ model.W_U
+    effect = model.blocks[layer].mlp.W_out[index] @ model.W_U
     best, worst = effect.topk(k), (-effect).topk(k)
     text = lambda ids: [model.to_string([i]) for i in ids.tolist()]
     columns = {"raises": text(best.indices), "logits": best.values.tolist()}
@@ -74,7 +74,7 @@ def value_neuron_scores(
     for layer in layers:
         before = _readout(model, cache["resid_mid", layer][:, position]) / scale @ model.W_U + model.b_U
         active = cache["post", layer][:, position] / scale
-        written = _readout(model, model.W_out[layer])  # [neuron, d_model]
+        written = _readout(model, model.blocks[layer].mlp.W_out)  # [neuron, d_model]
         for row, answer in enumerate(right):
             log_p = before[row].log_softmax(-1)
             slope = model.W_U[:, answer] - model.W_U @ log_p.exp()  # of the answer's log-probability
@@ -120,15 +120,17 @@ def query_neuron_scores(
         raise ValueError(
             f"row is {row!r}; this model has {'gate and in' if model.cfg.gated_mlp else 'only in'}."
         )
-    keys = model.W_gate if row == "gate" else model.W_in  # [layer, d_model, d_mlp]
     _, cache = model.run_with_cache(base, names_filter=only("hook_resid_mid", "mlp.hook_post"))
     scores = torch.zeros(len(base), model.cfg.n_layers, model.cfg.d_mlp)
     for (layer, index), weight in zip(value_neurons, importance, strict=True):
         layer, index = _checked(model, (layer, index))
-        key = keys[layer, :, index]
+        mlp = model.blocks[layer].mlp
+        key = (mlp.W_gate if row == "gate" else mlp.W_in)[:, index]
         total = _readout(model, cache["resid_mid", layer][:, position]) @ key  # [batch]
         for earlier in range(layer):
-            written = cache["post", earlier][:, position] * (_readout(model, model.W_out[earlier]) @ key)
+            written = cache["post", earlier][:, position] * (
+                _readout(model, model.blocks[earlier].mlp.W_out) @ key
+            )
             scores[:, earlier] += (weight * written / total[:, None]).cpu()
     return Scores.over_prompts(scores, ("layer", "neuron"), f"share of the value neurons' {row} (nats)")
 
@@ -183,7 +185,7 @@ def _matched(model, cache, neurons: Sequence[Neuron], places, generator) -> list
     taken, drawn = set(neurons), []
     for layer, index in neurons:
         active = cache["post", layer][:, places].abs().reshape(-1, model.cfg.d_mlp).mean(0)
-        loud = active * model.W_out[layer].norm(dim=-1)
+        loud = active * model.blocks[layer].mlp.W_out.norm(dim=-1)
         near = [n for n in (loud - loud[index]).abs().argsort().tolist() if (layer, n) not in taken][:20]
         if not near:
             raise ValueError(

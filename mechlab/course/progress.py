@@ -14,6 +14,9 @@ TITLES = {
     "01": "Tokens and embeddings",
     "02": "One forward pass by hand",
     "03": "Hooks and caching",
+    "11": "Input attribution",
+    "12": "Direct logit attribution",
+    "13": "Neurons",
 }
 
 

@@ -1,0 +1,837 @@
+# %% [markdown]
+# # 11 Input attribution
+#
+# **Question:** which tokens of the prompt made the model answer as it did, and which of the methods that claim to know
+# should you believe?
+#
+# After this notebook you will be able to
+#
+# - compute occlusion, Shapley values, integrated gradients and rollout yourself, and say what each one asks,
+# - test any of them with a deletion curve beside random orders,
+# - show that the replacement you choose can matter more than the method.
+#
+# Time: 90 minutes. The cells take about 60 seconds in all. Memory: 2.2 GB.
+# Download: none, once the model is here (93 MB). Before: notebook 03.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## Eight answers to one question
+#
+# The model reads "The capital of France is" and says " Paris". Which token did that? Our measure is the logit of
+# " Paris" minus the logit of " Rome". To say what a token did, something must stand in its place: here, a comma. The
+# first token, which marks the beginning, stays. Eight methods of the field each give every token a score.
+
+# %%
+base = model.to_tokens("The capital of France is")
+source = ml.replaced(model, base, ",")
+metric = ml.logit_difference(ml.single_token(model, " Paris"), ml.single_token(model, " Rome"))
+found = {name: method(model, base, source, metric) for name, method in ml.INPUT_METHODS.items()}
+
+# %%
+shares = torch.stack([scores.values / scores.values.abs().max() for scores in found.values()])
+labels = {"method": list(found), "token": ml.token_labels(model, base[0])}
+ml.Scores(shares, ("method", "token"), "score, as a share of the method's largest", labels).plot(
+    height=480, margin_l=170
+)
+
+# %% kind="assert"
+claim(model, "gradient norm of The", found["gradient norm"].values[1], says=24.3, within=0.5)
+claim(model, "gradient norm of France", found["gradient norm"].values[4], says=12.0, within=0.5)
+largest = {name: int(scores.values.argmax()) for name, scores in found.items()}
+assert largest["attention rollout"] == 0 and largest["gradient norm"] == 1 == largest["gradient × input"]
+assert largest["Shapley values"] == largest["integrated gradients"] == 4
+
+# %% [markdown]
+# They do not agree. Five of them put " France" first. The gradient norm puts "The" first, with twice the score of
+# " France"; so does gradient × input. Attention rollout puts everything on the first token, which says nothing. A method
+# can be popular and wrong. This notebook takes the methods apart, then lets the model judge them.
+#
+# ## A game
+#
+# All of them can be seen as questions about one game. The tokens are players. A **mask** says which of them stand (1) and
+# which are replaced (0). The **value** of a mask is the metric of the prompt it makes. `input_game` builds the game;
+# `values` plays it.
+
+# %%
+game = ml.input_game(model, base, source, metric)
+value = lambda masks: game.values(0, torch.as_tensor(masks).float())
+n = len(game.players)
+everything, nothing = torch.ones(n), torch.zeros(n)
+all_but_france, only_france = torch.tensor([1, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 0])
+whole, none, without, alone = value(torch.stack([everything, nothing, all_but_france, only_france])).tolist()
+print(f"whole prompt {whole:.2f}, only commas {none:.2f}")
+print(f"without France {without:.2f}, France alone {alone:.2f}")
+
+# %% kind="assert"
+claim(model, "the whole prompt", whole, says=6.21, within=0.05)
+claim(model, "only commas", none, says=0.46, within=0.05)
+claim(model, "without France", without, says=0.68, within=0.05)
+claim(model, "the metric falls without France by", whole - without, says=5.53, within=0.05)
+
+# %% [markdown]
+# The check that holds the game to the model: a prompt with the comma written in must give the same number.
+
+# %% kind="assert"
+written = base.clone()
+written[0, 4] = ml.single_token(model, ",")
+with torch.no_grad():
+    assert abs(metric(model(written)).item() - without) < 1e-3
+
+# %% [markdown]
+# ## One token at a time: occlusion
+#
+# Replace one token, keep the others, and note how far the metric falls. Do it for each token.
+#
+# ### Exercise 11.1 Occlusion
+#
+# Difficulty 1 of 5 · 10 minutes · needs the game above
+
+
+# %% kind="exercise" id="11.1"
+@exercise("11.1")
+def occlusion_scores(value, n: int) -> Float[Tensor, "player"]:
+    """For each of n players, how much the value falls when that player alone is replaced.
+
+    value: takes masks [how many, n] and returns their values [how many].
+    """
+    # >>> solution
+    masks = torch.cat([torch.ones(1, n), 1 - torch.eye(n)])
+    values = value(masks)
+    return values[0] - values[1:]
+    # <<< solution
+
+
+# %% kind="check"
+check(occlusion_scores)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# You need the value of n + 1 masks: the whole prompt, and the prompt without each of the tokens.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `1 - torch.eye(n)` holds the n masks with one zero each. `value` takes them all at once.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# masks = torch.cat([torch.ones(1, n), 1 - torch.eye(n)])
+# values = value(masks)
+# return values[0] - values[1:]
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="11.1" expects="sign is turned"
+@exercise("11.1")
+def occlusion_scores(value, n):
+    values = value(torch.cat([torch.ones(1, n), 1 - torch.eye(n)]))
+    return values[1:] - values[0]
+
+
+# %% kind="wrong" id="11.1" expects="alone into an empty prompt"
+@exercise("11.1")
+def occlusion_scores(value, n):
+    values = value(torch.cat([torch.zeros(1, n), torch.eye(n)]))
+    return values[1:] - values[0]
+
+
+# %% kind="wrong" id="11.1" expects="Subtract them"
+@exercise("11.1")
+def occlusion_scores(value, n):
+    return value(1 - torch.eye(n))
+
+
+# %% kind="wrong" id="11.1" expects="Put each token back"
+@exercise("11.1")
+def occlusion_scores(value, n):
+    mask, out = torch.ones(1, n), []
+    for player in range(n):
+        mask[0, player] = 0
+        out.append(value(torch.ones(1, n))[0] - value(mask)[0])
+    return torch.stack(out)
+
+
+# %% kind="wrong" id="11.1" expects="masks of shape"
+@exercise("11.1")
+def occlusion_scores(value, n):
+    out = []
+    for player in range(n):
+        mask = torch.ones(n)
+        mask[player] = 0
+        out.append(value(torch.ones(n)) - value(mask))
+    return torch.stack(out)
+
+
+# %% [markdown]
+# Occlusion has a blind spot, and the running sentence shows it. John is there twice. Take out the first " John", the
+# second, or both:
+
+# %%
+sentence = model.to_tokens("When John and Mary went to the store, John gave a drink to")
+asks_mary = ml.logit_difference(ml.single_token(model, " Mary"), ml.single_token(model, " John"))
+commas = ml.replaced(model, sentence, ",")
+ioi = ml.input_game(model, sentence, commas, asks_mary)
+cases = {"whole": (), "first John": (2,), "second John": (10,), "both": (2, 10)}
+masks = torch.tensor([[float(place not in out) for place in ioi.players] for out in cases.values()])
+left = dict(zip(cases, ioi.values(0, masks).tolist(), strict=True))
+print({case: f"{value:.2f}" for case, value in left.items()})
+
+# %% kind="assert"
+claim(model, "whole sentence", left["whole"], says=5.58, within=0.05)
+claim(model, "without the first John", left["first John"], says=3.10, within=0.05)
+claim(model, "without the second John", left["second John"], says=-0.67, within=0.05)
+claim(model, "without both", left["both"], says=1.70, within=0.05)
+claim(
+    model,
+    "the two falls added",
+    2 * left["whole"] - left["first John"] - left["second John"],
+    says=8.7,
+    within=0.1,
+)
+
+# %% [markdown]
+# Without the second " John" the metric falls to −0.67; without *both* it is 1.70. The falls of 2.5 and 6.2 add up to 8.7,
+# but taking both away costs only 3.9. What a token does depends on who else is there. Occlusion looks at one
+# neighbourhood only: everybody else present.
+
+# %% [markdown]
+# **Question 11.a.** Two tokens each suffice for the answer: with either of them the model is sure. What does
+# occlusion say?
+#
+# - **a** Both get half of the credit.
+# - **b** Both get all of the credit.
+# - **c** Both get nothing.
+
+# %% kind="quiz"
+quiz("11.a", "c")
+
+# %% [markdown]
+# ## All neighbourhoods: Shapley values
+#
+# Let the tokens join one after the other, in some order, and note what each adds when it joins. Average over all orders:
+# that is the **Shapley value** (1953). No other way of sharing adds up to the whole, treats equal tokens equally, gives
+# nothing to a token that changes nothing, and is linear in the metric.
+#
+# Instead of orders one can go through masks. For player i, take every mask without i, and the gain when i joins it.
+# Average first over the masks of the same size, then over the sizes 0 to n − 1. Five tokens have only 32 masks, so here
+# it can be exact.
+#
+# ### Exercise 11.2 Shapley values
+#
+# Difficulty 4 of 5 · 25 minutes · needs the paragraph above
+
+
+# %% kind="exercise" id="11.2"
+@exercise("11.2")
+def shapley(value, n: int) -> Float[Tensor, "player"]:
+    """The Shapley value of each of n players: what it adds when it joins, averaged over all orders.
+
+    value: takes masks [how many, n] and returns their values [how many].
+    """
+    # >>> solution
+    masks = torch.tensor([[i >> player & 1 for player in range(n)] for i in range(2**n)])
+    values, size = value(masks), masks.sum(1)
+    shares = torch.zeros(n)
+    for player in range(n):
+        out = (masks[:, player] == 0).nonzero()[:, 0]
+        gain = values[out + 2**player] - values[out]
+        shares[player] = torch.stack([gain[size[out] == k].mean() for k in range(n)]).mean()
+    return shares
+    # <<< solution
+
+
+# %% kind="check"
+check(shapley)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Number the masks from 0 to 2ⁿ − 1 and let bit p say whether player p stands. Then the mask in which p joins mask i has
+# the number i + 2ᵖ.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Compute all 2ⁿ values once. For each player: the gains over all masks without it; the mean gain for each size of
+# mask; the mean of these n means. (Or go through `itertools.permutations(range(n))` and average what each player adds.)
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# masks = torch.tensor([[i >> player & 1 for player in range(n)] for i in range(2**n)])
+# values, size = value(masks), masks.sum(1)
+# shares = torch.zeros(n)
+# for player in range(n):
+#     out = (masks[:, player] == 0).nonzero()[:, 0]
+#     gain = values[out + 2**player] - values[out]
+#     shares[player] = torch.stack([gain[size[out] == k].mean() for k in range(n)]).mean()
+# return shares
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="11.2" expects="Banzhaf"
+@exercise("11.2")
+def shapley(value, n):
+    masks = torch.tensor([[i >> p & 1 for p in range(n)] for i in range(2**n)])
+    values = value(masks)
+    return torch.stack([values[masks[:, p] == 1].mean() - values[masks[:, p] == 0].mean() for p in range(n)])
+
+
+# %% kind="wrong" id="11.2" expects="one order only"
+@exercise("11.2")
+def shapley(value, n):
+    values = value(torch.arange(n) < torch.arange(n + 1)[:, None])
+    return values[1:] - values[:-1]
+
+
+# %% kind="wrong" id="11.2" expects="This is occlusion"
+@exercise("11.2")
+def shapley(value, n):
+    values = value(torch.cat([torch.ones(1, n), 1 - torch.eye(n)]))
+    return values[0] - values[1:]
+
+
+# %% kind="wrong" id="11.2" expects="Divide by the number of orders"
+@exercise("11.2")
+def shapley(value, n):
+    from itertools import permutations
+
+    total = torch.zeros(n)
+    for order in permutations(range(n)):
+        mask = torch.zeros(1, n)
+        for player in order:
+            before = value(mask)[0]
+            mask[0, player] = 1
+            total[player] += value(mask)[0] - before
+    return total
+
+
+# %% kind="wrong" id="11.2" expects="divide by n"
+@exercise("11.2")
+def shapley(value, n):
+    masks = torch.tensor([[i >> p & 1 for p in range(n)] for i in range(2**n)])
+    values, size, shares = value(masks), masks.sum(1), torch.zeros(n)
+    for p in range(n):
+        out = (masks[:, p] == 0).nonzero()[:, 0]
+        gain = values[out + 2**p] - values[out]
+        shares[p] = torch.stack([gain[size[out] == k].mean() for k in range(n)]).sum()
+    return shares
+
+
+# %%
+exact = found["Shapley values"]
+exact.plot()
+
+# %% kind="assert"
+assert exact.gap.abs().max() < 1e-3  # efficiency
+claim(model, "Shapley value of France", exact.values[4], says=2.59, within=0.05)
+claim(model, "Shapley value of of", exact.values[3], says=0.67, within=0.05)
+claim(model, "what the tokens add in all", exact.whole[0], says=5.76, within=0.05)
+
+# %% [markdown]
+# " France" gets 2.59 of the 5.76 logits that the tokens add to the commas, and " of" gets 0.67. This is our ground truth,
+# for this replacement. It costs 2ⁿ masks. Kernel SHAP and LIME ask for 128 random masks instead and fit a line:
+# kernel SHAP weighs the masks so that the slopes are Shapley values; LIME weighs masks near the whole prompt and shrinks
+# small slopes to zero. How close do they come, with different random masks?
+
+# %%
+for name, method in (("LIME", ml.lime), ("kernel SHAP", ml.kernel_shap)):
+    draws = [method(model, base, source, metric, seed=seed) for seed in range(4)]
+    error = [(draw.values - exact.values).abs().max().item() for draw in draws]
+    print(f"{name}: largest error {[f'{e:.2f}' for e in error]}, gap {draws[0].gap.item():.2f}")
+
+# %% kind="assert"
+claim(model, "gap of LIME", found["LIME"].gap, says=2.3, within=0.6)
+claim(model, "gap of kernel SHAP", found["kernel SHAP"].gap, says=0, within=0.01)
+assert len(draws) == 4 and max(error) > 0.2
+
+# %% [markdown]
+# Kernel SHAP adds up, but single tokens are off by a few tenths of a logit, another few for every seed. Report the
+# spread over seeds, or take Shapley values when the prompt is short enough. LIME's scores fall 2.3 logits short of the
+# whole; it does not promise to add up.
+#
+# ## Slopes: gradients
+#
+# Gradients need no masks: one backward pass tells how fast the metric changes as each embedding moves. The trouble
+# is that a slope at one point says little about a step as large as a whole token.
+
+# %%
+slope = found["gradient × input"]
+along = value(torch.linspace(0, 1, 21)[:, None].expand(-1, n))
+print(f"gradient × input adds up to {slope.values.sum():.1f}; the whole is {slope.whole.item():.1f}")
+ml.Scores(along, ("step",), "metric on the way from commas (0) to the prompt (20) (logits)").plot()
+
+# %% kind="assert"
+claim(model, "sum of gradient × input", slope.values.sum(), says=18.6, within=0.4)
+claim(model, "lowest point on the way", along.min(), says=-1.84, within=0.15)
+assert 8 <= int(along.argmin()) <= 12
+
+# %% [markdown]
+# Moving all embeddings at once from commas to the prompt, the metric first falls to −1.8 and then climbs. The slope at
+# the end, taken for the whole way, promises 18.6 logits where there are 5.8.
+#
+# **Integrated gradients** average the slope along the way, then multiply by the way. Averaging a slope along a path gives
+# the rise along the path; so the scores add up to the whole. This is called completeness.
+#
+# ### Exercise 11.3 Integrated gradients
+#
+# Difficulty 3 of 5 · 20 minutes · needs the paragraph above
+
+
+# %% kind="exercise" id="11.3"
+@exercise("11.3")
+def integrate(
+    gradient, x: Float[Tensor, "pos d_model"], x_source: Float[Tensor, "pos d_model"], steps: int
+) -> Float[Tensor, "pos"]:
+    """Integrated gradients: one score a position.
+
+    gradient: takes one input [pos, d_model] and returns the metric's gradient there, of the same shape.
+    x, x_source: where the way ends, and where it begins. steps: how many points to average over.
+    """
+    # >>> solution
+    total = torch.zeros_like(x)
+    for k in range(steps):
+        total = total + gradient(x_source + (k + 0.5) / steps * (x - x_source))
+    return (total / steps * (x - x_source)).sum(-1)
+    # <<< solution
+
+
+# %% kind="check"
+check(integrate)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# A point on the way is `x_source + share * (x - x_source)`, with a share between 0 and 1.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Take shares in the middle of `steps` equal pieces: `(k + 0.5) / steps`. Average the gradients there, multiply by
+# `x - x_source`, and add up over the last axis: a token's score is the sum over its embedding.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# total = torch.zeros_like(x)
+# for k in range(steps):
+#     total = total + gradient(x_source + (k + 0.5) / steps * (x - x_source))
+# return (total / steps * (x - x_source)).sum(-1)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="11.3" expects="gradient × input"
+@exercise("11.3")
+def integrate(gradient, x, x_source, steps):
+    return (gradient(x) * (x - x_source)).sum(-1)
+
+
+# %% kind="wrong" id="11.3" expects="did not multiply"
+@exercise("11.3")
+def integrate(gradient, x, x_source, steps):
+    points = [x_source + (k + 0.5) / steps * (x - x_source) for k in range(steps)]
+    return torch.stack([gradient(p) for p in points]).mean(0).sum(-1)
+
+
+# %% kind="wrong" id="11.3" expects="begins at zero"
+@exercise("11.3")
+def integrate(gradient, x, x_source, steps):
+    points = [(k + 0.5) / steps * x for k in range(steps)]
+    return (torch.stack([gradient(p) for p in points]).mean(0) * x).sum(-1)
+
+
+# %% kind="wrong" id="11.3" expects="Divide by the number of steps"
+@exercise("11.3")
+def integrate(gradient, x, x_source, steps):
+    points = [x_source + (k + 0.5) / steps * (x - x_source) for k in range(steps)]
+    return (torch.stack([gradient(p) for p in points]).sum(0) * (x - x_source)).sum(-1)
+
+
+# %% kind="wrong" id="11.3" expects="multiplied with x"
+@exercise("11.3")
+def integrate(gradient, x, x_source, steps):
+    points = [x_source + (k + 0.5) / steps * (x - x_source) for k in range(steps)]
+    return (torch.stack([gradient(p) for p in points]).mean(0) * x).sum(-1)
+
+
+# %% [markdown]
+# How many steps are enough? The gap answers: what the scores fall short of the whole.
+
+# %%
+few = {steps: ml.integrated_gradients(model, base, source, metric, steps=steps) for steps in (4, 16, 64)}
+for steps, scores in few.items():
+    print(f"{steps:3} steps: gap {scores.gap.item():+.2f}, France {scores.values[4]:.2f}")
+
+# %% kind="assert"
+claim(model, "gap with 16 steps", few[16].gap, says=1.2, within=0.3)
+claim(model, "gap with 64 steps", few[64].gap, says=0.0, within=0.05)
+claim(model, "France with 64 steps", few[64].values[4], says=3.0, within=0.1)
+
+# %% [markdown]
+# With 16 steps, a common choice, the scores miss a fifth of the whole; with 64 they are complete. Print the gap. It is
+# the one error that this method reports by itself.
+#
+# ## By hand equals the library
+#
+# The library asks captum for what captum has. Here is one method in full, then the by-hand versions against it.
+
+# %%
+ml.show_source(ml.integrated_gradients)
+
+# %% kind="assert"
+by_hand = value(torch.ones(1, n)) - value(1 - torch.eye(n))
+assert (by_hand - found["occlusion"].values[game.players]).abs().max() < 1e-3
+masks = torch.tensor([[i >> player & 1 for player in range(n)] for i in range(2**n)])
+values, size = value(masks), masks.sum(1)
+for player in range(n):
+    out = (masks[:, player] == 0).nonzero()[:, 0]
+    gain = values[out + 2**player] - values[out]
+    share = torch.stack([gain[size[out] == k].mean() for k in range(n)]).mean()
+    assert abs(share - exact.values[game.players[player]]) < 1e-3
+
+# %% [markdown]
+# ## Let the model judge: deletion curves
+#
+# If a method knows which tokens matter, then replacing them in its order, highest score first, should make the metric
+# fall early. The mean of that curve is the method's mark: lower is better. But any order ends at the same place. So the
+# mark means nothing without **random orders on the same prompt**.
+#
+# ### Exercise 11.4 A deletion curve
+#
+# Difficulty 2 of 5 · 15 minutes · needs the game
+
+
+# %% kind="exercise" id="11.4"
+@exercise("11.4")
+def deletion_curve(value, scores: Float[Tensor, "player"]) -> Float[Tensor, "step"]:
+    """The value of the whole prompt, and after each further token is replaced, highest score first: n + 1 numbers.
+
+    value: takes masks [how many, n] and returns their values [how many].
+    """
+    # >>> solution
+    masks = torch.ones(len(scores) + 1, len(scores))
+    for step, player in enumerate(scores.argsort(descending=True)):
+        masks[step + 1 :, player] = 0
+    return value(masks)
+    # <<< solution
+
+
+# %% kind="check"
+check(deletion_curve)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Build n + 1 masks. The first is all ones, the last all zeros, and each has one zero more than the one before.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `scores.argsort(descending=True)` lists the players, highest score first. The player at place k is replaced in all
+# masks from number k + 1 on.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# masks = torch.ones(len(scores) + 1, len(scores))
+# for step, player in enumerate(scores.argsort(descending=True)):
+#     masks[step + 1 :, player] = 0
+# return value(masks)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="11.4" expects="lowest score first"
+@exercise("11.4")
+def deletion_curve(value, scores):
+    masks = torch.ones(len(scores) + 1, len(scores))
+    for step, player in enumerate(scores.argsort()):
+        masks[step + 1 :, player] = 0
+    return value(masks)
+
+
+# %% kind="wrong" id="11.4" expects="Tokens stay replaced"
+@exercise("11.4")
+def deletion_curve(value, scores):
+    masks = torch.ones(len(scores) + 1, len(scores))
+    for step, player in enumerate(scores.argsort(descending=True)):
+        masks[step + 1, player] = 0
+    return value(masks)
+
+
+# %% kind="wrong" id="11.4" expects="the whole prompt first"
+@exercise("11.4")
+def deletion_curve(value, scores):
+    masks = torch.ones(len(scores), len(scores))
+    for step, player in enumerate(scores.argsort(descending=True)):
+        masks[step:, player] = 0
+    return value(masks)
+
+
+# %% kind="wrong" id="11.4" expects="insertion"
+@exercise("11.4")
+def deletion_curve(value, scores):
+    masks = torch.zeros(len(scores) + 1, len(scores))
+    for step, player in enumerate(scores.argsort(descending=True)):
+        masks[step + 1 :, player] = 1
+    return value(masks)
+
+
+# %% kind="wrong" id="11.4" expects="rank of each token"
+@exercise("11.4")
+def deletion_curve(value, scores):
+    masks = torch.ones(len(scores) + 1, len(scores))
+    for step, player in enumerate(scores.argsort(descending=True).argsort()):
+        masks[step + 1 :, player] = 0
+    return value(masks)
+
+
+# %% [markdown]
+# Now the running sentence, all methods, 20 random orders. (Exact Shapley values would need 8,192 masks here.) Before
+# you look: which method will make the metric fall first?
+
+# %% kind="predict"
+predict("11.p", "integrated gradients")
+
+# %%
+named = {
+    name: method(model, sentence, commas, asks_mary)
+    for name, method in ml.INPUT_METHODS.items()
+    if name != "Shapley values"
+}
+curves = ml.deletion_curves(model, sentence, commas, asks_mary, named)
+curves.plot()
+
+# %%
+marks = curves.table()
+marks
+
+# %% kind="compare"
+reveal("11.p", marks.index[0])
+
+# %% kind="assert"
+assert marks.index[0] == "LIME" and marks.loc["attention rollout", "random orders as good"] > 0.5
+claim(model, "LIME better than random by", marks.loc["LIME", "better than random by"], says=3.2, within=0.4)
+
+# %% [markdown]
+# The grey band holds nine in ten random orders. LIME's order beats all twenty, kernel SHAP's eighteen. A fifth of the random
+# orders are as good as integrated gradients, and most are better than rollout. But one prompt is an anecdote. So the
+# same was done on 24 prompts: 8 facts, 8
+# sentences like this one, 8 about feelings. `better` is the distance from random orders in logits with its 95 % interval,
+# `chance` the share of random orders at least as good.
+
+# %%
+import pandas as pd
+
+page = pd.read_csv(ml.reference.data_dir() / "reference" / "input_attribution.csv", keep_default_na=False)
+own = page[(page.baseline == page.deletion) | (page.baseline == "")]
+own[own.deletion == ","].pivot(index="method", columns="kind", values=["better", "low", "chance", "seconds"])
+
+# %% kind="assert"
+wins = own.assign(win=(own.low > 0) & (own.chance <= 0.05)).groupby("method").win.sum()
+print(wins.sort_values(ascending=False).to_string())
+assert wins["LIME"] == wins["kernel SHAP"] == 9 and wins["attention rollout"] == 0
+assert wins["gradient × input"] <= 1 and wins["gradient norm"] <= 3
+
+# %% [markdown]
+# Three kinds of prompts and three replacements make nine tables, each with its own judge. LIME and kernel SHAP beat
+# chance in all nine, and so do Shapley values in their six. Gradient × input beats it in at most one, the gradient norm in at
+# most three, rollout never. Between the best methods the differences are ties: the column `tied` says whether
+# the interval of the difference to the best includes 0.
+
+# %%
+best = own[own.tied == "yes"].groupby(["kind", "deletion"]).method.apply(", ".join)
+best.to_frame("not clearly worse than the best")
+
+# %% [markdown]
+# ## How it misleads: the replacement decides
+#
+# So far each method was judged by the replacement it had used itself. Now ask one method with one replacement, and judge
+# with another. (`mean` replaces an embedding by the mean of all embeddings, which is no token at all.)
+
+# %%
+crossed = page[(page.method == "kernel SHAP") & (page.kind == "fact")]
+crossed.pivot(index="baseline", columns="deletion", values="better")
+
+# %% kind="assert"
+cell = crossed.set_index(["baseline", "deletion"]).better
+assert cell[",", ","] > 1 and abs(cell[",", "<|endoftext|>"]) < 0.5
+gradients = own[(own.method == "integrated gradients") & (own.kind == "fact")].set_index("deletion").better
+assert gradients[","] > 1 and gradients["mean"] < gradients[","] / 2
+others = page[(page.baseline != page.deletion) & (page.baseline != "") & (page.deletion == "<|endoftext|>")]
+share = ((others.low > 0) & (others.chance <= 0.05)).mean()
+print(f"judged by <|endoftext|> after asking with something else: {share:.0%} of the rows beat chance")
+
+# %% [markdown]
+# Kernel SHAP with commas is more than a logit better than chance when commas judge, and no better than chance when
+# `<|endoftext|>` judges. Both are replacements that people use. "Which tokens matter?" has no answer until you say:
+# compared with what?
+
+# %% [markdown]
+# **Question 11.b.** A colleague shows that method A has the best deletion curve. Their method and the deletion both replace
+# tokens by commas. What is the first thing to ask for?
+#
+# - **a** Nothing: a deletion curve cannot be fooled.
+# - **b** The curve under another replacement, and the band of random orders.
+# - **c** The curve with another random seed.
+
+# %% kind="quiz"
+quiz("11.b", "b")
+
+# %% [markdown]
+# ## Following attention: rollout
+#
+# Rollout takes no gradient and replaces nothing. In each layer a position is taken to be half itself (the residual
+# stream) and half the mean of what the heads attend to. Multiplying the layers follows the attention back to the
+# tokens.
+#
+# ### Exercise 11.5 Attention rollout
+#
+# Difficulty 2 of 5 · 15 minutes · needs matrix products
+
+
+# %% kind="exercise" id="11.5"
+@exercise("11.5")
+def rollout(patterns: Float[Tensor, "layer head query_pos key_pos"]) -> Float[Tensor, "query_pos key_pos"]:
+    """For each position, the share of each token in it after the last layer. Rows sum to 1."""
+    # >>> solution
+    n = patterns.shape[-1]
+    rolled = torch.eye(n)
+    for layer in patterns:
+        rolled = (0.5 * layer.mean(0) + 0.5 * torch.eye(n)) @ rolled
+    return rolled
+    # <<< solution
+
+
+# %% kind="check"
+check(rollout)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Before layer 0 every position is itself: the identity. Each layer mixes what the layers before it have made.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# For each layer: mean over the heads, times 0.5, plus 0.5 times the identity. Multiply it from the left onto what you
+# have.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# n = patterns.shape[-1]
+# rolled = torch.eye(n)
+# for layer in patterns:
+#     rolled = (0.5 * layer.mean(0) + 0.5 * torch.eye(n)) @ rolled
+# return rolled
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="11.5" expects="wrong order"
+@exercise("11.5")
+def rollout(patterns):
+    rolled = torch.eye(patterns.shape[-1])
+    for layer in patterns:
+        rolled = rolled @ (0.5 * layer.mean(0) + 0.5 * torch.eye(patterns.shape[-1]))
+    return rolled
+
+
+# %% kind="wrong" id="11.5" expects="also keeps itself"
+@exercise("11.5")
+def rollout(patterns):
+    rolled = torch.eye(patterns.shape[-1])
+    for layer in patterns:
+        rolled = layer.mean(0) @ rolled
+    return rolled
+
+
+# %% kind="wrong" id="11.5" expects="without halving"
+@exercise("11.5")
+def rollout(patterns):
+    rolled = torch.eye(patterns.shape[-1])
+    for layer in patterns:
+        rolled = (layer.mean(0) + torch.eye(patterns.shape[-1])) @ rolled
+    return rolled
+
+
+# %% kind="wrong" id="11.5" expects="averaged the layers"
+@exercise("11.5")
+def rollout(patterns):
+    return (0.5 * patterns.mean(1) + 0.5 * torch.eye(patterns.shape[-1])).mean(0)
+
+
+# %% kind="wrong" id="11.5" expects="Take their mean"
+@exercise("11.5")
+def rollout(patterns):
+    rolled = torch.eye(patterns.shape[-1])
+    for layer in patterns:
+        rolled = (0.5 * layer.sum(0) + 0.5 * torch.eye(patterns.shape[-1])) @ rolled
+    return rolled
+
+
+# %%
+named["attention rollout"].plot()
+
+# %% kind="assert"
+rolled = named["attention rollout"].values
+claim(model, "share of the first token", rolled[0], says=1.0, within=0.01)
+with torch.no_grad():
+    _, cache = model.run_with_cache(sentence, names_filter=ml.only("hook_pattern"))
+step, hand = torch.eye(15), torch.eye(15)
+for layer in range(model.cfg.n_layers):
+    hand = (0.5 * cache["pattern", layer][0].mean(0).cpu() + 0.5 * step) @ hand
+assert (hand[-1] - rolled).abs().max() < 1e-4
+
+# %% [markdown]
+# Everything on the first token. Heads that have nothing to do rest there, and 30 layers of resting multiply to 1. Rollout
+# does not see that what is fetched from there is nearly nothing, since it never looks at values. And it cannot know
+# whether you asked about " Mary" or " John".
+#
+# ## The paper's figures and yours
+
+# %% kind="assert"
+yours = {
+    "steps until integrated gradients are complete within 5 %": 64
+    if few[64].gap.abs() < 0.05 * few[64].whole
+    else 0,
+    "tables (of 9) in which attention rollout beats random orders": int(wins["attention rollout"]),
+    "tables (of 9) in which LIME beats random orders": int(wins["LIME"]),
+}
+table = ml.reference.table("11", yours)
+assert yours["steps until integrated gradients are complete within 5 %"] == 64
+table
+
+# %% [markdown]
+# ## Recap
+#
+# | term | meaning | here | elsewhere |
+# |---|---|---|---|
+# | baseline, source | what a token is replaced by | `ml.replaced` | captum `baselines` |
+# | occlusion | fall of the metric without one token | `ml.occlusion` | captum `FeatureAblation` |
+# | Shapley value | what a token adds, over all orders | `ml.shapley_values` | captum `ShapleyValues` |
+# | LIME, kernel SHAP | lines fitted to random masks | `ml.lime`, `ml.kernel_shap` | captum `Lime`, `KernelShap` |
+# | integrated gradients | mean slope along the way, times the way | `ml.integrated_gradients` | captum `IntegratedGradients` |
+# | completeness | the scores add up to the whole | `Scores.gap` | Sundararajan et al. 2017 |
+# | rollout | attention multiplied through the layers | `ml.attention_rollout` | Abnar and Zuidema 2020 |
+# | deletion curve | the metric as tokens are replaced in order | `ml.deletion_curves` | Petsiuk et al. 2018 |
+#
+# Tokens are one way to divide the credit. The next notebook divides it among the parts of the model.
