@@ -137,13 +137,15 @@ def _heatmap(result: Scores, layout: dict) -> go.Figure:
         _make_room(fig, result.labels[columns])
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
         fig.update_yaxes(type="category", autorange="reversed")
+        longest = max(len(label) for label in result.labels[rows])
+        fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * longest))
     return fig
 
 
 def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
     """Turn long tick labels and widen the lower margin, so that they stay clear of the axis title."""
     longest = max(len(label) for label in labels)
-    if len(labels) * longest * 7 > 600:  # they would not fit side by side
+    if len(labels) * longest * 7 > 500:  # they would not fit side by side
         fig.update_xaxes(tickangle=-90, tickfont_size=11)
         fig.update_layout(margin_b=56 + 7 * longest)
 

@@ -32,9 +32,7 @@ found = {name: method(model, base, source, metric) for name, method in ml.INPUT_
 # %%
 shares = torch.stack([scores.values / scores.values.abs().max() for scores in found.values()])
 labels = {"method": list(found), "token": ml.token_labels(model, base[0])}
-ml.Scores(shares, ("method", "token"), "score, as a share of the method's largest", labels).plot(
-    height=480, margin_l=170
-)
+ml.Scores(shares, ("method", "token"), "score, as a share of the method's largest", labels).plot(height=480)
 
 # %% kind="assert"
 claim(model, "gradient norm of The", found["gradient norm"].values[1], says=24.3, within=0.5)

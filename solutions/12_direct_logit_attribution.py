@@ -493,7 +493,12 @@ labels = {
     "head": [f"{layer}.{head}" for layer, head in chosen],
     "measure": ["direct effect", "fall without it"],
 }
-ml.Scores(torch.stack([direct, torch.stack(fall)], 1), ("head", "measure"), "logits", labels).plot()
+ml.Scores(
+    torch.stack([direct, torch.stack(fall)], 1),
+    ("head", "measure"),
+    "what a head says, and what is lost without it (logits)",
+    labels,
+).plot()
 
 # %% kind="compare"
 reveal("12.p", f"{fall[6]:.1f}")

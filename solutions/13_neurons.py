@@ -548,9 +548,13 @@ rest = lambda row: scores.per_prompt[[n for n in range(len(facts)) if n != row]]
 special = [best(scores.per_prompt[row] - rest(row)) for row in range(len(facts))]
 narrow = torch.stack([ml.knock_out(model, base, metric, ten, draws=1).after.exp() for ten in special])
 narrow = narrow / gone.before.exp()
-ml.Scores(narrow, ("neurons of", "asked about"), "probability left, as a share", labels, signed=False).plot(
-    height=480, width=760
-)
+ml.Scores(
+    narrow,
+    ("neurons of", "asked about"),
+    "probability left without the special neurons, as a share",
+    labels,
+    signed=False,
+).plot(height=480, width=760)
 
 # %% kind="assert"
 self_left, others_left = (

@@ -1,10 +1,14 @@
 """Shared fixtures: tiny models for every unit test, the real model for tests marked `model`."""
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
+ATTRIBUTION = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
-install_import_hook(["mechlab.metrics", "mechlab.forward", "mechlab.plots"], "beartype.beartype")
+install_import_hook(
+    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", *ATTRIBUTION], "beartype.beartype"
+)
 
 import mechlab as ml  # noqa: E402
 
@@ -22,3 +26,29 @@ def gqa():
 @pytest.fixture(scope="session")
 def smollm2():
     return ml.load(quiet=True)
+
+
+@pytest.fixture(params=["gqa", "gpt2"])
+def folder(request, tmp_path):
+    """A small local folder in Hugging Face format, as `save_pretrained` writes it."""
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    size = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = (
+        GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, **size)
+        if request.param == "gpt2"
+        else LlamaConfig(
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            hidden_size=16,
+            intermediate_size=32,
+            **size,
+        )
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    path = tmp_path / "my-model"
+    model.save_pretrained(path)
+    ml.models._tiny_tokenizer().save_pretrained(path)
+    return path, model

@@ -33,32 +33,6 @@ def test_unknown_tiny_model():
         tiny("bert")
 
 
-@pytest.fixture(params=["gqa", "gpt2"])
-def folder(request, tmp_path):
-    """A small local folder in Hugging Face format, as `save_pretrained` writes it."""
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    size = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = (
-        GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, **size)
-        if request.param == "gpt2"
-        else LlamaConfig(
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            hidden_size=16,
-            intermediate_size=32,
-            **size,
-        )
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    path = tmp_path / "my-model"
-    model.save_pretrained(path)
-    models._tiny_tokenizer().save_pretrained(path)
-    return path, model
-
-
 def test_load_from_a_local_folder_keeps_the_predictions(folder, capsys):
     path, original = folder
     loaded = load(path, device="cpu")

@@ -146,14 +146,20 @@ INPUT_METHODS: dict[str, Callable[..., Scores]] = {
 }
 
 
-def _each(played: Game, name: str, method: type, *, slopes: bool = False, **options) -> Scores:
+def _each(
+    played: Game, name: str, method: type, *, slopes: bool = False, seed: int | None = None, **options
+) -> Scores:
     """Ask captum for every prompt. Its input is the mask, all ones; its baseline the mask of zeros."""
     rows = []
     for row in range(len(played)):
         value = played.run if slopes else played.values
         ones = torch.ones(1, len(played.players))  # on the CPU, where captum's random masks repeat everywhere
         asked = {} if name == "gradient × input" else {"baselines": torch.zeros_like(ones)}
-        with torch.enable_grad():
+        # captum draws from torch's global generator: seed a copy of it, so that nobody else's numbers change,
+        # afresh for each prompt, so that a prompt's scores do not depend on its batch.
+        with torch.enable_grad(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
             found = method(lambda masks, row=row, value=value: value(row, masks)).attribute(
                 ones.requires_grad_(slopes), **asked, **options
             )
@@ -162,12 +168,9 @@ def _each(played: Game, name: str, method: type, *, slopes: bool = False, **opti
 
 
 def _sampled(played: Game, name: str, method: type, samples: int, seed: int) -> Scores:
-    """captum draws from torch's global generator: seed a copy of it, so that nobody else's numbers change."""
     if samples < 2:
         raise ValueError(f"{name} fits a linear model to random masks and needs more than {samples}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _each(played, name, method, n_samples=samples, perturbations_per_eval=samples)
+    return _each(played, name, method, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 
 def _scores(played: Game, rows: list[Float[Tensor, "player"]], name: str, *, whole=True, **options) -> Scores:

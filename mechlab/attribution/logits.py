@@ -87,6 +87,17 @@ def direct_logit_attribution(
     return _of_unit(values, ("layer", "neuron"), name, total, outside + attention.sum(0) + biases)
 
 
+def require_folded(model) -> None:
+    """Raise `ValueError` unless the last norm is folded into the weights, as reading parts of the stream needs."""
+    for name, folded in (("weight", 1.0), ("bias", 0.0)):
+        values = getattr(model.ln_final, name, None)
+        if isinstance(values, Tensor) and not (values == folded).all():
+            raise ValueError(
+                "The norms of this model are not folded into the weights, so parts of the residual stream cannot be read "
+                "through W_U. Load it with fold=True, which is the default."
+            )
+
+
 def _of_unit(values: Float[Tensor, "batch ..."], dims, name: str, total: Tensor, rest: Tensor) -> Scores:
     others = {"everything else": rest.mean().item()}
     return Scores.over_prompts(values, dims, name, whole=total - rest, baselines=others)

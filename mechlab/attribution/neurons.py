@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.attribution.logits import require_folded
 from mechlab.caching import only
 from mechlab.hooks import Hook, intervene
 from mechlab.metrics import Metric, per_prompt
@@ -64,7 +65,10 @@ def value_neuron_scores(
     Computed exactly for the 128 neurons of a layer that write most, and to first order for the others, which
     hardly move any logit (within 0.005 nats on SmolLM2): a tenth of the work.
     """
+    require_folded(model)
     layers = range(model.cfg.n_layers) if layers is None else layers
+    if any(not 0 <= layer < model.cfg.n_layers for layer in layers):
+        raise ValueError(f"layers are {list(layers)}; this model has layers 0 to {model.cfg.n_layers - 1}.")
     right = answer_ids(model, answers, len(base))
     names = only("hook_resid_mid", "mlp.hook_post", "ln_final.hook_scale")
     with intervene(model, hooks):
@@ -120,6 +124,7 @@ def query_neuron_scores(
         raise ValueError(
             f"row is {row!r}; this model has {'gate and in' if model.cfg.gated_mlp else 'only in'}."
         )
+    require_folded(model)
     _, cache = model.run_with_cache(base, names_filter=only("hook_resid_mid", "mlp.hook_post"))
     scores = torch.zeros(len(base), model.cfg.n_layers, model.cfg.d_mlp)
     for (layer, index), weight in zip(value_neurons, importance, strict=True):
