@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import course, load
+from benchmarks import attribution, course, load
 
-BENCHMARKS = {"load": load.main, "course": course.main}
+BENCHMARKS = {"load": load.main, "attribution": attribution.main, "course": course.main}
 
 
 def main(names: list[str]) -> int:

@@ -28,7 +28,7 @@ def test_value_neuron_scores_are_the_definition(biased, monkeypatch):  # noqa: F
         )
 
 
-def test_quiet_neurons_may_be_scored_to_first_order(tiny, monkeypatch):
+def test_quiet_neurons_may_be_scored_to_second_order(tiny, monkeypatch):
     close = ml.value_neuron_scores(tiny, BASE, RIGHT)
     monkeypatch.setattr(module, "EXACT", 10_000)
     exact = ml.value_neuron_scores(tiny, BASE, RIGHT)
@@ -40,7 +40,7 @@ def test_quiet_neurons_may_be_scored_to_first_order(tiny, monkeypatch):
 
 
 @pytest.mark.model
-def test_first_order_is_within_five_thousandths_of_a_nat_on_the_real_model(smollm2, monkeypatch):
+def test_the_estimate_is_within_five_thousandths_of_a_nat_on_the_real_model(smollm2, monkeypatch):
     base = smollm2.to_tokens(["The capital of France is"])
     close = ml.value_neuron_scores(smollm2, base, " Paris", layers=[15, 23, 27, 29])
     monkeypatch.setattr(module, "EXACT", 1536)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Neuron = tuple[int, int]  # (layer, neuron): L24N1005 in text
 EXACT = 128  # neurons of a layer whose score is computed exactly
+LIKELY = 256  # tokens that the estimate for the others looks at
 
 
 @torch.no_grad()
@@ -62,8 +63,8 @@ def value_neuron_scores(
     that are not asked for score 0. The score ignores what later layers make of the neuron. `hooks` are put on
     the model first: an intervention to compare with.
 
-    Computed exactly for the 128 neurons of a layer that write most, and to first order for the others, which
-    hardly move any logit (within 0.005 nats on SmolLM2): a tenth of the work.
+    Computed exactly for the 128 neurons of a layer that write most, and to second order for the others, which
+    hardly move any logit (within 0.005 nats on six prompts of SmolLM2): a tenth of the work.
     """
     require_folded(model)
     layers = range(model.cfg.n_layers) if layers is None else layers
@@ -81,8 +82,11 @@ def value_neuron_scores(
         written = _readout(model, model.blocks[layer].mlp.W_out)  # [neuron, d_model]
         for row, answer in enumerate(right):
             log_p = before[row].log_softmax(-1)
+            p, likely = log_p.exp().topk(min(LIKELY, model.cfg.d_vocab))
             slope = model.W_U[:, answer] - model.W_U @ log_p.exp()  # of the answer's log-probability
-            scores[row, layer] = active[row] * (written @ slope)
+            raised = written @ model.W_U[:, likely]  # [neuron, likely token]
+            curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
+            scores[row, layer] = active[row] * (written @ slope) - 0.5 * active[row].pow(2) * curve
             loud = (active[row].abs() * written.norm(dim=-1)).topk(min(EXACT, model.cfg.d_mlp)).indices
             after = before[row] + active[row, loud, None] * (written[loud] @ model.W_U)  # [neuron, d_vocab]
             scores[row, layer, loud] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
