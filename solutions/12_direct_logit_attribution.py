@@ -47,7 +47,7 @@ assert heads.values[:23].abs().max() < 0.2
 
 # %% [markdown]
 # Nearly everything happens from layer 23 on, in a handful of heads: 23.3 adds 2.16 logits on average, 29.1 adds 1.41, 29.0
-# takes 1.15 away. Before layer 23 no head says anything. This notebook shows where these numbers come from, and why the
+# takes 1.15 away. Before layer 23 no head adds or takes as much as 0.2. This notebook shows where these numbers come from, and why the
 # last sentence is true and misleading at once.
 #
 # ## By hand, on one sentence
@@ -514,7 +514,7 @@ claim(model, "fall without 23.0", fall[3], says=-0.09, within=0.1)
 # Two failures, in both directions.
 #
 # *Indirect effects.* Without 20.0 the metric falls by 0.8, though it says nothing itself. The same holds for 19.2 and 17.4.
-# Later heads read what they write.
+# They can only act through later parts that read what they write.
 #
 # *Self-repair.* 23.0 speaks for the right name with 0.78 logits. Without it the metric does not fall at all.
 
@@ -548,11 +548,13 @@ change.top(6)
 # %% kind="assert"
 claim(model, "direct effect of the four", sum(heads.values[head] for head in copiers), says=1.53, within=0.1)
 claim(model, "fall without the four", total_fall, says=0.04, within=0.15)
-claim(model, "change of 24.4", change.values[24, 4], says=0.67, within=0.1)
+claim(model, "24.4 before", heads.values[24, 4], says=-0.39, within=0.05)
+claim(model, "24.4 after", after.values[24, 4], says=0.28, within=0.08)
 
 # %% [markdown]
-# The four heads say 1.53 logits together, and without them the metric hardly moves. Half of the loss is made good by one head
-# in the next layer: 24.4, which speaks against the name that was just copied, stops doing so when nobody copies it.
+# The four heads say 1.53 logits together, and without them the metric hardly moves. About half of the loss is made good by
+# one head in the next layer: 24.4 goes from −0.39 to +0.28. It spoke against the right name; when nobody has copied that
+# name, it stops. Notebook 41 follows this thread.
 #
 # ### Exercise 12.5 Lost and repaired
 #
