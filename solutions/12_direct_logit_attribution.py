@@ -46,9 +46,9 @@ claim(model, "direct effect of 29.0", heads.values[29, 0], says=-1.15, within=0.
 assert heads.values[:23].abs().max() < 0.2
 
 # %% [markdown]
-# Nearly everything happens from layer 23 on, in a handful of heads: 23.3 adds 2.16 logits on average, 29.1 adds 1.41, 29.0
-# takes 1.15 away. Before layer 23 no head adds or takes as much as 0.2. This notebook shows where these numbers come from, and why the
-# last sentence is true and misleading at once.
+# Among the heads, nearly everything happens from layer 23 on, in a handful: 23.3 adds 2.16 logits on average, 29.1 adds 1.41, 29.0
+# takes 1.15 away. Before layer 23 no head adds or takes as much as 0.2. This notebook shows where these numbers come from, and why it
+# would be wrong to conclude that the other heads do not matter.
 #
 # ## By hand, on one sentence
 #
@@ -181,11 +181,15 @@ assert layers.gap.abs().max() < 1e-3
 claim(model, "written up to layer 22", running[22], says=-1.5, within=0.1)
 claim(model, "written up to layer 23", running[23], says=2.5, within=0.2)
 claim(model, "written in all", running[-1], says=5.1, within=0.1)
+claim(model, "added by the last layer", layers.values[29], says=1.9, within=0.1)
+stays = 1 + int((running <= running[-1] / 2).nonzero()[-1])
+claim(model, "the layer from which it stays above half", stays, says=27, within=0)
 claim(model, "mean logit difference of the model", layers.whole.mean() + start, says=5.1, within=0.1)
 
 # %% [markdown]
-# Up to layer 22 the running sum is on the wrong side, −1.5. Layer 23 alone turns it to 2.5, and the last two layers
-# double it.
+# Up to layer 22 many small terms add up to −1.5, the wrong side. Layer 23 alone turns it to 2.5. Layers 24 and 25 take half a
+# logit back, and the last layer adds 1.9. If one asks for the layer from which the sum *stays* above half of its end, the
+# answer is not 23 but 27.
 #
 # ### Exercise 12.2 The layer where it turns
 #
@@ -359,7 +363,7 @@ assert (layer_23.sum() - terms[list(parts).index("attention 23")]).abs() < 1e-4
 
 # %% [markdown]
 # One warning that TransformerLens gives too: all this needs norms that are folded into the weights, as `ml.load` does it.
-# Unfolded, the last norm has a weight for each coordinate, and leaving it out would give wrong numbers without an error.
+# Unfolded, the last norm has a weight for each coordinate, and by hand it is easily left out, without an error.
 #
 # ## For the answer, or against its rival?
 #
@@ -391,8 +395,8 @@ claim(model, "23.0 on the wrong name", split[2, 1], says=0.37, within=0.15)
 assert len(names) == 12
 
 # %% [markdown]
-# The strongest head does not know the answer. 23.3 leaves the right name where it is and pushes the *wrong* one down by 2.15:
-# it speaks against the name that was there twice. 23.0 raises both names, the right one more: it copies names.
+# The strongest head does not raise the answer at all. 23.3 leaves the right name where it is and pushes the *wrong* one down by 2.15:
+# it speaks against the name that was there twice. 23.0 raises both names, the right one more.
 #
 # ### Exercise 12.4 For and against
 #
@@ -531,7 +535,8 @@ quiz("12.b", "a")
 # %% [markdown]
 # ### Who repairs?
 #
-# Remove the four heads 23.0, 23.1, 23.2 and 23.7, which copy names, and attribute again.
+# Remove four heads of layer 23 that raise names, 23.0, 23.1, 23.2 and 23.7 (notebook 41 shows that they copy them), and
+# attribute again.
 
 # %%
 copiers = [(23, 0), (23, 1), (23, 2), (23, 7)]
@@ -549,12 +554,15 @@ change.top(6)
 claim(model, "direct effect of the four", sum(heads.values[head] for head in copiers), says=1.53, within=0.1)
 claim(model, "fall without the four", total_fall, says=0.04, within=0.15)
 claim(model, "24.4 before", heads.values[24, 4], says=-0.39, within=0.05)
+growth = change.values[23, 3] / heads.values[23, 3]
+claim(model, "growth of 23.3's term", growth, says=0.08, within=0.02)
 claim(model, "24.4 after", after.values[24, 4], says=0.28, within=0.08)
 
 # %% [markdown]
 # The four heads say 1.53 logits together, and without them the metric hardly moves. About half of the loss is made good by
-# one head in the next layer: 24.4 goes from −0.39 to +0.28. It spoke against the right name; when nobody has copied that
-# name, it stops. Notebook 41 follows this thread.
+# one head in the next layer: 24.4 goes from −0.39 to +0.28. Notebook 41 follows this thread. The list also shows 23.3, which is in the same
+# layer and cannot read the removed heads. Its terms grow by 8 %, as all terms do: without the four heads the stream is
+# shorter, and the last norm divides by less. That too is repair.
 #
 # ### Exercise 12.5 Lost and repaired
 #
@@ -637,17 +645,19 @@ neurons.top(6)
 
 # %% kind="assert"
 assert neurons.gap.abs().max() < 1e-3
+claim(model, "all heads together", heads.values.sum(), says=2.73, within=0.1)
 claim(model, "all neurons together", neurons.values.sum(), says=2.37, within=0.1)
 claim(model, "L26N1262", neurons.values[26, 1262], says=0.41, within=0.05)
 
 # %% [markdown]
-# All neurons together add 2.37 logits, no single one more than about half a logit. Here the heads do the work. Where a fact
-# must be known, it is different: that is the next notebook.
+# All neurons together add 2.37 logits, and all heads 2.73. But no single neuron adds or takes more than about half a logit: the
+# heads speak in a few large pieces, the neurons in thousands of small ones.
 #
 # ## The paper's figures and yours
 #
 # In GPT-2 small the strongest name mover is head 9.9. Its direct effect promised that the logit difference of 3.55 would fall
-# to 0.57 without it. It fell to 2.99. Here is the same for 23.0, the strongest copier of this model.
+# to 0.57 without it. It fell to 2.99. (That was with zeros at the last position.) Here is the
+# same for 23.0, with its mean at every position.
 
 # %% kind="assert"
 without_mover = (metric(clean).mean() - fall[3]).item()
@@ -671,4 +681,4 @@ ml.reference.table("12", yours)
 # | frozen norm | the last scale is held at its value | `cache["ln_final.hook_scale"]` | `apply_ln_to_stack` |
 # | indirect effect | what a part makes later parts say | ablation, patching | |
 # | self-repair | other parts make good what one part lost | exercise 12.5 | |
-# | name mover | a head that copies a name to the end | 23.0, 23.1, 23.2, 23.7 | |
+# | name mover | a head that copies a name to the end | 23.0 | |

@@ -1,8 +1,8 @@
 """Is an attribution right? Delete the tokens in its order and watch the metric fall, beside random orders.
 
 An order that knows which tokens matter makes the metric fall early (deletion) or rise early (insertion), so the
-mean of its curve is low (high). What counts is the distance from random orders on the same prompts: every
-curve begins and ends at the same values, and a long prompt makes any order look good.
+mean of its curve is low (high). What counts is the distance from random orders on the same prompts: the
+mean of a curve has no scale of its own.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Curves:
         return (orders >= sign * self.methods[name].mean()).float().mean().item()
 
     def table(self) -> "pd.DataFrame":
-        """One row a method, best first: its area, its gain over random orders with an interval, and its chance."""
+        """One row a method, best first: the mean of its curve, its gain over random orders with an interval, and its chance."""
         import pandas as pd
 
         rows = []
@@ -65,7 +65,7 @@ class Curves:
         return frame.sort_values("better than random by", ascending=False).round(3)
 
     def plot(self, **layout) -> "Picture":
-        """The curves, averaged over prompts, on the band that holds 90 % of the random orders."""
+        """The curves, averaged over prompts, on the band that holds 90 % of the random orders at each step."""
         from mechlab import plots
 
         what = "put back" if self.insertion else "replaced"

@@ -174,10 +174,11 @@ def knock_out(
     draws: int = 10,
     seed: int = 0,
 ) -> KnockOut:
-    """Set neurons to zero, at one position or everywhere, and compare with random neurons that are as loud.
+    """Set neurons to zero, at one position or everywhere, and compare with random neurons of the same layers.
 
     Each random neuron is of the same layer as the one it stands for, and one of the 20 nearest to it in how much
-    it writes (|activation| times length of its row of W_out), so that a difference is not one of size or depth.
+    it writes (|activation| times length of its row of W_out). Where the chosen are the loudest of their layer, the
+    random ones are quieter: then silence the loudest others too.
     Neurons chosen and tested on the same prompts look better than they are on others.
     """
     neurons = [_checked(model, neuron) for neuron in neurons]

@@ -14,9 +14,9 @@ QUIZZES = {
         "c",
         {
             "a": "The random neurons are of the same layers and write as much, and without them little happens.",
-            "b": "If they held only this fact, the other capitals would stay. Most fall.",
-            "c": "Yes. The same few neurons score high for nearly every capital. They help to say capitals, or places, or "
-            "this kind of answer; what singles out Paris is elsewhere, or spread over many.",
+            "b": "If they held only this fact, the other capitals would stay. They do not.",
+            "c": "Yes. The same few neurons score high for nearly every capital. They may help to say capitals, or places, or "
+            "this kind of answer: other prompts would tell.",
         },
     ),
     "13.b": Quiz(
