@@ -111,6 +111,19 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
     return model
 
 
+def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "TransformerBridge":
+    """The same architecture and tokenizer with weights drawn anew: what a finding must beat to be about training."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf_model = AutoModelForCausalLM.from_config(model.original_model.config)
+        given = {"hf_model": hf_model, "tokenizer": model.tokenizer}
+        drawn = _boot(model.cfg.model_name, torch.float32, process=True, **given)
+    drawn.cfg.model_name = f"random {model.cfg.model_name}"
+    return drawn.to(model.cfg.device)
+
+
 def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
     """One fixed forward pass on `device`, against stored values (SmolLM2) or the CPU (a tiny model).
 

@@ -74,12 +74,15 @@ def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     return fig
 
 
-def scores(result: Scores, **layout) -> Picture:
-    """Draw a result by its dimensions: one becomes a bar chart (or a line, when unlabelled), two a heat map."""
+def scores(result: Scores, *, words: Sequence[Sequence[str]] | None = None, **layout) -> Picture:
+    """Draw a result by its dimensions: one becomes a bar chart (or a line, when unlabelled), two a heat map.
+
+    words: a text for each cell of a heat map, written into it.
+    """
     if len(result.dims) == 1:
         drawn = _line(result, layout)
     elif len(result.dims) == 2:
-        drawn = _heatmap(result, layout)
+        drawn = _heatmap(result, layout, words)
     else:
         raise ValueError(
             f"A picture needs one or two dimensions, and this result has {result.dims}. Average over one of them first."
@@ -113,7 +116,7 @@ def _line(result: Scores, layout: dict) -> go.Figure:
     return fig
 
 
-def _heatmap(result: Scores, layout: dict) -> go.Figure:
+def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None) -> go.Figure:
     rows, columns = result.dims
     fig = figure(result.name, columns, rows, **layout)
     limit = float(result.values.abs().max()) or 1.0
@@ -130,7 +133,9 @@ def _heatmap(result: Scores, layout: dict) -> go.Figure:
         ygap=1,
         **scale,
     )
-    if result.values.numel() <= 64:  # small enough to print the numbers
+    if words is not None:
+        fig.data[0].update(text=words, texttemplate="%{text}", textfont_size=10)
+    elif result.values.numel() <= 64:  # small enough to print the numbers
         fig.data[0].update(texttemplate="%{z:.2f}")
     if columns in result.labels:
         fig.update_xaxes(type="category")

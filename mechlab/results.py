@@ -164,6 +164,25 @@ class Scores:
         return plots.scores(self, **layout)
 
 
+@dataclass(frozen=True)
+class KnockOut:
+    """The metric before and after some parts of the model are taken away, and after random sets matched to them.
+
+    before, after: one number a prompt;  random: [draw, prompt]
+    """
+
+    before: Float[torch.Tensor, "prompt"]
+    after: Float[torch.Tensor, "prompt"]
+    random: Float[torch.Tensor, "draw prompt"]
+
+    def __repr__(self) -> str:
+        means = self.random.mean(1)
+        return (
+            f"metric {self.before.mean():.2f}; without these parts {self.after.mean():.2f}; without as many random "
+            f"others {means.mean():.2f} (from {means.min():.2f} to {means.max():.2f} in {len(means)} draws)"
+        )
+
+
 def distinct(tokens: Sequence[str]) -> list[str]:
     """Token labels that stay different when tokens repeat: `' John' 2` and `' John' 10`.
 

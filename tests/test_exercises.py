@@ -2,6 +2,7 @@
 variant is rejected with the message it must earn. An exercise may use only what the setup cell defines."""
 
 import ast
+import re
 from functools import cache
 
 import pytest
@@ -196,6 +197,25 @@ def test_clever_answers(id, answer, correct, says, smollm2, monkeypatch, tmp_pat
     outcome = check(exercise(id)(lambda *args: answer(*args)), smollm2)
     assert (outcome.status == CORRECT) == correct, outcome
     assert says in outcome.message
+
+
+def collected():
+    """tests/answers: what a hostile reader tried on each exercise, marked right or wrong."""
+    for path in sorted((build.ROOT / "tests" / "answers").glob("*.txt")):
+        for block in re.split(r"(?m)^### ", path.read_text())[1:]:
+            head, code = block.split("\n", 1)
+            id, verdict = head.split(":")[0].split()
+            yield pytest.param(id, code, verdict == "right", id=head.replace(" ", "-"))
+
+
+@pytest.mark.parametrize(("id", "code", "right"), collected())
+def test_answers_that_a_reader_tried(id, code, right, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    names = dict(setup_names())
+    exec(compile(code, "<answer>", "exec"), names)
+    outcome = check(exercise(id)(names["f"]))
+    assert (outcome.status == CORRECT) == right, outcome
+    assert outcome.status != NOT_ATTEMPTED
 
 
 def test_a_function_that_prints_does_not_flood_the_notebook(monkeypatch, tmp_path, capsys):

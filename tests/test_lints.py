@@ -167,7 +167,7 @@ def test_package_stays_small():
     lines = {p: len(p.read_text().splitlines()) for p in (ROOT / "mechlab").rglob("*.py")}
     assert sum(code_lines(p) for p in lines if "course" not in p.parts) < 3000
     for path, count in lines.items():
-        assert count <= (330 if path.parent.name == "checks" else 265), path
+        assert count <= (350 if path.parent.name == "checks" else 265), path
 
 
 def test_imports_go_one_way():

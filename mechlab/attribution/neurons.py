@@ -6,7 +6,6 @@ that end before the answer. A high score says that a neuron pushed; only `knock_
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from mechlab.caching import only
 from mechlab.hooks import Hook, intervene
 from mechlab.metrics import Metric, per_prompt
 from mechlab.prompts import answer_ids
-from mechlab.results import Scores
+from mechlab.results import KnockOut, Scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,25 +141,6 @@ def query_neuron_scores(
             )
             scores[:, earlier] += (weight * written / total[:, None]).cpu()
     return Scores.over_prompts(scores, ("layer", "neuron"), f"share of the value neurons' {row} (nats)")
-
-
-@dataclass(frozen=True)
-class KnockOut:
-    """The metric before and after some neurons are silenced, and after random sets matched to them.
-
-    before, after: one number a prompt;  random: [draw, prompt]
-    """
-
-    before: Float[Tensor, "prompt"]
-    after: Float[Tensor, "prompt"]
-    random: Float[Tensor, "draw prompt"]
-
-    def __repr__(self) -> str:
-        means = self.random.mean(1)
-        return (
-            f"metric {self.before.mean():.2f}; without the neurons {self.after.mean():.2f}; without as many random "
-            f"neurons {means.mean():.2f} (from {means.min():.2f} to {means.max():.2f} in {len(means)} draws)"
-        )
 
 
 @torch.no_grad()

@@ -89,7 +89,9 @@ class Attempt:
         self.function = function
 
     def __call__(self, *args: Any) -> Any:
-        given = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+        given = [
+            a.clone() if isinstance(a, torch.Tensor) else list(a) if type(a) is list else a for a in args
+        ]
         try:
             with torch.no_grad():
                 result = self.function(*given)
@@ -100,6 +102,14 @@ class Attempt:
                 raise NotAttempted from error
             raise NotYet(_explain(error, self.function)) from error
         for before, after in zip(args, given, strict=True):
+            if (
+                type(before) is list
+                and not any(isinstance(x, torch.Tensor) for x in before)
+                and before != after
+            ):
+                raise NotYet(
+                    "Your function changes the list it was given. Work on a copy: `chosen = list(chosen)`."
+                )
             if isinstance(before, torch.Tensor) and not torch.equal(before, after):
                 raise NotYet(
                     "Your function changes the tensor it was given, in place. Whoever called it would find "

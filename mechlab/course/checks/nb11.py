@@ -44,10 +44,9 @@ def _game(table: Tensor, n: int):
         masks = torch.as_tensor(masks)
         if masks.ndim != 2 or masks.shape[1] != n:
             raise ValueError(f"value needs masks of shape [how many, {n}], and got {tuple(masks.shape)}")
-        masks = masks.float().round().long()
-        if masks.min() < 0 or masks.max() > 1:
+        if ((masks != 0) & (masks != 1)).any():
             raise ValueError("a mask holds 1 (the token stands) or 0 (it is replaced)")
-        return table[(masks * 2 ** torch.arange(n)).sum(1)].clone()
+        return table[(masks.long() * 2 ** torch.arange(n)).sum(1)].clone()
 
     return value
 
@@ -93,6 +92,8 @@ def check_occlusion(attempt: Attempt) -> str:
                 },
             )
         if not close(found, expected):
+            sizes = "You took sizes. A token that speaks against the answer scores below zero."
+            is_like(found, {sizes: expected.abs()})
             raise NotYet(only_wrong(found, expected))
     return "In three games: the fall of the value when one token alone is replaced."
 
@@ -144,8 +145,15 @@ def check_shapley(attempt: Attempt) -> str:
                     "The sign is turned: take the value with the token minus the value without it.": -expected,
                     "Your values are the sum over the sizes of masks. Take the mean over the sizes: divide by n.": expected
                     * n,
+                    "You put each token alone into an empty prompt. Average over all the prompts it could join.": value(
+                        torch.eye(n)
+                    )
+                    - empty,
                 },
             )
+        ratio = found.sum() / (full - empty)
+        if abs(ratio - 1) > 1e-3 and close(found, ratio * expected, 1e-3):
+            raise NotYet(f"Your shares are the right ones times {ratio:.3g}. What do you divide by?")
         if abs(found.sum() - (full - empty)) > 1e-3:
             raise NotYet(
                 f"Your shares add up to {found.sum():.3f}; the whole, all tokens minus none, is {full - empty:.3f}. "
@@ -195,6 +203,11 @@ def check_integrated_gradients(attempt: Attempt) -> str:
                 "You multiplied with x. The way is x − source; x alone is right only when source is zero.": (
                     average * x
                 ).sum(1),
+                "You took the mean over the numbers of a token. Add them up: `.sum(-1)`.": expected / d,
+                "You took sizes. Keep the signs, or the scores do not add up.": (average * (x - source))
+                .abs()
+                .sum(1),
+                "You took a length. Add up with signs: `.sum(-1)`.": (average * (x - source)).norm(dim=1),
             },
             1e-3,
         )
@@ -208,14 +221,30 @@ def check_integrated_gradients(attempt: Attempt) -> str:
             raise NotYet(only_wrong(found, expected))
         if len(asked) < steps:
             raise NotYet(f"You asked for the gradient {len(asked)} times; {steps} steps were wanted.")
-    return "Complete on three functions: the scores add up to what the function rises by."
+    a, x, source = (random(2, 3, seed=seed) for seed in (5, 15, 25))
+    flat = attempt.tensor(lambda at: a.clone(), x, source, 5, shape=(2,), axes="pos")
+    if not close(flat, (a * (x - source)).sum(1)):
+        raise NotYet(
+            "When the gradient is the same everywhere, its average is that gradient. Yours is not: do you divide by as "
+            "many points as you add up?"
+        )
+    x, source = random(2, 3, seed=16), random(2, 3, seed=26)
+    curve = lambda at: at.sum() ** 3 * torch.ones_like(at)  # of (sum of x)^4 / 4
+    rise = (x.sum() ** 4 - source.sum() ** 4) / 4
+    bent = attempt.tensor(curve, x, source, 400, shape=(2,), axes="pos")
+    if not close(bent, (x - source).sum(1) * rise / (x - source).sum(), 0.02):
+        raise NotYet(
+            "On a function that bends, the scores are off. Take points on the straight way from source to x, one for each "
+            "step, evenly from 0 to 1."
+        )
+    return "Complete on five functions: the scores add up to what the function rises by."
 
 
 @checker("11.4")
 def check_deletion_curve(attempt: Attempt) -> str:
     for n, seed in ((4, 6), (6, 7), (2, 8)):
         value = _game(_table(n, seed), n)
-        scores = random(n, seed=seed + 50)
+        scores = torch.tensor([-2.0, 0.5, 1.0, -0.1, 3.0, -0.7])[:n] * (1 + seed)
         order = scores.argsort(descending=True)
         masks = torch.ones(n + 1, n)
         for step, player in enumerate(order):
@@ -236,9 +265,13 @@ def check_deletion_curve(attempt: Attempt) -> str:
             ascending = torch.ones(n + 1, n)
             for step, player in enumerate(order.flip(0)):
                 ascending[step + 1 :, player] = 0
+            by_size = torch.ones(n + 1, n)
+            for step, player in enumerate(scores.abs().argsort(descending=True)):
+                by_size[step + 1 :, player] = 0
             is_like(
                 found,
                 {
+                    "You sorted by size. A score below zero comes last: sort with the sign.": value(by_size),
                     "You replace the lowest score first. The highest comes first.": value(ascending),
                     "You put each token back before replacing the next. Tokens stay replaced.": value(single),
                     "You put tokens back into an empty prompt: that is the insertion curve.": value(
@@ -282,6 +315,7 @@ def check_rollout(attempt: Attempt) -> str:
                     "You multiplied place by place (`*`). Following attention through a position in between is a "
                     "matrix product (`@`).": half.prod(0),
                     "This is the last layer only. Multiply all layers.": half[-1],
+                    "Rows and columns are swapped: row q says where position q comes from.": expected.T,
                 },
             )
         if heads > 1:

@@ -59,7 +59,7 @@ def check_direct_effects(attempt: Attempt) -> str:
                 @ direction,
                 "You multiplied by the scale. The norm divides by it.": parts @ direction * scale,
                 "The sign is turned: the answer's column minus the rival's.": -expected,
-                "This is the logit of the answer alone. Subtract the rival's.": parts
+                "This is the logit of the answer alone (or against the mean of all tokens). Subtract the rival's.": parts
                 @ W_U[:, answer]
                 / scale,
                 "You divided each part by its own length. The norm sees only the sum of all parts, and divides by one "
@@ -75,6 +75,13 @@ def check_direct_effects(attempt: Attempt) -> str:
             raise NotYet("The parts do not add up to the model's own logit difference.")
         raised = W_U + random(len(W_U), 1, seed=3)
         again = attempt.tensor(parts, raised, answer, rival, scale, shape=(len(parts),), axes="part")
+        some = attempt.tensor(
+            parts[2:], W_U, answer, rival, float(scale), shape=(len(parts) - 2,), axes="part"
+        )
+        if not close(some, expected[2:], 1e-3):
+            raise NotYet(
+                "With some of the parts only, their effects must stay what they are: use the `scale` you are given."
+            )
         if not close(again, expected, 1e-3):
             raise NotYet(
                 "The same vector added to every column of W_U raises all logits alike, and must change nothing."
@@ -96,6 +103,7 @@ def check_head_effects(attempt: Attempt) -> str:
                 found,
                 {
                     "The norm is missing: divide by `scale`.": expected * scale,
+                    "You multiplied by the scale. The norm divides by it.": expected * scale**2,
                     "You added up all positions. The answer is read at the last position only.": every.sum(0),
                     "You took the mean over positions. The answer is read at the last position only.": every.mean(
                         0
@@ -139,6 +147,9 @@ def check_for_and_against(attempt: Attempt) -> str:
                     :, [answer, rival]
                 ]
                 - effects[:, [answer, rival]].mean(1, keepdim=True),
+                "You left the name itself out of the mean. Take it over all names.": expected
+                * names
+                / (names - 1),
                 "You took one mean of everything. Each head has its own.": effects[:, [answer, rival]]
                 - effects.mean(),
             },
@@ -159,23 +170,32 @@ def check_turning_layer(attempt: Attempt) -> str:
         (torch.tensor([0.1, -0.2, 3.0, 1.0, 0.3]), 0.0, 2),
         (torch.tensor([0.5, 0.5, 0.5, 0.5, 3.0, -1.0]), -1.0, 4),
         (torch.tensor([2.0, 0.1, 0.1, 0.1]), 0.0, 0),
-        (torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), 0.0, 3),
         (torch.tensor([-1.0, -1.0, 4.0, 2.5, 0.0]), 1.5, 2),
         (torch.tensor([1.0, -1.0, 0.2, 1.8, 0.0]), 0.1, 3),
+        (torch.tensor([1.0, 1.5, 1.0, 1.0, 1.0, 1.0]), 0.0, 2),
+        (torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0, -4.0]), 0.0, 2),
+        (torch.tensor([0.2, 1.0, 1.0, 1.5]), 3.0, 1),
+        (torch.tensor([-1.0, 7.0, 0.5]), -4.0, 1),
+        (torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), 0.0, 3),
     ]
     for effects, start, expected in cases:
         found = whole_number(attempt(effects.clone(), start), "the layer")
         if found == expected:
             continue
         running = (start + effects.cumsum(0)).tolist()
-        shown = f"effects {effects.tolist()} and start {start}: the running sum is {[round(v, 2) for v in running]}"
-        if found == int(effects.argmax()):
+        shown = f"effects {[round(v, 2) for v in effects.tolist()]} and start {start}: the running sum is {[round(v, 2) for v in running]}"
+        last_below = lambda sums, half: 1 + max((sums <= half).nonzero()[:, 0].tolist(), default=-1)
+        if found == int(effects.argmax()) and (effects == effects.max()).sum() == 1:
             raise NotYet(
                 f"That is the layer that adds most. The running sum may pass half elsewhere. With {shown}."
             )
-        plain = effects.cumsum(0)
-        if start and found == 1 + max((plain <= plain[-1] / 2).nonzero()[:, 0].tolist(), default=-1):
+        plain, sums = effects.cumsum(0), start + effects.cumsum(0)
+        if found == last_below(sums, sums.max() / 2):
+            raise NotYet(f"Half of the final value is asked, not half of the largest. With {shown}.")
+        if start and found in (last_below(plain, plain[-1] / 2), last_below(sums, plain[-1] / 2)):
             raise NotYet(f"Where is `start`, what the embedding and constants give? With {shown}.")
+        if start and found == last_below(sums, start + plain[-1] / 2):
+            raise NotYet(f"Half of the final value is asked, not half of the rise. With {shown}.")
         if found == expected + 1:
             raise NotYet(
                 f"One layer too far. With {shown}, and layer {expected} is the one that ends above half."
@@ -184,12 +204,12 @@ def check_turning_layer(attempt: Attempt) -> str:
         if any(v > running[-1] / 2 for v in running[: after[0]]) and found < expected:
             raise NotYet(f"It falls below half again afterwards; it must stay above. With {shown}.")
         raise NotYet(f"With {shown}. It stays above half from layer {expected} on; you return {found}.")
-    return "The layer after which the running sum stays above half of its end, six times."
+    return "The layer after which the running sum stays above half of its end, ten times."
 
 
 @checker("12.5")
 def check_repair(attempt: Attempt) -> str:
-    for seed, removed in ((0, [(0, 1)]), (1, [(2, 0), (2, 3), (1, 1)]), (2, [(0, 0), (1, 2)])):
+    for seed, removed in ((1, [(2, 0), (2, 3), (1, 1)]), (0, [(0, 1)]), (2, [(0, 0), (1, 2)])):
         before, after = random(3, 4, seed=seed), random(3, 4, seed=seed + 20)
         change = after - before
         mask = torch.zeros(3, 4, dtype=torch.bool)
@@ -198,30 +218,38 @@ def check_repair(attempt: Attempt) -> str:
         lost, repaired = -change[mask].sum(), change[~mask].sum()
         expected = torch.stack([lost, repaired])
         found = attempt(before, after, list(removed))
-        if isinstance(found, (tuple, list)) and len(found) == 2:
+        if not isinstance(found, (torch.Tensor, str)) and hasattr(found, "__len__") and len(found) == 2:
             found = torch.as_tensor([float(v) for v in found])
         if not isinstance(found, torch.Tensor) or found.shape != (2,):
             raise NotYet("Return two numbers: what the removed heads lost, and what the others gained.")
-        is_like(
-            found.float(),
-            {
-                "The second number counts the removed heads too. Add up the others only.": torch.stack(
-                    [lost, change.sum()]
-                ),
-                "The two are swapped: first what was lost, then what the others gained.": expected.flip(0),
-                "The first number is what was lost: before minus after, positive when the heads said less.": torch.stack(
-                    [-lost, repaired]
-                ),
-                "The second number is what the others gained: after minus before.": torch.stack(
-                    [lost, -repaired]
-                ),
-                "You took what the removed heads said before. After the removal they may still say something: take before "
-                "minus after.": torch.stack([before[mask].sum(), repaired]),
-                "You added up sizes. Losses and gains of the other heads cancel: add them with their signs.": torch.stack(
-                    [lost, change[~mask].abs().sum()]
-                ),
-            },
-        )
+        mistakes = {
+            "The second number counts the removed heads too. Add up the others only.": torch.stack(
+                [lost, change.sum()]
+            ),
+            "You took the size of the loss. A removed head can also gain: add up with signs.": torch.stack(
+                [change[mask].abs().sum(), repaired]
+            ),
+            "You took the size of the loss. It is before minus after, whatever its sign.": torch.stack(
+                [lost.abs(), repaired]
+            ),
+            "You counted gains only. The others can lose too: add up all changes with their signs.": torch.stack(
+                [lost, change[~mask].clamp(min=0).sum()]
+            ),
+            "Both signs are turned: lost is before minus after, gained is after minus before.": -expected,
+            "The two are swapped: first what was lost, then what the others gained.": expected.flip(0),
+            "The first number is what was lost: before minus after, positive when the heads said less.": torch.stack(
+                [-lost, repaired]
+            ),
+            "The second number is what the others gained: after minus before.": torch.stack(
+                [lost, -repaired]
+            ),
+            "You took what the removed heads said before. After the removal they may still say something: take before "
+            "minus after.": torch.stack([before[mask].sum(), repaired]),
+            "You added up sizes. Losses and gains of the other heads cancel: add them with their signs.": torch.stack(
+                [lost, change[~mask].abs().sum()]
+            ),
+        }
+        is_like(found.float(), {why: like for why, like in mistakes.items() if not close(like, expected)})
         if not close(found.float(), expected):
             raise NotYet(only_wrong(found.float(), expected))
         if abs((after.sum() - before.sum()) - (found[1] - found[0])) > 1e-3:

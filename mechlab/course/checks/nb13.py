@@ -46,8 +46,9 @@ def check_log_prob_increase(attempt: Attempt) -> str:
         expected = high - low
         found = attempt(before, written, W_U, scale, answer)
         found = torch.as_tensor(float(found) if not isinstance(found, torch.Tensor) else found)
-        if found.ndim:
+        if found.numel() != 1:
             raise NotYet(f"One number is wanted, for the answer; you return {tuple(found.shape)}.")
+        found = found.reshape(())
         norm_after = log_p((before + written) / rms(before + written) * scale)[answer]
         norm_before = log_p(before / rms(before) * scale)[answer]
         is_like(
@@ -92,7 +93,8 @@ def check_promoted(attempt: Attempt) -> str:
             continue
         if torch.equal(found, (row @ W_U).topk(k).indices):
             raise NotYet(
-                f"The activation is {activation}: a neuron that is negative lowers what its row would raise. Multiply by it."
+                f"The activation is {activation}: a neuron that is negative lowers what its row would raise. Multiply by "
+                "it, with its sign."
             )
         if torch.equal(found, effect.abs().topk(k).indices):
             raise NotYet("You took the largest changes of either sign. The tokens that it raises are wanted.")
@@ -110,8 +112,13 @@ def check_silence(attempt: Attempt) -> str:
         model = tiny(kind)
         tokens = torch.randint(1, 300, (2, 6), generator=torch.Generator().manual_seed(1))
         hooks = attempt(list(neurons))
-        if not isinstance(hooks, list) or not all(isinstance(h, tuple) and len(h) == 2 for h in hooks):
+        if not isinstance(hooks, (list, tuple)) or not all(
+            isinstance(h, (tuple, list)) and len(h) == 2 for h in hooks
+        ):
             raise NotYet("Return a list of pairs: [(hook name, function), ...].")
+        hooks = [tuple(pair) for pair in hooks]
+        if not hooks:
+            raise NotYet("Your list of hooks is empty, so nothing is silenced.")
         for name, function in hooks:
             if name not in model.hook_dict:
                 raise NotYet(f'There is no hook "{name}".')
@@ -133,7 +140,12 @@ def check_silence(attempt: Attempt) -> str:
                 given = kept.get(int(name.split(".")[1]), clean) if name.endswith("mlp.hook_post") else None
                 if given is not None:
                     probe = given.clone()
-                    function(probe, hook=model.hook_dict[name])
+                    result = _hooked(function, probe, model.hook_dict[name])
+                    if result is not None and getattr(result, "shape", None) != given.shape:
+                        raise NotYet(
+                            f"Your function on {name} was given a tensor {tuple(given.shape)} and returned "
+                            f"{tuple(getattr(result, 'shape', ())) or type(result).__name__}. Return one of the same shape."
+                        )
                     if not torch.equal(probe, given):
                         raise NotYet(
                             f"Your function on {name} writes into the activation it was given. Make a copy first: "
@@ -153,11 +165,17 @@ def check_silence(attempt: Attempt) -> str:
                 )
             missing = [index for index in wanted if (found[..., index] != 0).any()]
             if missing:
-                where = " at some positions" if (found[..., missing[0]] == 0).any() else ""
-                raise NotYet(
-                    f"Neuron {missing[0]} of layer {layer} is still active{where}. If you make functions in a loop, each "
-                    "must keep its own index: `def f(activation, hook, index=index)`."
-                )
+                left, why = found[..., missing[0]], ""
+                if (left == 0).all(1).any():
+                    why = " in some prompts"
+                elif (left == 0).all(0).any():
+                    why = " at some positions"
+                elif any((found[..., index] == 0).all() for of, index in neurons if index != missing[0]):
+                    why = (
+                        ", and another named one is silent here. Two hooks of one name? Or functions made in a loop, each of "
+                        "which must keep its own index: `def f(activation, hook, index=index)`"
+                    )
+                raise NotYet(f"Neuron {missing[0]} of layer {layer} is still active{why}.")
             silent = (found == 0).all(0).all(0).nonzero()[:, 0].tolist()
             already = (kept[layer] == 0).all(0).all(0).nonzero()[:, 0].tolist()
             extra = set(silent) - set(wanted) - set(already)
@@ -165,18 +183,45 @@ def check_silence(attempt: Attempt) -> str:
                 raise NotYet(
                     f"In layer {layer} {len(extra)} other neurons are silenced too, such as {min(extra)}."
                 )
+        right = [
+            (
+                f"blocks.{layer}.mlp.hook_post",
+                lambda a, hook, at=index: a.index_fill(2, torch.tensor([at]), 0.0),
+            )
+            for layer, index in neurons
+        ]
         first = min(layer for layer, _ in neurons)
         others = [n for n in range(first) if not torch.equal(seen[n], kept[n])]
         if others:
             raise NotYet(f"Layer {others[0]} changed, and no neuron of it was named.")
+        with torch.no_grad():
+            with model.hooks(fwd_hooks=right):
+                expected = model(tokens)
+            with model.hooks(fwd_hooks=hooks):
+                found = model(tokens)
+        if not close(found, expected):
+            raise NotYet(
+                "The named neurons are silent, but something else changed too: leave all others as they were."
+            )
     return "The named neurons are zero at every position, all others as they were, on two models."
+
+
+def _hooked(function, activation, hook):
+    """Call a learner's hook as the model would; its errors become sentences."""
+    try:
+        return function(activation, hook=hook)
+    except Exception as error:
+        raise NotYet(
+            f"Your hook function stopped with {type(error).__name__}: {str(error)[:200]}. It is called as "
+            f"f(activation, hook=hook), here with an activation {tuple(activation.shape)} of a small model."
+        ) from error
 
 
 @checker("13.4")
 def check_random_like(attempt: Attempt) -> str:
     chosen = [(2, 5), (2, 6), (0, 1), (1, 3)]
     drawn_all, n_neurons = Counter(), 10
-    for seed in range(40):
+    for seed in range(200):
         drawn = attempt(list(chosen), n_neurons, torch.Generator().manual_seed(seed))
         try:
             drawn = [(int(layer), int(index)) for layer, index in drawn]
@@ -200,15 +245,25 @@ def check_random_like(attempt: Attempt) -> str:
         if any(not 0 <= index < n_neurons for _, index in drawn):
             raise NotYet(f"Neurons are numbered from 0 to {n_neurons - 1}.")
         drawn_all.update(drawn)
+    one = torch.Generator().manual_seed(4)
+    several = {
+        tuple(sorted(tuple(map(int, n)) for n in attempt(list(chosen), n_neurons, one))) for _ in range(8)
+    }
+    if len(several) == 1:
+        raise NotYet(
+            "Called again with the same generator, your function draws the same neurons. Do not seed it anew."
+        )
     again = [attempt(list(chosen), n_neurons, torch.Generator().manual_seed(3)) for _ in range(2)]
     if [tuple(map(int, n)) for n in again[0]] != [tuple(map(int, n)) for n in again[1]]:
         raise NotYet("The same generator must give the same neurons: draw with `generator=generator`.")
     expected = {(layer, index) for layer in range(3) for index in range(n_neurons)} - set(chosen)
-    if len(drawn_all) < 0.8 * len(expected):
+    if len(drawn_all) < len(expected):
+        never = sorted(expected - set(drawn_all))[0]
         raise NotYet(
-            f"In 40 draws only {len(drawn_all)} of {len(expected)} possible neurons came up. Every one must have a chance."
+            f"In 200 draws only {len(drawn_all)} of {len(expected)} possible neurons came up, never {never}. Every one must have "
+            "a chance."
         )
-    return "As many of each layer, none of the chosen, none twice, and any can come up, in 40 draws."
+    return "As many of each layer, none of the chosen, none twice, and any can come up, in 200 draws."
 
 
 @checker("13.5")
@@ -231,11 +286,13 @@ def check_key_shares(attempt: Attempt) -> str:
                     ),
                     "You took sizes. A part can push the other way; keep the sign.": products.abs()
                     / products.abs().sum(),
+                    "You took sizes. A part can push the other way; keep its sign.": products.abs()
+                    / products.sum(),
                 },
             )
         if not close(found, expected, 1e-3):
             raise NotYet(only_wrong(found, expected))
-        half = attempt.tensor(written, 0.5 * key, shape=(parts,), axes="part")
+        half = attempt.tensor(written, -0.5 * key, shape=(parts,), axes="part")
         if not close(half, expected, 1e-3):
-            raise NotYet("A key of half the length must give the same shares.")
+            raise NotYet("A key of half the length, turned round, must give the same shares.")
     return "Shares add up to 1, keep their sign, and do not depend on the key's length."

@@ -1,0 +1,244 @@
+"""Ablation: what breaks if a part is gone?
+
+"Gone" has to be filled with something. Four ways: zero; the mean over reference prompts, at each position (and for
+each template); the activation of another reference prompt (resample); noise with the mean and spread of the
+reference. They answer different questions and often disagree: zero is a value that the part may never take, the mean
+keeps what all prompts share, resampling brings in another prompt's content.
+
+Sign: an effect is ablated − intact. Negative on a logit difference: the part was needed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechlab.hooks import Hook, intervene
+from mechlab.metrics import Metric, per_prompt
+from mechlab.results import KnockOut, Scores
+
+HOWS = ("zero", "mean", "resample", "noise")
+# unit -> the hook that holds it, and the axis along which parts of one layer are counted (None: one a layer)
+UNITS = {
+    "head": ("attn.hook_z", 2),
+    "kv_head": ("attn.hook_v", 2),
+    "attention": ("hook_attn_out", None),
+    "mlp": ("hook_mlp_out", None),
+    "neuron": ("mlp.hook_post", 2),
+}
+Part = tuple[int, int] | int
+
+
+@torch.no_grad()
+def ablation_hooks(
+    model,
+    base: Int[Tensor, "batch pos"],
+    parts: Sequence[Part],
+    how: str = "mean",
+    *,
+    unit: str = "head",
+    reference: Int[Tensor, "reference pos"] | None = None,
+    templates: tuple[Sequence, Sequence] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> list[Hook]:
+    """Hooks that take parts away together, for `intervene` or `model.hooks`.
+
+    parts:     (layer, index) for heads, key/value heads and neurons; a layer for "attention" and "mlp". A key/value
+               head is taken away through its values, for all query heads that share it
+    reference: prompts of the same length that say what is usual (default: `base` itself)
+    templates: the template of each prompt of `base` and of `reference`; means and draws stay within a template
+    positions: where (default: everywhere)
+    """
+    names = {layer: f"blocks.{layer}.{UNITS[unit][0]}" for layer, _ in _checked(model, parts, how, unit)}
+    reference = base if reference is None else reference
+    if reference.shape[1] != base.shape[1]:
+        raise ValueError(
+            f"base has {base.shape[1]} tokens and the reference {reference.shape[1]}: means are taken at each position, so "
+            "the lengths must be equal."
+        )
+    cache = {}
+    if how != "zero":
+        _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names.values())
+    which = ([0] * len(base), [0] * len(reference)) if templates is None else templates
+    hooks = []
+    for layer, name in names.items():
+        usual = None if how == "zero" else _stand_in(cache[name], how, which, seed + layer)
+        chosen = [index for at, index in _checked(model, parts, how, unit) if at == layer]
+        hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else chosen, positions)))
+    return hooks
+
+
+@torch.no_grad()
+def ablation_effects(
+    model,
+    base: Int[Tensor, "batch pos"],
+    metric: Metric,
+    parts: Sequence[Part],
+    how: str = "mean",
+    *,
+    unit="head",
+    **given,
+) -> Scores:
+    """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",), per prompt.
+
+    One run of the model for each part. Keywords as in `ablation_hooks`. Wang et al. 2022 use "mean", over another
+    distribution and for each template and position; Olsson et al. 2022 zero; Chan et al. 2022 resample.
+    """
+    intact = per_prompt(metric, model(base))
+    changes = []
+    for part in parts:
+        hooks = ablation_hooks(model, base, [part], how, unit=unit, **given)
+        with intervene(model, hooks):
+            changes.append(per_prompt(metric, model(base)) - intact)
+    labels = {"part": [f"{unit} {p}" if isinstance(p, int) else f"{p[0]}.{p[1]}" for p in parts]}
+    name = f"change of the metric, {how} ablation"
+    found = torch.stack(changes, dim=1) if changes else torch.zeros(len(base), 0)
+    return Scores.over_prompts(found, ("part",), name, labels=labels)
+
+
+@torch.no_grad()
+def ablate_together(
+    model,
+    base: Int[Tensor, "batch pos"],
+    metric: Metric,
+    parts: Sequence[Part],
+    how: str = "mean",
+    *,
+    unit: str = "head",
+    draws: int = 10,
+    seed: int = 0,
+    **given,
+) -> KnockOut:
+    """The metric with all parts taken away at once, beside as many random other parts of the same layers (`draws` times)."""
+    run = lambda chosen: _ablated(model, base, metric, chosen, how, unit=unit, seed=seed, **given)
+    generator = torch.Generator().manual_seed(seed)
+    random = [run(_others(model, parts, unit, generator)) for _ in range(draws)]
+    return KnockOut(per_prompt(metric, model(base)).cpu(), run(parts), torch.stack(random))
+
+
+@torch.no_grad()
+def direction_hooks(
+    model,
+    direction: Float[Tensor, "d_model"],
+    layers: Sequence[int],
+    *,
+    reference: Int[Tensor, "reference pos"] | None = None,
+    positions: Sequence[int] | None = None,
+) -> list[Hook]:
+    """Hooks that take one direction out of the residual stream on leaving each of `layers`.
+
+    The component along it becomes 0, or its mean over `reference` prompts (all positions but 0). The two differ when
+    the mean is far from 0, which it usually is.
+    """
+    unit = direction / direction.norm()
+    if not torch.isfinite(unit).all():
+        raise ValueError("The direction is zero or NaN: it points nowhere.")
+    names = [f"blocks.{layer}.hook_resid_post" for layer, _ in _checked(model, layers, "zero", "mlp")]
+    level = dict.fromkeys(names, 0.0)
+    if reference is not None:
+        _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names)
+        level = {name: (cache[name][:, 1:] @ unit.to(cache[name])).mean().item() for name in names}
+
+    def take_out(stream: Tensor, hook) -> Tensor:
+        along = unit.to(stream)
+        changed = stream + (level[hook.name] - stream @ along)[..., None] * along
+        return _at(positions, changed, stream)
+
+    return [(name, take_out) for name in names]
+
+
+def _ablated(model, base, metric: Metric, parts, how: str, **given) -> Float[Tensor, "batch"]:
+    with intervene(model, ablation_hooks(model, base, parts, how, **given)):
+        return per_prompt(metric, model(base)).cpu()
+
+
+def _stand_in(
+    found: Tensor, how: str, templates: tuple[Sequence, Sequence], seed: int
+) -> Float[Tensor, "batch pos ..."]:
+    """What each prompt of base gets instead, from the reference prompts of its template."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for row, template in enumerate(templates[0]):
+        like = [n for n, other in enumerate(templates[1]) if other == template]
+        if not like:
+            raise ValueError(f"No reference prompt has the template {template!r} of prompt {row}.")
+        if how == "resample":
+            rows.append(found[like[int(torch.randint(len(like), (1,), generator=generator))]])
+            continue
+        mean = found[like].mean(0)
+        if how == "noise":
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            mean = mean + noise * found[like].std(0, correction=0)
+        rows.append(mean)
+    return torch.stack(rows)
+
+
+def _replacing(usual: Tensor | None, chosen: list[int] | None, positions):
+    def replace(activation: Tensor, hook) -> Tensor:
+        value = torch.zeros_like(activation) if usual is None else usual.to(activation)
+        if chosen is not None:
+            mask = torch.zeros(activation.shape[2], dtype=torch.bool, device=activation.device)
+            mask[chosen] = True
+            value = torch.where(mask[:, None] if activation.ndim == 4 else mask, value, activation)
+        return _at(positions, value, activation)
+
+    return replace
+
+
+def _at(positions: Sequence[int] | None, changed: Tensor, before: Tensor) -> Tensor:
+    if positions is None:
+        return changed
+    result = before.clone()
+    result[:, list(positions)] = changed[:, list(positions)]
+    return result
+
+
+def _others(model, parts: Sequence[Part], unit: str, generator: torch.Generator) -> list[Part]:
+    """As many other parts of the same layers; of other layers, for units that are one a layer."""
+    if UNITS[unit][1] is None:
+        free = [layer for layer in range(model.cfg.n_layers) if layer not in parts]
+        return [free[i] for i in torch.randperm(len(free), generator=generator)[: len(parts)]]
+    drawn = []
+    for layer, _ in parts:
+        free = [(layer, i) for i in range(_count(model, unit)) if (layer, i) not in {*parts, *drawn}]
+        if not free:
+            raise ValueError(
+                f"Every {unit} of layer {layer} is chosen, so there is no other to compare with."
+            )
+        drawn.append(free[int(torch.randint(len(free), (1,), generator=generator))])
+    return drawn
+
+
+def _count(model, unit: str) -> int:
+    kv_heads = model.cfg.n_key_value_heads or model.cfg.n_heads
+    return {"head": model.cfg.n_heads, "kv_head": kv_heads, "neuron": model.cfg.d_mlp}[unit]
+
+
+def _checked(model, parts: Sequence[Part], how: str, unit: str) -> list[tuple[int, int]]:
+    if how not in HOWS:
+        raise ValueError(f"how is {how!r}; it must be one of {', '.join(map(repr, HOWS))}.")
+    if unit not in UNITS:
+        raise ValueError(f"unit is {unit!r}; it must be one of {', '.join(map(repr, UNITS))}.")
+    if not len(parts):
+        raise ValueError("There is nothing to take away: `parts` is empty.")
+    whole_layers = UNITS[unit][1] is None
+    found = []
+    for part in parts:
+        layer, index = (
+            (part, 0)
+            if whole_layers and isinstance(part, int)
+            else part
+            if not isinstance(part, int)
+            else (part, -1)
+        )
+        if not 0 <= layer < model.cfg.n_layers or not 0 <= index < (
+            1 if whole_layers else _count(model, unit)
+        ):
+            indexed = f"a layer from 0 to {model.cfg.n_layers - 1}"
+            if not whole_layers:
+                indexed = f"({indexed}, a {unit} from 0 to {_count(model, unit) - 1})"
+            raise ValueError(f"There is no {unit} {part}: a part is {indexed}.")
+        found.append((int(layer), int(index)))
+    return found

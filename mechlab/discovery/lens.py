@@ -1,0 +1,266 @@
+"""Lenses: what would the model say if it stopped after this layer?
+
+The logit lens reads a residual stream in the middle of the model with the last norm and the unembedding, as if it
+were the last stream. The tuned lens first carries it over with an affine map, one for each layer, fitted so that the
+result is like the last stream. Entry l of a lens is the stream on entering layer l; the last entry is the stream that
+the model itself reads, where every lens is exact.
+
+A lens shows what can be read, not what the model uses.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechlab.caching import only
+from mechlab.prompts import answer_ids
+from mechlab.results import Scores
+
+QUANTITIES = {"rank": "rank of the answer (0 is first)", "log_prob": "log-probability of the answer (nats)"}
+
+
+@torch.no_grad()
+def logit_lens(
+    model,
+    base: Int[Tensor, "batch pos"],
+    answers,
+    *,
+    lens: "TunedLens | None" = None,
+    position: int = -1,
+    what="rank",
+) -> Scores:
+    """How far up `answers` stand at each layer, at one position of each prompt; dims ("layer",), 31 entries for 30 layers.
+
+    what: "rank" (0 is first; tokens of exactly the same logit share a rank) or "log_prob" (nats)
+    lens: a `TunedLens`; None is the plain logit lens (nostalgebraist 2020)
+
+    TransformerLens' `logit_lens` does the reading. The norm is computed anew from each stream; holding it at the last
+    layer's scale gives other curves. `answers`: one word of one token for all prompts or for each, or ids.
+    """
+    from transformer_lens.tools.analysis import logit_lens as read
+
+    if what not in QUANTITIES:
+        raise ValueError(f"what is {what!r}; it must be one of {', '.join(map(repr, QUANTITIES))}.")
+    ids = answer_ids(model, answers, len(base))
+    found = read(
+        model, base, positions=position, lens=_fitting(model, lens), targets=ids, return_type="log_probs"
+    )
+    values = found.readout.target_ranks if what == "rank" else found.readout.values
+    return Scores.over_prompts(values[..., 0].T.float(), ("layer",), QUANTITIES[what], signed=False)
+
+
+@dataclass(frozen=True)
+class LensTable:
+    """The likeliest token at every layer and position of one prompt, and its probability."""
+
+    tokens: list[list[str]]
+    probability: Scores
+
+    def plot(self, **layout):
+        from mechlab import plots
+
+        return plots.scores(self.probability, words=self.tokens, **layout)
+
+
+@torch.no_grad()
+def lens_table(
+    model, base: Int[Tensor, "1 pos"], *, lens: "TunedLens | None" = None, every: int = 1
+) -> LensTable:
+    """What the lens says first at each layer (every n-th, and the last) and position of one prompt."""
+    from transformer_lens.tools.analysis import logit_lens as read
+
+    from mechlab.results import token_labels
+
+    if len(base) != 1:
+        raise ValueError(f"A table shows one prompt, and there are {len(base)}. Give one: base[:1].")
+    entries = sorted({*range(0, model.cfg.n_layers, every), model.cfg.n_layers})
+    found = read(
+        model, base, positions=None, layers=entries, lens=_fitting(model, lens), top_k=1, return_type="probs"
+    ).readout
+    words = [[repr(model.tokenizer.decode(int(i))) for i in row] for row in found.top_ids[:, 0, :, 0]]
+    labels = {"layer": [str(entry) for entry in entries], "position": token_labels(model, base[0])}
+    name = "probability of the likeliest token"
+    return LensTable(
+        words, Scores(found.values[:, 0, :, 0], ("layer", "position"), name, labels, signed=False)
+    )
+
+
+@dataclass(frozen=True)
+class LensQuality:
+    """How like the model's own answers a lens' answers are, at each entry, with one value for each text.
+
+    kl:        KL(model ‖ lens) of the next-token distributions, nats; 0 when they are equal
+    agreement: share of the positions where both have the same likeliest token
+    bias:      KL between the two distributions averaged over all positions, nats: what a lens says whatever the text
+    """
+
+    kl: Scores
+    agreement: Scores
+    bias: Scores
+
+
+@torch.no_grad()
+def lens_quality(
+    model, texts: Int[Tensor, "text pos"], *, lens: "TunedLens | None" = None, skip: int = 4, layers=None
+) -> LensQuality:
+    """Compare a lens with the model's last layer over whole texts (Belrose et al. 2023).
+
+    The first `skip` positions are left out: position 0 is an attention sink with a stream a hundred times as long.
+    layers: which entries (default all, n_layers + 1).
+    """
+    lens = _fitting(model, lens)
+    entries = list(range(model.cfg.n_layers + 1)) if layers is None else list(layers)
+    kl, same = torch.zeros(2, len(texts), len(entries))
+    mean = torch.zeros(len(entries), model.cfg.d_vocab)
+    mean_final = torch.zeros(model.cfg.d_vocab)
+    for row, streams in enumerate(_streams(model, texts, batch=1)):
+        final = _read(model, streams[-1, 0, skip:])
+        mean_final += final.exp().mean(0).cpu() / len(texts)
+        for place, entry in enumerate(entries):
+            stream = streams[entry, 0, skip:]
+            found = _read(model, stream if lens is None else lens(stream, entry))
+            kl[row, place] = (final.exp() * (final - found)).sum(-1).mean()
+            same[row, place] = (final.argmax(-1) == found.argmax(-1)).float().mean()
+            mean[place] += found.exp().mean(0).cpu() / len(texts)
+    bias = (mean_final * (mean_final.log() - mean.log())).nan_to_num(0).sum(-1)
+    labels = {} if layers is None else {"layer": [str(entry) for entry in entries]}
+    return LensQuality(
+        Scores.over_prompts(kl, ("layer",), "KL to the last layer (nats)", labels=labels, signed=False),
+        Scores.over_prompts(same, ("layer",), "share with the same first token", labels=labels, signed=False),
+        Scores(bias, ("layer",), "KL between the mean distributions (nats)", labels, signed=False),
+    )
+
+
+@dataclass(frozen=True)
+class TunedLens:
+    """One affine map for each layer, from the stream on entering it to (the direction of) the last stream.
+
+    left, right: the map less the identity, as two thin matrices: h + (h @ left) @ right + bias, h divided by its length
+    """
+
+    left: Float[Tensor, "layer d_model rank"]
+    right: Float[Tensor, "layer rank d_model"]
+    bias: Float[Tensor, "layer d_model"]
+
+    def __call__(self, stream: Float[Tensor, "... d_model"], entry: int) -> Float[Tensor, "... d_model"]:
+        """Carry a stream over to the last layer; the last entry stays as it is. TransformerLens takes this as `lens=`."""
+        if entry == len(self.bias):
+            return stream
+        if not 0 <= entry < len(self.bias):
+            raise ValueError(f"There is no entry {entry}: this lens has 0 to {len(self.bias)}.")
+        unit = _unit(stream)
+        left, right, bias = (part[entry].to(stream) for part in (self.left, self.right, self.bias))
+        return unit + unit @ left @ right + bias
+
+    @classmethod
+    def fit(
+        cls,
+        model,
+        texts: Int[Tensor, "text pos"],
+        *,
+        rank: int | None = None,
+        ridge: float = 0.01,
+        skip: int = 4,
+    ):
+        """Fit by ridge regression, in closed form, on the streams of `texts` after the first `skip` positions.
+
+        The published lens is trained by gradient descent on the KL divergence (Belrose et al. 2023); least squares on
+        the streams is a cheaper stand-in: a second of arithmetic for each layer. ridge: penalty, as a share of the mean
+        variance. rank: keep only so many directions of the correction (default all).
+        """
+        d, layers = model.cfg.d_model, model.cfg.n_layers
+        moments = torch.zeros(layers, 2 * d + 1, 2 * d + 1, dtype=torch.float64)
+        for streams in _streams(model, texts, batch=8):
+            unit = _unit(streams[:, :, skip:]).flatten(1, 2)  # [entry, token, d_model]
+            if not torch.isfinite(unit).all():
+                raise ValueError(
+                    "There are NaN or infinite activations in these texts: nothing can be fitted to them."
+                )
+            ones = torch.ones(unit.shape[1], 1, device=unit.device)
+            for layer in range(layers):
+                both = torch.cat([unit[layer], ones, unit[-1] - unit[layer]], dim=1)
+                moments[layer] += (both.T @ both).double().cpu()
+        count = int(moments[0, d, d])
+        if count < 2 * d:
+            raise ValueError(
+                f"{count} tokens cannot fit maps of width {d}: give at least {2 * d}, better ten times that."
+            )
+        left, right, bias = zip(*(_ridge(m, d, ridge, rank or d) for m in moments), strict=True)
+        return cls(*(torch.stack(part).float() for part in (left, right, bias)))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a safetensors file, in float16."""
+        from safetensors.torch import save_file
+
+        parts = {"left": self.left, "right": self.right, "bias": self.bias}
+        save_file({name: part.half().contiguous() for name, part in parts.items()}, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "TunedLens":
+        """Read what `save` wrote. `ml.lens.TunedLens.load(ml.data / ...)` for the one in the repository."""
+        from safetensors.torch import load_file
+
+        parts = load_file(path)
+        if set(parts) != {"left", "right", "bias"}:
+            raise ValueError(
+                f"{path} is no tuned lens: it holds {', '.join(sorted(parts))}, not left, right and bias."
+            )
+        return cls(**{name: part.float() for name, part in parts.items()})
+
+
+def _ridge(
+    moments: Float[Tensor, "two two"], d: int, ridge: float, rank: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Least squares from moments of [x, 1, y]: matrices left @ right and a bias, of reduced rank."""
+    count = moments[d, d]
+    mean_x, mean_y = moments[:d, d] / count, moments[d, d + 1 :] / count
+    xx = moments[:d, :d] / count - torch.outer(mean_x, mean_x)
+    xy = moments[:d, d + 1 :] / count - torch.outer(mean_x, mean_y)
+    solved = torch.linalg.solve(xx + ridge * xx.diagonal().mean() * torch.eye(d, dtype=xx.dtype), xy)
+    if rank < d:  # keep the directions in which the fitted values vary most (reduced-rank regression)
+        fitted = solved.T @ xx @ solved
+        top = torch.linalg.eigh(fitted).eigenvectors[:, -rank:]
+        left, right = solved @ top, top.T
+    else:
+        left, right = solved, torch.eye(d, dtype=solved.dtype)
+    return left, right, mean_y - mean_x @ left @ right
+
+
+def _streams(
+    model, texts: Int[Tensor, "text pos"], batch: int
+) -> Iterator[Float[Tensor, "entry batch pos d_model"]]:
+    """The residual stream on entering each layer and after the last, some texts at a time."""
+    for rows in texts.split(batch):
+        last = model.cfg.n_layers - 1
+        keep = only("hook_resid_pre", f"blocks.{last}.hook_resid_post")
+        _, cache = model.run_with_cache(rows, names_filter=keep)
+        yield torch.stack(
+            [*(cache["resid_pre", layer] for layer in range(last + 1)), cache["resid_post", last]]
+        )
+
+
+def _read(model, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+    """Log-probabilities through the model's last norm and unembedding."""
+    from transformer_lens.tools.analysis import logit_readout
+
+    return logit_readout(model, stream, return_type="log_probs").values
+
+
+def _unit(stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """Divided by its root mean square, as an RMS norm does."""
+    return stream / stream.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-8)
+
+
+def _fitting(model, lens: TunedLens | None) -> TunedLens | None:
+    """The lens, after a check that it belongs to this model."""
+    layers, d_model = (model.cfg.n_layers, model.cfg.d_model) if lens is None else lens.bias.shape
+    if (layers, d_model) != (model.cfg.n_layers, model.cfg.d_model):
+        raise ValueError(
+            f"This lens is for {layers} layers of width {d_model}; the model has {model.cfg.n_layers} of width "
+            f"{model.cfg.d_model}."
+        )
+    return lens

@@ -1,0 +1,303 @@
+"""Probing: is a property in the activations, in a form that a simple reader can use?
+
+A probe is a small supervised model on frozen activations. What its accuracy means depends on what it is compared
+with, so every result here is made on examples that were held out, and the floors are one call away: shuffled labels,
+random labels for each group (Hewitt and Liang 2019), a model with random weights, or features of the text's surface.
+
+Decodable is not used: a probe says that the information is there, never that the model reads it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechlab.caching import only
+from mechlab.results import Scores
+
+PROBES = ("logistic", "ridge", "mass_mean")
+
+
+@torch.no_grad()
+def residual_streams(
+    model, texts: Sequence[str], *, position: int = -1, batch: int = 32
+) -> Float[Tensor, "layer text d_model"]:
+    """The residual stream of each text at one position, on entering each layer and after the last (n_layers + 1).
+
+    Texts may differ in length: those of one length are run together, so there is no padding. The unembedding is
+    skipped. Position -1 is the last token.
+    """
+    if isinstance(texts, str) or len(texts) == 0:
+        raise ValueError("Give a list of at least one text.")
+    tokens = [model.to_tokens(text)[0] for text in texts]
+    layers = model.cfg.n_layers
+    keep = only("hook_resid_pre", f"blocks.{layers - 1}.hook_resid_post")
+    found = torch.zeros(layers + 1, len(texts), model.cfg.d_model)
+    lengths = {len(row) for row in tokens}
+    for length in sorted(lengths):
+        if not -length <= position < length:
+            raise ValueError(f"A text has {length} tokens, so it has no position {position}.")
+        rows = [n for n, row in enumerate(tokens) if len(row) == length]
+        for some in (rows[i : i + batch] for i in range(0, len(rows), batch)):
+            base = torch.stack([tokens[n] for n in some])
+            _, cache = model.run_with_cache(base, names_filter=keep, stop_at_layer=layers)
+            for layer in range(layers):
+                found[layer, some] = cache["resid_pre", layer][:, position].float().cpu()
+            found[layers, some] = cache["resid_post", layers - 1][:, position].float().cpu()
+    return found
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probes of each layer said about examples that they had not seen.
+
+    score:       share right (classes), or R² (numbers; 0 is as good as always saying the mean, below 0 is worse)
+    predictions: [layer, example] or, for several numbers an example, [layer, example, target]
+    directions:  [layer, d_model], what the probe fitted to all examples reads; None for more than two classes or targets
+    """
+
+    score: Scores
+    predictions: np.ndarray
+    directions: Float[Tensor, "layer d_model"] | None
+
+
+def probe_layers(
+    features: Float[Tensor, "layer example d_model"],
+    labels: Sequence,
+    *,
+    probe="logistic",
+    groups: Sequence | None = None,
+    on: tuple[Float[Tensor, "layer other d_model"], Sequence] | None = None,
+    folds: int = 5,
+    strength: float | None = None,
+    seed: int = 0,
+) -> Probed:
+    """Fit one probe for each layer and score it on held-out examples.
+
+    probe:  "logistic" or "mass_mean" (direction between the two class means, Marks and Tegmark 2023) for classes,
+            "ridge" for numbers ([example] or [example, target]); or any scikit-learn estimator
+    groups: examples of one group are held out together (all sentences about one city, say); a probe can otherwise
+            recognise the example instead of the property
+    on:     other features and labels: fit on all examples, score on these (transfer)
+    strength: the penalty (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below is cheating
+
+    Features are standardised on the training part. Each example is held out once (`folds` parts); classes keep
+    their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
+    """
+    from sklearn.base import clone, is_regressor
+
+    labels = np.asarray(labels)
+    _check(features, labels, groups)
+    estimator = _estimator(probe, strength)
+    numbers = is_regressor(estimator)
+    splits = None if on else _splits(labels, groups, folds, numbers, seed)
+    directions, said = [], []
+    for layer in features.numpy():
+        whole = clone(estimator).fit(layer, labels)
+        directions.append(_direction(whole))
+        if on is not None:
+            said.append(whole.predict(np.asarray(on[0][len(said)])))
+            continue
+        held_out = np.zeros(labels.shape, dtype=float if numbers else labels.dtype)
+        for train, test in splits:
+            held_out[test] = clone(estimator).fit(layer[train], labels[train]).predict(layer[test])
+        said.append(held_out)
+    predictions, truth = np.stack(said), labels if on is None else np.asarray(on[1])
+    score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth)
+    whole = all(direction is not None for direction in directions)
+    return Probed(score, predictions, torch.stack(directions) if whole else None)
+
+
+def control_labels(groups: Sequence, labels: Sequence, *, seed: int = 0) -> np.ndarray:
+    """A control task: every group gets a label drawn at random, in the proportions of the real ones.
+
+    What a probe can learn here it learned by memory; the real accuracy less this one is its selectivity
+    (Hewitt and Liang 2019). Score it with a split that does *not* hold groups out, or it is chance by design.
+    """
+    labels, names = np.asarray(labels), list(dict.fromkeys(groups))
+    drawn = np.random.default_rng(seed).permutation(np.resize(labels, max(len(names), len(labels))))[
+        : len(names)
+    ]
+    if len(set(drawn)) < 2 <= len(names):
+        drawn[: len(names) // 2] = next(label for label in labels if label != drawn[0])
+    given = dict(zip(names, drawn, strict=True))
+    return np.array([given[group] for group in groups])
+
+
+def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: Sequence | None = None) -> Scores:
+    """R² for each layer (and target): 1 − squared error / squared distance from the mean, dims ("layer"[, "target"]).
+
+    within: a group for each example; distances are then measured from the mean of the group, which asks what the
+    probe knows beyond the group. Below 0: worse than saying the group's mean.
+    """
+    truth = np.asarray(truth, dtype=float)
+    centre, said = truth.mean(0), predictions
+    if within is not None:
+        within = np.asarray(within)
+        centre = np.stack([truth[within == group].mean(0) for group in within])
+    error = ((said - truth) ** 2).sum(1)
+    spread = ((truth - centre) ** 2).sum(0)
+    dims = ("layer",) if truth.ndim == 1 else ("layer", "target")
+    return Scores(torch.tensor(1 - error / spread), dims, "R² on held-out examples")
+
+
+class MassMean:
+    """A probe without training: project on the line between the two class means, split at the middle."""
+
+    def __init__(self, tilt: bool = False):
+        self.tilt = tilt
+
+    def get_params(self, deep: bool = True) -> dict:
+        return {"tilt": self.tilt}
+
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> "MassMean":
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) != 2:
+            raise ValueError(f"mass_mean tells two classes apart, and there are {len(self.classes_)}.")
+        low, high = (features[labels == name].mean(0) for name in self.classes_)
+        self.coef_ = (high - low)[None]
+        if self.tilt:  # less weight where all examples vary anyway (linear discriminant analysis)
+            centred = np.where((labels == self.classes_[1])[:, None], features - high, features - low)
+            spread = centred.T @ centred / len(features)
+            spread += np.eye(len(spread)) * spread.trace() / len(spread) * 0.1
+            self.coef_ = np.linalg.solve(spread, high - low)[None]
+        self.intercept_ = -self.coef_ @ (low + high) / 2
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
+
+
+@dataclass(frozen=True)
+class CCS:
+    """A direction found without labels; `truth(yes, no)` is the probability it gives to "yes is true"."""
+
+    direction: Float[Tensor, "d_model"]
+    offset: float
+    loss: float
+    means: tuple[Tensor, Tensor]
+
+    def truth(
+        self, yes: Float[Tensor, "pair d_model"], no: Float[Tensor, "pair d_model"]
+    ) -> Float[Tensor, "pair"]:
+        says = [
+            torch.sigmoid((x - m) @ self.direction + self.offset)
+            for x, m in zip((yes, no), self.means, strict=True)
+        ]
+        return (says[0] + 1 - says[1]) / 2
+
+
+def contrast_consistent_search(
+    yes: Float[Tensor, "pair d_model"],
+    no: Float[Tensor, "pair d_model"],
+    *,
+    restarts: int = 8,
+    steps: int = 300,
+    seed: int = 0,
+) -> list[CCS]:
+    """Find a direction on which a statement and its denial get opposite, confident answers; best loss first.
+
+    yes, no: activations of each statement, followed by "Yes" and by "No" (or affirmed and denied). No labels are used,
+    so the sign is open: an accuracy a is as good as 1 − a. Loss: (p(yes) − (1 − p(no)))² + min(p(yes), p(no))², on
+    activations centred for each side. Burns et al. 2022. Any property that differs between the pairs satisfies it.
+    """
+    means = yes.mean(0), no.mean(0)
+    scale = torch.cat([yes - means[0], no - means[1]]).std()
+    pair = [(x - m) / scale for x, m in zip((yes, no), means, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(restarts):
+        start = torch.randn(yes.shape[1] + 1, generator=generator) / yes.shape[1] ** 0.5
+        weights = start.requires_grad_()
+        optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
+        with torch.enable_grad():
+            for _ in range(steps):
+                p, q = (torch.sigmoid(x @ weights[:-1] + weights[-1]) for x in pair)
+                loss = ((p - (1 - q)) ** 2 + torch.minimum(p, q) ** 2).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        weights = weights.detach()
+        found.append(CCS(weights[:-1] / scale, weights[-1].item(), loss.item(), means))
+    return sorted(found, key=lambda probe: probe.loss)
+
+
+def _estimator(probe, strength: float | None):
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not isinstance(probe, str):
+        return probe
+    if probe == "logistic":
+        return make_pipeline(StandardScaler(), LogisticRegression(C=1 / (strength or 1), max_iter=1000))
+    if probe == "ridge":
+        return make_pipeline(StandardScaler(), Ridge(alpha=strength or 1000))
+    if probe == "mass_mean":
+        return MassMean()
+    raise ValueError(
+        f"probe is {probe!r}; it must be one of {', '.join(PROBES)}, or a scikit-learn estimator."
+    )
+
+
+def _splits(
+    labels: np.ndarray, groups, folds: int, numbers: bool, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    from sklearn import model_selection as ms
+
+    if groups is not None:
+        count = len(set(groups))
+        if count < folds:
+            raise ValueError(
+                f"There are {count} groups, too few to hold each out once in {folds} parts: set folds={count}."
+            )
+        kind = ms.GroupKFold if numbers else ms.StratifiedGroupKFold
+    else:
+        kind = ms.KFold if numbers else ms.StratifiedKFold
+    by = labels if labels.ndim == 1 else np.zeros(len(labels))
+    splits = list(kind(folds, shuffle=True, random_state=seed).split(by, by, groups))
+    for train, _ in splits if not numbers else ():
+        missing = set(labels) - set(labels[train])
+        if missing:
+            raise ValueError(
+                f"With these groups one training part has no example of class {missing.pop()!r}: a group holds all of "
+                "them. Use smaller groups, or fewer folds."
+            )
+    return splits
+
+
+def _check(features: Tensor, labels: np.ndarray, groups) -> None:
+    if features.ndim != 3:
+        raise ValueError(f"features are {tuple(features.shape)}; they must be [layer, example, d_model].")
+    if len(labels) != features.shape[1] or (groups is not None and len(groups) != len(labels)):
+        raise ValueError(
+            f"There are {features.shape[1]} examples, {len(labels)} labels"
+            + ("." if groups is None else f" and {len(groups)} groups.")
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError("There are NaN or infinite activations: no probe can be fitted to them.")
+    if labels.ndim == 1 and len(set(labels)) < 2:
+        raise ValueError(f"All labels are {labels[0]!r}. A probe needs at least two classes to tell apart.")
+    if (
+        labels.ndim == 1
+        and len(labels) < 2 * len(set(labels))
+        and not np.issubdtype(labels.dtype, np.floating)
+    ):
+        raise ValueError(f"{len(labels)} examples of {len(set(labels))} classes: give at least two of each.")
+
+
+def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:
+    right: Bool = torch.tensor(predictions == truth).T
+    return Scores.over_prompts(right.float(), ("layer",), "share of held-out examples right", signed=False)
+
+
+def _direction(fitted) -> Tensor | None:
+    """What a fitted linear probe reads, in the units of the features; None when it is not one direction."""
+    last = fitted[-1] if hasattr(fitted, "steps") else fitted
+    rows = np.atleast_2d(getattr(last, "coef_", np.zeros((2, 1))))
+    if len(rows) != 1:
+        return None
+    return torch.tensor(rows[0] / (fitted[0].scale_ if hasattr(fitted, "steps") else 1)).float()

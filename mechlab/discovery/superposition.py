@@ -1,0 +1,126 @@
+"""Superposition: how can there be more features than dimensions?
+
+The toy model of Elhage et al. 2022 squeezes n sparse features through m < n dimensions and tries to get them back:
+h = W x, x' = ReLU(Wᵀ h + b), with a loss weighted by each feature's importance. Dense features: it keeps the m most
+important and forgets the rest. Sparse ones: it keeps more than m, in directions that interfere a little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.results import Scores
+
+
+@dataclass(frozen=True)
+class ToyModels:
+    """Toy models trained side by side, one for each density.
+
+    W: [model, feature, hidden], the direction of each feature;  b: [model, feature]
+    density: how often a feature is present;  importance: [feature];  loss: [model], on fresh examples
+    """
+
+    W: Float[Tensor, "model feature hidden"]
+    b: Float[Tensor, "model feature"]
+    density: tuple[float, ...]
+    importance: Float[Tensor, "feature"]
+    loss: Float[Tensor, "model"]
+
+    @property
+    def norms(self) -> Scores:
+        """How strongly each feature is represented, |W_i|: about 1 if it is kept, 0 if it is forgotten."""
+        return Scores(
+            self.W.norm(dim=-1), ("density", "feature"), "length of W_i", self._labels, signed=False
+        )
+
+    @property
+    def dimensionality(self) -> Scores:
+        """The share of a dimension that each feature has to itself; see `feature_dimensionality`."""
+        found = feature_dimensionality(self.W)
+        return Scores(found, ("density", "feature"), "dimensions a feature", self._labels, signed=False)
+
+    @property
+    def _labels(self) -> dict[str, list[str]]:
+        return {"density": [f"{density:.3g}" for density in self.density]}
+
+
+def train_toy_models(
+    n_features: int = 5,
+    n_hidden: int = 2,
+    *,
+    density: Sequence[float] = (1.0, 0.3, 0.1, 0.05, 0.02),
+    importance: Float[Tensor, "feature"] | None = None,
+    linear: bool = False,
+    steps: int = 2000,
+    batch: int = 512,
+    seed: int = 0,
+) -> ToyModels:
+    """Train one toy model for each density, all at once.
+
+    A feature is absent with probability 1 − density, else uniform in [0, 1]. importance: weight of each feature in the
+    loss (default: all 1). linear: without the ReLU, where superposition never pays. A density given twice
+    trains two models from different starts. About 5 seconds for 8 models of 20 features.
+    """
+    if n_hidden < 1 or n_features < 1 or not all(0 < p <= 1 for p in density):
+        raise ValueError(
+            "n_features and n_hidden must be at least 1, and every density above 0 and at most 1."
+        )
+    importance = torch.ones(n_features) if importance is None else torch.as_tensor(importance).float()
+    if len(importance) != n_features:
+        raise ValueError(f"There are {n_features} features and {len(importance)} importances.")
+    generator = torch.Generator().manual_seed(seed)
+    models, present = len(density), torch.tensor(density)[:, None]
+    W = (torch.randn(models, n_features, n_hidden, generator=generator) / n_hidden**0.5).requires_grad_()
+    b = torch.zeros(models, n_features, requires_grad=True)
+    optimiser = torch.optim.AdamW([W, b], lr=3e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=3e-5)
+
+    def losses(count: int) -> Float[Tensor, "model"]:
+        x = torch.rand(count, models, n_features, generator=generator)
+        x = x * (torch.rand(count, models, n_features, generator=generator) < present)
+        hidden = torch.einsum("nmf,mfh->nmh", x, W)
+        back = torch.einsum("nmh,mfh->nmf", hidden, W) + b
+        back = back if linear else back.relu()
+        return ((x - back) ** 2 * importance).mean((0, 2))
+
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimiser.zero_grad()
+            (losses(batch) / present[:, 0]).sum().backward()  # sparse inputs make small gradients
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        final = losses(20_000)
+    return ToyModels(W.detach(), b.detach(), tuple(density), importance, final)
+
+
+def feature_dimensionality(W: Float[Tensor, "... feature hidden"]) -> Float[Tensor, "... feature"]:
+    """|W_i|² / Σ_j (Ŵ_i · W_j)²: the share of a dimension that feature i has to itself.
+
+    1: a direction of its own; 1/2: it shares a line with its opposite; 2/5: five in a plane (a pentagon); 0: it is not
+    represented. They sum to at most n_hidden. Elhage et al. 2022.
+    """
+    size = W.norm(dim=-1)
+    unit = W / size[..., None].clamp_min(1e-8)
+    overlap = (unit @ W.transpose(-1, -2)).pow(2).sum(-1)
+    return torch.where(size > 1e-2, size.pow(2) / overlap.clamp_min(1e-8), torch.zeros_like(size))
+
+
+def plot_directions(toy: ToyModels, models: Sequence[int] | None = None, **layout):
+    """Draw the feature directions of models with two hidden dimensions, side by side; a `Picture`."""
+    from mechlab import plots
+
+    if toy.W.shape[-1] != 2:
+        raise ValueError(
+            f"Directions are drawn in a plane, and these models have {toy.W.shape[-1]} hidden dimensions. Draw `W @ W.T` instead."
+        )
+    chosen = list(range(len(toy.density))) if models is None else list(models)
+    return plots.arrows(
+        [toy.W[n] for n in chosen],
+        [f"density {toy.density[n]:.3g}" for n in chosen],
+        "feature directions",
+        **layout,
+    )
