@@ -2,9 +2,14 @@
 
 import sys
 
-from benchmarks import attribution, course, load
+from benchmarks import attribution, course, load, threads
 
-BENCHMARKS = {"load": load.main, "attribution": attribution.main, "course": course.main}
+BENCHMARKS = {
+    "load": load.main,
+    "threads": threads.main,
+    "attribution": attribution.main,
+    "course": course.main,
+}
 
 
 def main(names: list[str]) -> int:

@@ -55,6 +55,9 @@ def lab(
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     command += context.args
+    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
+    # as fast (benchmarks/threads.py).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.name == "posix":
         os.execv(sys.executable, command)  # become JupyterLab, so that Ctrl-C and kill reach it
     raise SystemExit(subprocess.run(command).returncode)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mechlab lab` does
 NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "tests.nbval_plugin", "--nbval-lax", "--durations=5"]
 
 
