@@ -9,6 +9,7 @@ Sign: an effect is ablated − intact. Negative on a logit difference: the part 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -141,12 +142,11 @@ def direction_hooks(
         _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names)
         level = {name: (cache[name][:, 1:] @ unit.to(cache[name])).mean().item() for name in names}
 
-    def take_out(stream: Tensor, hook) -> Tensor:
+    def take_out(stream: Tensor, hook, level: float) -> Tensor:
         along = unit.to(stream)
-        changed = stream + (level[hook.name] - stream @ along)[..., None] * along
-        return _at(positions, changed, stream)
+        return _at(positions, stream + (level - stream @ along)[..., None] * along, stream)
 
-    return [(name, take_out) for name in names]
+    return [(name, partial(take_out, level=level[name])) for name in names]
 
 
 def _ablated(model, base, metric: Metric, parts, how: str, **given) -> Float[Tensor, "batch"]:

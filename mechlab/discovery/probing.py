@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from sklearn import model_selection as ms
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_regressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mechlab.caching import only
@@ -87,8 +92,6 @@ def probe_layers(
     Features are standardised on the training part. Each example is held out once (`folds` parts); classes keep
     their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
     """
-    from sklearn.base import clone, is_regressor
-
     labels = np.asarray(labels)
     _check(features, labels, groups)
     estimator = _estimator(probe, strength)
@@ -144,27 +147,15 @@ def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: Sequence | 
     return Scores(torch.tensor(1 - error / spread), dims, "R² on held-out examples")
 
 
-class MassMean:
+class MassMean(ClassifierMixin, BaseEstimator):
     """A probe without training: project on the line between the two class means, split at the middle."""
-
-    def __init__(self, tilt: bool = False):
-        self.tilt = tilt
-
-    def get_params(self, deep: bool = True) -> dict:
-        return {"tilt": self.tilt}
 
     def fit(self, features: np.ndarray, labels: np.ndarray) -> "MassMean":
         self.classes_ = np.unique(labels)
         if len(self.classes_) != 2:
             raise ValueError(f"mass_mean tells two classes apart, and there are {len(self.classes_)}.")
         low, high = (features[labels == name].mean(0) for name in self.classes_)
-        self.coef_ = (high - low)[None]
-        if self.tilt:  # less weight where all examples vary anyway (linear discriminant analysis)
-            centred = np.where((labels == self.classes_[1])[:, None], features - high, features - low)
-            spread = centred.T @ centred / len(features)
-            spread += np.eye(len(spread)) * spread.trace() / len(spread) * 0.1
-            self.coef_ = np.linalg.solve(spread, high - low)[None]
-        self.intercept_ = -self.coef_ @ (low + high) / 2
+        self.coef_, self.intercept_ = (high - low)[None], -(high - low) @ (low + high) / 2
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -226,10 +217,6 @@ def contrast_consistent_search(
 
 
 def _estimator(probe, strength: float | None):
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     if not isinstance(probe, str):
         return probe
     if probe == "logistic":
@@ -246,8 +233,6 @@ def _estimator(probe, strength: float | None):
 def _splits(
     labels: np.ndarray, groups, folds: int, numbers: bool, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    from sklearn import model_selection as ms
-
     if groups is not None:
         count = len(set(groups))
         if count < folds:
@@ -290,7 +275,7 @@ def _check(features: Tensor, labels: np.ndarray, groups) -> None:
 
 
 def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:
-    right: Bool = torch.tensor(predictions == truth).T
+    right = torch.tensor(predictions == truth).T
     return Scores.over_prompts(right.float(), ("layer",), "share of held-out examples right", signed=False)
 
 
