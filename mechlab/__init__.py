@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     # the model
-    "load": "models", "tiny": "models", "ModelError": "checkpoints",
+    "load": "models", "tiny": "models", "random_weights": "models", "ModelError": "checkpoints",
     # prompts, metrics, results
     "prompt_pair": "prompts", "PromptPair": "prompts", "PromptError": "prompts", "single_token": "prompts",
     "logit_difference": "metrics", "log_prob": "metrics", "kl_divergence": "metrics", "recovered": "metrics",
@@ -30,14 +30,28 @@ _PUBLIC = {
     "value_tokens": "attribution.neurons", "value_neuron_scores": "attribution.neurons",
     "query_neuron_scores": "attribution.neurons", "comparative_neuron_scores": "attribution.neurons",
     "knock_out": "attribution.neurons",
+    # discovery: what would it say if it stopped here, is it in there, who looks where, ...
+    "logit_lens": "discovery.lens", "lens_table": "discovery.lens", "lens_quality": "discovery.lens",
+    "TunedLens": "discovery.tuned_lens", "residual_streams": "discovery.probing", "probe_layers": "discovery.probing",
+    "control_labels": "discovery.probing", "r_squared": "discovery.probing",
+    "contrast_consistent_search": "discovery.ccs", "repeated_tokens": "discovery.attention",
+    "head_scores": "discovery.attention", "copying_scores": "discovery.attention",
+    "matching_scores": "discovery.attention", "in_context_learning_score": "discovery.attention",
+    # ... what breaks without it, how can there be more features than dimensions, can the mix be undone
+    "ablation_hooks": "discovery.ablation", "ablation_effects": "discovery.ablation",
+    "ablate_together": "discovery.ablation", "direction_hooks": "discovery.ablation",
+    "train_toy_models": "discovery.superposition", "feature_dimensionality": "discovery.superposition",
+    "plot_directions": "discovery.superposition", "SparseAutoencoder": "discovery.sae", "train_sae": "discovery.sae",
+    "splice": "discovery.features",
     # pictures
-    "Picture": "plots",
+    "Picture": "plots", "attention_view": "patterns",
     # reading the code
     "show_source": "source",
 }  # fmt: skip
 _MODULES = (
     "attribution",
     "caching",
+    "discovery",
     "forward",
     "hooks",
     "metrics",

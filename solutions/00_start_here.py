@@ -118,7 +118,7 @@ assert strongest[-1] == 3 or model.cfg.model_name != "smollm2"
 # %%
 with torch.no_grad():
     _, cache = model.run_with_cache(pair.clean)
-ml.plots.attention(cache["pattern", 23][0], model.to_str_tokens(pair.clean[0]), heads)
+ml.attention_view(cache["pattern", 23][0], model.to_str_tokens(pair.clean[0]), heads)
 
 # %% kind="assert"
 second_john = pair.position(" John", occurrence=2)[0]

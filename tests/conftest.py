@@ -7,7 +7,8 @@ from jaxtyping import install_import_hook
 ATTRIBUTION = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
 install_import_hook(
-    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", *ATTRIBUTION], "beartype.beartype"
+    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", "mechlab.patterns", *ATTRIBUTION],
+    "beartype.beartype",
 )
 
 import mechlab as ml  # noqa: E402

@@ -11,7 +11,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from jaxtyping import TypeCheckError
 
 import mechlab as ml
-from mechlab import plots
+from mechlab import patterns
+from mechlab.patterns import _circuitsvis, attention_view
 from mechlab.results import Scores
 from mechlab.widgets import patch_explorer, progress_table, temperature_explorer
 
@@ -88,7 +89,7 @@ PATTERN = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).tril()
 
 
 def test_the_view_holds_its_data_and_never_an_address():
-    view = plots.attention(PATTERN, TOKENS, ["1.0", "1.1"])
+    view = attention_view(PATTERN, TOKENS, ["1.0", "1.1"])
     content = view.to_html(with_script=False)
     assert "</script><b>" not in content.replace("&lt;", "<").split("<script>")[1]
     assert not re.search(r"https?://|import ", content)
@@ -100,9 +101,9 @@ def test_the_view_holds_its_data_and_never_an_address():
 
 
 def test_the_bundled_script_is_there_and_holds_the_component():
-    script = plots._circuitsvis()
+    script = _circuitsvis()
     assert script.startswith('"use strict";var CircuitsVis=') and "AttentionHeads" in script
-    assert len(plots.attention(PATTERN, TOKENS, ["1.0", "1.1"]).to_html()) > 1_000_000
+    assert len(attention_view(PATTERN, TOKENS, ["1.0", "1.1"]).to_html()) > 1_000_000
 
 
 def test_only_the_first_cell_of_a_kernel_carries_the_script(monkeypatch):
@@ -115,20 +116,20 @@ def test_only_the_first_cell_of_a_kernel_carries_the_script(monkeypatch):
 
     shell = Shell()
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    assert plots._script_needed() and plots._script_needed()  # the same cell run again sends it again
+    assert patterns._script_needed() and patterns._script_needed()  # the same cell run again sends it again
     shell.cell = "two"
-    assert not plots._script_needed()
+    assert not patterns._script_needed()
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    assert plots._script_needed()  # each Colab output is a page of its own
+    assert patterns._script_needed()  # each Colab output is a page of its own
 
 
 def test_wrong_shapes_say_what_is_needed():
     with pytest.raises(
         ValueError, match=r"pattern is \(2, 4, 4\); with 1 heads and 4 tokens it must be \(1, 4, 4\)"
     ):
-        plots.attention(PATTERN, TOKENS, ["1.0"])
+        attention_view(PATTERN, TOKENS, ["1.0"])
     with pytest.raises(TypeCheckError):
-        plots.attention(PATTERN[0], TOKENS, ["1.0"])
+        attention_view(PATTERN[0], TOKENS, ["1.0"])
 
 
 # --- widgets ---

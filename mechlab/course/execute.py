@@ -116,7 +116,7 @@ def png_of_plotly(page, figure: dict) -> str:
 
 def png_of_html(page, content: str) -> str:
     """An attention view as a base64 PNG; the script comes from the installed package."""
-    from mechlab.plots import _circuitsvis
+    from mechlab.patterns import _circuitsvis
 
     scripts = [s for s in SCRIPT.findall(content) if len(s) < 200_000]
     bare = SCRIPT.sub("", content) + "".join(scripts)
