@@ -14,7 +14,7 @@ _PUBLIC = {
     # prompts, metrics, results
     "prompt_pair": "prompts", "PromptPair": "prompts", "PromptError": "prompts", "single_token": "prompts",
     "logit_difference": "metrics", "log_prob": "metrics", "kl_divergence": "metrics", "recovered": "metrics",
-    "Scores": "results", "token_labels": "results",
+    "Scores": "results", "token_labels": "results", "own_text": "text",
     # observing: what there is, what it is called, what it costs
     "hook_map": "caching", "cache_bytes": "caching", "only": "caching",
     # intervening: hooks that cannot leak and cannot silently miss

@@ -233,15 +233,15 @@ claim(model, "previous-token score of 11.1", previous.values[11, 1], says=0.84, 
 assert (previous_16 := pattern[:, 0].diagonal(-1, 1, 2).mean()) - previous.values[16, 0] < 1e-3
 
 # %% [markdown]
-# To see patterns, hover over a token, or click a head to keep it. Three heads on a small text that says five words twice:
+# To see patterns, hover over a token, or click a head to keep it. Three heads on a small text that says six words twice:
 
 # %%
-words = model.to_tokens("apple river stone cloud music apple river stone cloud music")
+words = model.to_tokens("lamp apple river stone cloud music lamp apple river stone cloud music")
 with torch.no_grad():
     _, small = model.run_with_cache(words)
-chosen = [(16, 0), (18, 6), (8, 0)]
+chosen = [(16, 0), (18, 6), (14, 3)]
 patterns = torch.stack([small["pattern", layer][0, head] for layer, head in chosen])
-ml.attention_view(patterns, model.to_str_tokens(words[0]), ["16.0", "18.6", "8.0"])
+ml.attention_view(patterns, model.to_str_tokens(words[0]), ["16.0", "18.6", "14.3"])
 
 # %% kind="assert"
 names = model.to_str_tokens(words[0])
@@ -253,7 +253,7 @@ assert (
 )
 
 # %% [markdown]
-# At the second " river", head 16.0 looks one back (" apple"), 8.0 at the first " river", and 18.6 at " stone", which came after
+# At the second " river", head 16.0 looks one back (" apple"), 14.3 at the first " river", and 18.6 at " stone", which came after
 # it. 18.6 looks at what is to be said next.
 #
 # ## Predict: does looking matter?
@@ -484,9 +484,9 @@ copying = ml.copying_scores(model, some[:20])
 copying.top(6)
 
 # %% kind="assert"
-claim(model, "best copying score", copying.values.max(), says=0.4, within=0.15)
-claim(model, "copying score of 18.6", copying.values[18, 6], says=0.0, within=0.11)
-claim(model, "copying score of 17.3", copying.values[17, 3], says=0.0, within=0.11)
+claim(model, "best copying score", copying.values.max(), says=0.45, within=0.11)
+claim(model, "copying score of 18.6", copying.values[18, 6], says=0.05, within=0.06)
+claim(model, "copying score of 17.3", copying.values[17, 3], says=0.0, within=0.06)
 assert copying.top(5).place.str.startswith(("23", "24")).all()
 
 # %% [markdown]
@@ -587,14 +587,14 @@ print("value head 17.1 of 17.3, 17.4, 17.5:", shared)
 # %% kind="assert"
 claim(model, "loss without five induction heads", gone.after.mean(), says=7.6, within=0.6)
 claim(model, "loss without five random heads", gone.random.mean(), says=2.7, within=0.25)
-claim(model, "loss without value head 17.1", shared.after.mean(), says=3.05, within=0.3)
+claim(model, "loss without value head 17.1", shared.after.mean(), says=3.1, within=0.3)
 score = ml.in_context_learning_score(model, tokens, early=30, late=80)
-claim(model, "in-context learning score, tokens 30 and 80", score.mean(), says=-11, within=3)
+claim(model, "in-context learning score, tokens 30 and 80", score.mean(), says=-15, within=4)
 
 # %% [markdown]
 # From 2.6 to 7.6, half way back to not knowing; five random heads cost 0.1. The three heads of layer 17 alone cost only 0.5, less
 # than the single head 16.0 that feeds all five (4.2). One number sums up such learning from the text: the **in-context learning score**,
-# the loss at a late token minus the loss at an early one. On these texts it is about −11 nats between tokens 30 and 80. Olsson et al.
+# the loss at a late token minus the loss at an early one. On these texts it is about −15 nats between tokens 30 and 80. Olsson et al.
 # measure it on natural text, between tokens 50 and 500, and find about −0.4.
 #
 # ## How it misleads
@@ -612,12 +612,12 @@ print(f"{heads_above} of 270 heads give more than half of their attention to pos
 print(f"its value vectors, beside others': {ratio[3:].median():.2f} times as long (median of layers 3 to 29)")
 
 # %% kind="assert"
-claim(model, "heads with more than half on position 0", heads_above, says=100, within=40)
-claim(model, "length of the sink's values beside others", ratio[3:].median(), says=0.2, within=0.15)
+claim(model, "heads with more than half on position 0", heads_above, says=84, within=10)
+claim(model, "length of the sink's values beside others", ratio[3:].median(), says=0.25, within=0.1)
 
 # %% [markdown]
-# A bright column at position 0 looks like interest in the first token. It is the opposite. The values there are short, so that a head
-# that looks there writes next to nothing: it is a place to rest. Before you compare patterns, take position 0 out.
+# 84 of 270. A bright column at position 0 looks like interest in the first token. It is the opposite. The values there are a quarter
+# as long, so that a head that looks there writes little: it is a place to rest. Before you compare patterns, take position 0 out.
 #
 # **The threshold.** How many induction heads are there? It depends on where one draws the line.
 
@@ -626,11 +626,12 @@ counts = {line: int((induction.values > line).sum()) for line in (0.2, 0.4, 0.6,
 print("heads above each threshold:", counts)
 
 # %% kind="assert"
-assert counts[0.8] <= 2 and counts[0.2] >= 10
+claim(model, "heads above 0.8", counts[0.8], says=1, within=1)
 claim(model, "heads above 0.4", counts[0.4], says=8, within=2)
+claim(model, "heads above 0.2", counts[0.2], says=12, within=3)
 
 # %% [markdown]
-# Between one and more than ten. Show the ranking, not a list. And random tokens are no text: a head that needs sentences scores
+# One, or eight, or twelve. Show the ranking, not a list. And random tokens are no text: a head that needs sentences scores
 # nothing here.
 #
 # **Question 23.a.** A head has an induction score of 0.5, and taking it away changes nothing. What follows?

@@ -12,6 +12,7 @@ torch version draws other text: the file in the repository is what the course's 
 
 import json
 import random
+import re
 import sys
 from itertools import product
 from pathlib import Path
@@ -57,6 +58,13 @@ def write(model, tokenizer, prompts: list[str], *, chat: bool) -> list[str]:
     return texts
 
 
+def fit_to_print(text: str) -> bool:
+    """No addresses (they might be somebody's), nothing that a class should not read by surprise."""
+    return not re.search(
+        r"https?:|www\.|@|\b(sex\w*|nazi\w*|suicid\w*|murder\w*|rap(e|ed|ist)|porn\w*|nude)\b", text, re.I
+    )
+
+
 def main(count: int = 1200) -> None:
     folder = checkpoints.prepare("raw")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -76,7 +84,11 @@ def main(count: int = 1200) -> None:
         model, tokenizer, ["<|endoftext|>"] * count, chat=False
     )
     texts = [text.strip() for text in texts]
-    texts = [text for text in dict.fromkeys(texts) if len(tokenizer(text)["input_ids"]) >= 32]
+    texts = [
+        text
+        for text in dict.fromkeys(texts)
+        if fit_to_print(text) and len(tokenizer(text)["input_ids"]) >= 32
+    ]
     random.Random(1).shuffle(texts)
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(

@@ -17,6 +17,9 @@ TITLES = {
     "11": "Input attribution",
     "12": "Direct logit attribution",
     "13": "Neurons",
+    "21": "Logit lens and tuned lens",
+    "22": "Probing",
+    "23": "Attention patterns",
 }
 
 

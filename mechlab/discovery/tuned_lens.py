@@ -18,11 +18,10 @@ from mechlab.discovery.lens import residual_entries
 class TunedLens:
     """One affine map for each layer, from the stream on entering it to (the direction of) the last stream.
 
-    left, right: the map less the identity, as two thin matrices: h + (h @ left) @ right + bias, h divided by its length
+    The stream is divided by its root mean square, then becomes x + x @ weight + bias.
     """
 
-    left: Float[Tensor, "layer d_model rank"]
-    right: Float[Tensor, "layer rank d_model"]
+    weight: Float[Tensor, "layer d_model d_model"]
     bias: Float[Tensor, "layer d_model"]
 
     def __call__(self, stream: Float[Tensor, "... d_model"], entry: int) -> Float[Tensor, "... d_model"]:
@@ -32,28 +31,21 @@ class TunedLens:
         if not 0 <= entry < len(self.bias):
             raise ValueError(f"There is no entry {entry}: this lens has 0 to {len(self.bias)}.")
         unit = _unit(stream)
-        left, right, bias = (part[entry].to(stream) for part in (self.left, self.right, self.bias))
-        return unit + unit @ left @ right + bias
+        return unit + unit @ self.weight[entry].to(stream) + self.bias[entry].to(stream)
 
     @classmethod
+    @torch.no_grad()
     def fit(
-        cls,
-        model,
-        texts: Int[Tensor, "text pos"],
-        *,
-        rank: int | None = None,
-        ridge: float = 0.01,
-        skip: int = 4,
-    ):
+        cls, model, texts: Int[Tensor, "text pos"], *, ridge: float = 0.001, skip: int = 4
+    ) -> "TunedLens":
         """Fit by ridge regression, in closed form, on the streams of `texts` after the first `skip` positions.
 
-        The published lens is trained by gradient descent on the KL divergence (Belrose et al. 2023); least squares on
-        the streams is a cheaper stand-in: a second of arithmetic for each layer. ridge: penalty, as a share of the mean
-        variance. rank: keep only so many directions of the correction (default all).
+        ridge: penalty on the change from the plain logit lens, as a share of the mean variance. Twenty texts of 400
+        tokens take about 20 seconds on two cores; more tokens fit better.
         """
         d, layers = model.cfg.d_model, model.cfg.n_layers
         moments = torch.zeros(layers, 2 * d + 1, 2 * d + 1, dtype=torch.float64)
-        for streams in residual_entries(model, texts, batch=8):
+        for streams in residual_entries(model, texts, batch=16):
             unit = _unit(streams[:, :, skip:]).flatten(1, 2)  # [entry, token, d_model]
             if not torch.isfinite(unit).all():
                 raise ValueError(
@@ -68,45 +60,39 @@ class TunedLens:
             raise ValueError(
                 f"{count} tokens cannot fit maps of width {d}: give at least {2 * d}, better ten times that."
             )
-        left, right, bias = zip(*(_ridge(m, d, ridge, rank or d) for m in moments), strict=True)
-        return cls(*(torch.stack(part).float() for part in (left, right, bias)))
+        weight, bias = zip(*(_ridge(m, d, ridge) for m in moments), strict=True)
+        return cls(torch.stack(weight).float(), torch.stack(bias).float())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file, in float16."""
+        """Write a safetensors file: weights as whole numbers of 8 bits, with one scale a column (10 MB for 30 layers)."""
         from safetensors.torch import save_file
 
-        parts = {"left": self.left, "right": self.right, "bias": self.bias}
-        save_file({name: part.half().contiguous() for name, part in parts.items()}, path)
+        scale = self.weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        save_file(
+            {"weight": (self.weight / scale).round().to(torch.int8), "scale": scale, "bias": self.bias}, path
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TunedLens":
-        """Read what `save` wrote. `ml.lens.TunedLens.load(ml.data / ...)` for the one in the repository."""
+        """Read what `save` wrote."""
         from safetensors.torch import load_file
 
         parts = load_file(path)
-        if set(parts) != {"left", "right", "bias"}:
+        if set(parts) != {"weight", "scale", "bias"}:
             raise ValueError(
-                f"{path} is no tuned lens: it holds {', '.join(sorted(parts))}, not left, right and bias."
+                f"{path} is no tuned lens: it holds {', '.join(sorted(parts))}, not weight, scale and bias."
             )
-        return cls(**{name: part.float() for name, part in parts.items()})
+        return cls(parts["weight"] * parts["scale"], parts["bias"])
 
 
-def _ridge(
-    moments: Float[Tensor, "two two"], d: int, ridge: float, rank: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Least squares from moments of [x, 1, y]: matrices left @ right and a bias, of reduced rank."""
+def _ridge(moments: Float[Tensor, "two two"], d: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """Least squares from the moments of [x, 1, y]: a matrix and a bias."""
     count = moments[d, d]
     mean_x, mean_y = moments[:d, d] / count, moments[d, d + 1 :] / count
     xx = moments[:d, :d] / count - torch.outer(mean_x, mean_x)
     xy = moments[:d, d + 1 :] / count - torch.outer(mean_x, mean_y)
-    solved = torch.linalg.solve(xx + ridge * xx.diagonal().mean() * torch.eye(d, dtype=xx.dtype), xy)
-    if rank < d:  # keep the directions in which the fitted values vary most (reduced-rank regression)
-        fitted = solved.T @ xx @ solved
-        top = torch.linalg.eigh(fitted).eigenvectors[:, -rank:]
-        left, right = solved @ top, top.T
-    else:
-        left, right = solved, torch.eye(d, dtype=solved.dtype)
-    return left, right, mean_y - mean_x @ left @ right
+    weight = torch.linalg.solve(xx + ridge * xx.diagonal().mean() * torch.eye(d, dtype=xx.dtype), xy)
+    return weight, mean_y - mean_x @ weight
 
 
 def _unit(stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

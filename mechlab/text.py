@@ -1,0 +1,29 @@
+"""Text to measure on: what the model of the course wrote itself (data/text, made by data/make/text.py)."""
+
+import json
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechlab.reference import data_dir
+
+
+def own_text(model, *, length: int = 81, count: int | None = None) -> Int[Tensor, "text pos"]:
+    """Texts cut to `length` tokens (the first is the model's first token), in a fixed order; shorter ones are left out.
+
+    The text was written by SmolLM2. Another model can read it, but for that model it is not its own.
+    """
+    kept: list[Tensor] = []
+    with open(data_dir() / "text" / "smollm2.jsonl", encoding="utf-8") as file:
+        for line in file:
+            if count is not None and len(kept) == count:
+                break
+            ids = model.to_tokens(json.loads(line)["text"])[0]
+            if len(ids) >= length:
+                kept.append(ids[:length])
+    if not kept or (count is not None and len(kept) < count):
+        raise ValueError(
+            f"There are {len(kept)} texts of {length} tokens or more; {count or 'some'} were wanted."
+        )
+    return torch.stack(kept)
