@@ -103,3 +103,33 @@ def _bars(rows: list[tuple[str, float]], unit: str) -> str:
         for label, value in rows
     )
     return f'<table><caption style="text-align:left">{unit}</caption>{cells}</table>'
+
+
+def lens_explorer(
+    model: "TransformerBridge", base: torch.Tensor, lenses: dict, *, entry: int = 12, k: int = 5
+) -> "ipywidgets.VBox":
+    """A slider for the layer; what each lens would say next if the model stopped there, for one prompt.
+
+    lenses: name -> a `TunedLens`, or None for the plain logit lens.
+    """
+    import ipywidgets as w
+    from transformer_lens.tools.analysis import logit_lens
+
+    read = {
+        name: logit_lens(model, base[:1], lens=lens, top_k=k, return_type="probs").readout
+        for name, lens in lenses.items()
+    }
+    slider = w.IntSlider(entry, 0, model.cfg.n_layers, description="layer", continuous_update=False)
+    shown = {name: w.HTML(layout=w.Layout(margin="0 32px 0 0")) for name in read}
+
+    def update(_=None) -> None:
+        for name, found in read.items():
+            ids, values = found.top_ids[slider.value, 0], found.values[slider.value, 0]
+            rows = [
+                (repr(model.tokenizer.decode(int(i))), float(p)) for i, p in zip(ids, values, strict=True)
+            ]
+            shown[name].value = _bars(rows, f"{name}: probability on entering layer {slider.value}")
+
+    slider.observe(update, names="value")
+    update()
+    return w.VBox([slider, w.HBox(list(shown.values()))])
