@@ -1,0 +1,732 @@
+# %% [markdown]
+# # 22 Probing
+#
+# **Question:** is it in there, and what must a probe beat before we believe it?
+#
+# After this notebook you will be able to
+#
+# - train a linear probe on activations and test it on groups that it has not seen,
+# - name four floors for its accuracy, and make each of them,
+# - take an impressive probe apart with one well-chosen baseline.
+#
+# Time: 90 minutes. The cells take about 85 seconds in all. Memory: 2.8 GB.
+# Download: none, once the model is here (93 MB). Before: notebooks 02 and 03.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## The picture
+#
+# "The film was wonderful." Is the feeling in the residual stream at the full stop? 48 adjectives, half of them positive, with three nouns:
+# 144 sentences. On each layer's stream a **probe**, a small linear classifier, learns to tell positive from negative. Whole adjectives
+# are held out for the test.
+
+# %%
+import numpy as np
+import pandas as pd
+
+folder = ml.reference.data_dir() / "probing"
+listed = pd.read_csv(folder / "adjectives.csv")
+words = np.repeat(listed.adjective.to_numpy(), 3)
+positive = np.repeat(listed.positive.to_numpy(), 3)
+nouns = ["film", "book", "meal"] * len(listed)
+some = [0, 1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
+streams = ml.residual_streams(model, [f"The {n} was {w}." for n, w in zip(nouns, words, strict=True)])[some]
+
+# %%
+real = ml.probe_layers(streams, positive, groups=words).score.values
+
+
+def drawn(rows, title="share of held-out examples right"):
+    labels = {"probe": list(rows), "layer": [str(layer) for layer in some]}
+    values = torch.stack(list(rows.values()))
+    return ml.Scores(values, ("probe", "layer"), title, labels, signed=False).plot(
+        height=180 + 45 * len(rows)
+    )
+
+
+drawn({"feeling, new adjectives": real})
+
+# %% kind="assert"
+claim(model, "accuracy on entering layer 1", real[1], says=0.79, within=0.04)
+claim(model, "accuracy on entering layer 6", real[3], says=0.99, within=0.02)
+claim(model, "accuracy on entering layer 0", real[0], says=0.48, within=0.05)
+assert real[4:].min() > 0.97
+
+# %% [markdown]
+# On entering layer 0 there is only the full stop, so nothing can be told. From layer 6 on the probe is right on 99 % of adjectives that it has
+# never seen. That looks convincing. The rest of this notebook is about what such a number is worth.
+#
+# ## By hand: the simplest probe
+#
+# No training is needed: take the mean of each class, and ask which of the two means an example is nearer to.
+#
+# ### Exercise 22.1 The mass-mean probe
+#
+# Difficulty 2 of 5 · 15 minutes · needs nothing
+
+
+# %% kind="exercise" id="22.1"
+@exercise("22.1")
+def mass_mean_predictions(
+    train: Float[Tensor, "example d_model"],
+    labels: Int[Tensor, "example"],
+    test: Float[Tensor, "other d_model"],
+) -> Int[Tensor, "other"]:
+    """Project on the line between the two class means of `train`, split at the middle: 1 or 0 for each test example."""
+    # >>> solution
+    low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+    return ((test - (low + high) / 2) @ (high - low) > 0).long()
+    # <<< solution
+
+
+# %% kind="check"
+check(mass_mean_predictions)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The direction is the mean of class 1 minus the mean of class 0. Where on that line do the two classes meet?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Take the point half way between the means away from each test example, then the inner product with the direction. Above 0 is 1.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+# return ((test - (low + high) / 2) @ (high - low) > 0).long()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="22.1" expects="split at zero"
+@exercise("22.1")
+def mass_mean_predictions(train, labels, test):
+    low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+    return (test @ (high - low) > 0).long()
+
+
+# %% kind="wrong" id="22.1" expects="turned round"
+@exercise("22.1")
+def mass_mean_predictions(train, labels, test):
+    low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+    return ((test - (low + high) / 2) @ (low - high) > 0).long()
+
+
+# %% kind="wrong" id="22.1" expects="test examples"
+@exercise("22.1")
+def mass_mean_predictions(train, labels, test):
+    low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+    along = test @ (high - low)
+    return (along > along.mean()).long()
+
+
+# %% kind="wrong" id="22.1" expects="mean of all examples"
+@exercise("22.1")
+def mass_mean_predictions(train, labels, test):
+    low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
+    return ((test - train.mean(0)) @ (high - low) > 0).long()
+
+
+# %% [markdown]
+# ## Four floors
+#
+# What could a probe reach without any feeling in the stream?
+#
+# 1. **Shuffled labels**: nothing to learn. It should be at 0.5.
+# 2. **A control task** (Hewitt and Liang 2019): each adjective gets a random label, the same in all its sentences. What a probe learns there,
+#    it learned by heart.
+# 3. **A model with random weights**: same architecture, no training.
+# 4. **The surface**: what can be told from the text without any model.
+
+# %%
+blank = ml.random_weights(model)
+blank_streams = ml.residual_streams(blank, [f"The {n} was {w}." for n, w in zip(nouns, words, strict=True)])[
+    some
+]
+random_labels = ml.control_labels(words, positive)
+rows = {
+    "feeling, new adjectives": real,
+    "feeling, same adjectives": ml.probe_layers(streams, positive).score.values,
+    "control task, same adjectives": ml.probe_layers(streams, random_labels).score.values,
+    "control task, new adjectives": ml.probe_layers(streams, random_labels, groups=words).score.values,
+    "random model, same adjectives": ml.probe_layers(blank_streams, positive).score.values,
+    "random model, new adjectives": ml.probe_layers(blank_streams, positive, groups=words).score.values,
+}
+drawn(rows)
+
+# %% kind="assert"
+values = list(rows.values())
+claim(model, "same adjectives, layer 1", values[1][1], says=1.0, within=0.02)
+claim(model, "control task, same adjectives, layer 1", values[2][1], says=0.98, within=0.03)
+claim(model, "random model, same adjectives, layer 1", values[4][1], says=0.98, within=0.03)
+claim(model, "random model, new adjectives, last layers", values[5][-6:].mean(), says=0.69, within=0.07)
+assert values[3].max() < 0.62
+
+# %% [markdown]
+# Look at the second row: split at random, so that other sentences with the same adjective are in the training part, the probe is perfect from
+# layer 1 on. So it is on *random* labels, and on a *random* model: it recognises the word and recalls its label. **Splitting at random would have
+# told us nothing.** Only whole adjectives held out tell feeling from memory.
+#
+# ### Exercise 22.2 Hold groups out
+#
+# Difficulty 2 of 5 · 15 minutes · needs nothing
+
+
+# %% kind="exercise" id="22.2"
+@exercise("22.2")
+def held_out(groups: list[str], share: float, generator: torch.Generator) -> Tensor:
+    """Which examples are for testing, True or False for each: all examples of a random `share` of the groups (rounded to whole groups)."""
+    # >>> solution
+    names = sorted(set(groups))
+    order = torch.randperm(len(names), generator=generator)
+    chosen = {names[i] for i in order[: round(share * len(names))]}
+    return torch.tensor([group in chosen for group in groups])
+    # <<< solution
+
+
+# %% kind="check"
+check(held_out)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Draw among the groups, not among the examples.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# List the different groups, put them in random order with `torch.randperm(..., generator=generator)`, take the first ones, and mark every
+# example whose group is among them.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# names = sorted(set(groups))
+# order = torch.randperm(len(names), generator=generator)
+# chosen = {names[i] for i in order[: round(share * len(names))]}
+# return torch.tensor([group in chosen for group in groups])
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="22.2" expects="both sides"
+@exercise("22.2")
+def held_out(groups, share, generator):
+    return torch.rand(len(groups), generator=generator) < share
+
+
+# %% kind="wrong" id="22.2" expects="same groups every time"
+@exercise("22.2")
+def held_out(groups, share, generator):
+    names = sorted(set(groups))
+    chosen = set(names[: round(share * len(names))])
+    return torch.tensor([group in chosen for group in groups])
+
+
+# %% kind="wrong" id="22.2" expects="for training"
+@exercise("22.2")
+def held_out(groups, share, generator):
+    names = sorted(set(groups))
+    order = torch.randperm(len(names), generator=generator)
+    chosen = {names[i] for i in order[: round(share * len(names))]}
+    return torch.tensor([group not in chosen for group in groups])
+
+
+# %% [markdown]
+# ### Exercise 22.3 A control task
+#
+# Difficulty 2 of 5 · 10 minutes · needs nothing
+
+
+# %% kind="exercise" id="22.3"
+@exercise("22.3")
+def control_task(groups: list[str], generator: torch.Generator) -> Int[Tensor, "example"]:
+    """A random label, 0 or 1, for each group, the same for all its examples; half of the groups (rounded down) get 1."""
+    # >>> solution
+    names = sorted(set(groups))
+    order = torch.randperm(len(names), generator=generator)
+    ones = {names[i] for i in order[: len(names) // 2]}
+    return torch.tensor([int(group in ones) for group in groups])
+    # <<< solution
+
+
+# %% kind="check"
+check(control_task)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Draw one label a group, then look it up for each example.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `torch.randperm` over the different groups; the first half of that order gets 1.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# names = sorted(set(groups))
+# order = torch.randperm(len(names), generator=generator)
+# ones = {names[i] for i in order[: len(names) // 2]}
+# return torch.tensor([int(group in ones) for group in groups])
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="22.3" expects="two labels"
+@exercise("22.3")
+def control_task(groups, generator):
+    return torch.randint(2, (len(groups),), generator=generator)
+
+
+# %% kind="wrong" id="22.3" expects="half of the groups"
+@exercise("22.3")
+def control_task(groups, generator):
+    names = sorted(set(groups))
+    labels = dict(zip(names, (torch.rand(len(names), generator=generator) < 0.2).int().tolist(), strict=True))
+    return torch.tensor([labels[group] for group in groups])
+
+
+# %% kind="wrong" id="22.3" expects="not random"
+@exercise("22.3")
+def control_task(groups, generator):
+    names = sorted(set(groups))
+    return torch.tensor([names.index(group) % 2 for group in groups])
+
+
+# %% [markdown]
+# And the last row? A random model on new adjectives should know nothing, and reaches 0.69. The surface explains it. How many tokens does each
+# adjective have?
+
+# %%
+length = torch.tensor([len(model.to_tokens(" " + word)[0]) - 1 for word in words]).float()
+from sklearn.tree import DecisionTreeClassifier
+
+surface = ml.probe_layers(
+    length[None, :, None], positive, groups=words, probe=DecisionTreeClassifier(max_depth=2)
+)
+print(f"all positive adjectives have one token: {bool((length[positive == 1] == 1).all())}")
+print(f"right from the number of tokens alone: {surface.score.values.item():.2f}")
+
+# %% kind="assert"
+claim(model, "accuracy from the number of tokens", surface.score.values, says=0.65, within=0.04)
+assert (length[positive == 1] == 1).all() and (length[positive == 0] > 1).any()
+
+# %% [markdown]
+# Our positive adjectives are all one token long; some negative ones are longer. A random model passes that on. It is a flaw in *our* data,
+# small enough here (0.99 against 0.69), and only the random model showed it.
+#
+# ## What does it read?
+#
+# The probe learned on "The film was wonderful." Test it on "The film was not wonderful at all." The right answer turns round.
+
+# %%
+denied = ml.residual_streams(
+    model, [f"The {n} was not {w} at all." for n, w in zip(nouns, words, strict=True)]
+)[some]
+turned = ml.probe_layers(streams, positive, on=(denied, 1 - positive)).score.values
+drawn({"trained plain, tested on denials": turned})
+
+# %% kind="assert"
+claim(model, "denials on entering layer 6", turned[3], says=0.03, within=0.04)
+claim(model, "denials on entering layer 15", turned[6], says=0.85, within=0.07)
+
+# %% [markdown]
+# On entering layer 6 it is right on 3 %: it reads the *word*, and the word is turned round by "not". From layer 15 on it is mostly right:
+# there the stream holds something about the sentence. An accuracy of 0.99 could not tell the two apart. Testing somewhere else did.
+#
+# ## Is it true?
+#
+# Three sets of statements, each true one beside a false one: "The capital of France is Paris." or "... is Ankara."; "The city of Lyon is in
+# France."; "Seventy-one is larger than twelve."
+
+# %%
+facts = pd.read_csv(folder / "statements.csv")
+facts = facts[(facts.kind != "cities") | (facts.item < 80)].query("item < 80").reset_index(drop=True)
+fact_streams = ml.residual_streams(model, facts.statement.tolist())[some]
+blank_facts = ml.residual_streams(blank, facts.statement.tolist())[some]
+rows, of = {}, {kind: np.where(facts.kind == kind)[0] for kind in ("capitals", "cities", "larger")}
+for kind, index in of.items():
+    true, item = facts.true.to_numpy()[index], facts.item.to_numpy()[index]
+    rows[kind] = ml.probe_layers(fact_streams[:, index], true, groups=item).score.values
+    rows[f"{kind}, random model"] = ml.probe_layers(blank_facts[:, index], true, groups=item).score.values
+drawn(rows)
+
+# %% kind="assert"
+claim(model, "capitals, best layer", rows["capitals"].max(), says=0.76, within=0.05)
+claim(model, "cities, layer 15", rows["cities"][6], says=0.87, within=0.05)
+claim(model, "larger, best layer", rows["larger"].max(), says=0.99, within=0.04)
+claim(model, "larger, random model, best layer", rows["larger, random model"].max(), says=0.94, within=0.04)
+assert rows["capitals, random model"].max() < 0.55 and rows["cities, random model"].max() < 0.58
+
+# %% [markdown]
+# "Larger" looks best and is worth nothing: a random model gets 0.94. Whether a big number word comes first can be read off the words. Capitals
+# (0.76) and cities (0.87) are above their random models, which are at or *below* 0.5. (Below: each false statement shares its words with its
+# true twin, so a probe that remembers words is misled.)
+#
+# **Question 22.a.** A probe trained on capitals is tested on cities. What would speak for a direction of truth?
+#
+# - **a** It is right on the cities too.
+# - **b** It is right on capitals that were held out.
+# - **c** A probe trained on the cities is right on held-out cities.
+
+# %% kind="quiz"
+quiz("22.a", "a")
+
+# %%
+true = facts.true.to_numpy()
+onto = {}
+for a, b in (("capitals", "cities"), ("cities", "capitals"), ("cities", "larger")):
+    other = (fact_streams[:, of[b]], true[of[b]])
+    onto[f"{a} to {b}"] = ml.probe_layers(fact_streams[:, of[a]], true[of[a]], on=other).score.values
+drawn(onto)
+
+# %% kind="assert"
+claim(model, "capitals to cities, best", onto["capitals to cities"].max(), says=0.89, within=0.05)
+claim(model, "cities to larger, best", onto["cities to larger"].max(), says=0.6, within=0.06)
+
+# %% [markdown]
+# From capitals to cities the probe carries over, best on entering layer 12 (0.89); in the late layers hardly. To "larger" it hardly does
+# anywhere (0.60 on the best of twelve layers). So there is
+# something that place statements share. Truth as such it is not.
+#
+# ## The map of the world
+#
+# Now numbers instead of classes: latitude and longitude of 558 large cities, from "The city of Lyon is located on the continent of". R² is 1 for
+# perfect, 0 for no better than the mean.
+
+# %%
+cities = pd.read_csv(folder / "cities.csv")
+city_streams = ml.residual_streams(
+    model, [f"The city of {c} is located on the continent of" for c in cities.city]
+)
+place = cities[["latitude", "longitude"]].to_numpy()
+late = city_streams[[12, 21, 30]]
+mapped = ml.probe_layers(late, place, probe="ridge")
+countries = ml.probe_layers(late, place, probe="ridge", groups=cities.country).score.values
+print("R² of latitude and longitude, entering layer 30:", mapped.score.values[-1].numpy().round(2))
+print("with whole countries held out:", countries[-1].numpy().round(2))
+
+# %% kind="assert"
+claim(model, "R² of latitude", mapped.score.values[-1, 0], says=0.59, within=0.05)
+claim(model, "R² of longitude", mapped.score.values[-1, 1], says=0.73, within=0.05)
+claim(model, "R² of latitude, new countries", countries[-1, 0], says=0.48, within=0.06)
+
+# %% [markdown]
+# 0.59 and 0.73: a map of the world in 135 million parameters? Before you tell anyone: which baseline could kill it?
+#
+# ### Exercise 22.4 The baseline
+#
+# Difficulty 3 of 5 · 15 minutes · needs nothing
+#
+# Suppose somebody knows only the continent, and says its mean latitude and longitude.
+
+
+# %% kind="exercise" id="22.4"
+@exercise("22.4")
+def group_means(
+    train_groups: list[str], train_values: Float[Tensor, "example target"], test_groups: list[str]
+) -> Float[Tensor, "other target"]:
+    """For each test example the mean of the training examples of its group; of all of them if the group is new."""
+    # >>> solution
+    said = []
+    for group in test_groups:
+        same = [n for n, other in enumerate(train_groups) if other == group]
+        said.append(train_values[same].mean(0) if same else train_values.mean(0))
+    return torch.stack(said)
+    # <<< solution
+
+
+# %% kind="check"
+check(group_means)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Only the training examples have values. A test example has nothing but its group.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# For each test group collect the training rows of that group and take their mean over the rows. If there are none, take the mean of all.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# said = []
+# for group in test_groups:
+#     same = [n for n, other in enumerate(train_groups) if other == group]
+#     said.append(train_values[same].mean(0) if same else train_values.mean(0))
+# return torch.stack(said)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="22.4" expects="new group"
+@exercise("22.4")
+def group_means(train_groups, train_values, test_groups):
+    said = []
+    for group in test_groups:
+        same = [n for n, other in enumerate(train_groups) if other == group]
+        said.append(train_values[same].mean(0) if same else torch.zeros(train_values.shape[1]))
+    return torch.stack(said)
+
+
+# %% kind="wrong" id="22.4" expects="mean of everything"
+@exercise("22.4")
+def group_means(train_groups, train_values, test_groups):
+    return train_values.mean(0).expand(len(test_groups), -1)
+
+
+# %% kind="wrong" id="22.4" expects="one number"
+@exercise("22.4")
+def group_means(train_groups, train_values, test_groups):
+    said = []
+    for group in test_groups:
+        same = [n for n, other in enumerate(train_groups) if other == group]
+        said.append((train_values[same] if same else train_values).mean().expand(train_values.shape[1]))
+    return torch.stack(said)
+
+
+# %%
+from sklearn.linear_model import LinearRegression
+
+known = torch.tensor(pd.get_dummies(cities.continent).to_numpy()).float()[None]
+baseline = ml.probe_layers(known, place, probe=LinearRegression()).score.values[0]
+within = ml.r_squared(mapped.predictions, place, within=cities.continent).values[-1]
+print(
+    "the continent alone:",
+    baseline.numpy().round(2),
+    " the probe within continents:",
+    within.numpy().round(2),
+)
+
+# %% kind="assert"
+claim(model, "R² of latitude from the continent", baseline[0], says=0.62, within=0.03)
+claim(model, "R² of longitude from the continent", baseline[1], says=0.87, within=0.03)
+claim(model, "within continents, latitude", within[0], says=-0.13, within=0.15)
+claim(model, "within continents, longitude", within[1], says=-1.13, within=0.3)
+
+# %% [markdown]
+# The continent alone does better on both, and within continents the probe is worse than nothing (below 0). **There is no map here.** There is the
+# continent, which the prompt asked for. In models fifty times as large Gurnee and Tegmark find R² up to 0.91, with better controls. On this one the
+# attractive number is a coarse label in disguise.
+#
+# ### Exercise 22.5 R²
+#
+# Difficulty 3 of 5 · 15 minutes · needs nothing
+
+
+# %% kind="exercise" id="22.5"
+@exercise("22.5")
+def r_squared(
+    said: Float[Tensor, "example"], truth: Float[Tensor, "example"], groups: list[str] | None = None
+) -> float:
+    """1 − squared error / squared distance of the truth from its mean; with `groups`, from the mean of its group."""
+    # >>> solution
+    centre = truth.mean().expand(len(truth))
+    if groups is not None:
+        centre = torch.stack([truth[torch.tensor([g == group for g in groups])].mean() for group in groups])
+    return (1 - (said - truth).pow(2).sum() / (truth - centre).pow(2).sum()).item()
+    # <<< solution
+
+
+# %% kind="check"
+check(r_squared)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The error is compared with the error of somebody who always says the mean.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Without groups, `centre` is the mean of the truth. With groups, it is for each example the mean of the truth over its group. The error stays the same.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# centre = truth.mean().expand(len(truth))
+# if groups is not None:
+#     centre = torch.stack([truth[torch.tensor([g == group for g in groups])].mean() for group in groups])
+# return (1 - (said - truth).pow(2).sum() / (truth - centre).pow(2).sum()).item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="22.5" expects="square of a correlation"
+@exercise("22.5")
+def r_squared(said, truth, groups=None):
+    return torch.corrcoef(torch.stack([said, truth]))[0, 1].item() ** 2
+
+
+# %% kind="wrong" id="22.5" expects="of the predictions"
+@exercise("22.5")
+def r_squared(said, truth, groups=None):
+    return (1 - (said - truth).pow(2).sum() / (said - said.mean()).pow(2).sum()).item()
+
+
+# %% kind="wrong" id="22.5" expects="left the groups out"
+@exercise("22.5")
+def r_squared(said, truth, groups=None):
+    return (1 - (said - truth).pow(2).sum() / (truth - truth.mean()).pow(2).sum()).item()
+
+
+# %% [markdown]
+# ## Without labels: CCS
+#
+# Contrast-consistent search (Burns et al. 2022) looks for truth without labels: a direction on which "... This statement is true." and "... This statement is
+# false." get opposite, confident answers. 40 pairs of capitals:
+
+# %%
+asked = facts[(facts.kind == "capitals") & (facts.item < 40)]
+yes, no = (
+    ml.residual_streams(model, [f"{s} This statement is {end}." for s in asked.statement])[21]
+    for end in ("true", "false")
+)
+found = ml.contrast_consistent_search(yes, no, restarts=6)
+labels = torch.tensor(asked.true.to_numpy())
+accuracy = [((probe.truth(yes, no) > 0.5).long() == labels).float().mean().item() for probe in found]
+accuracy = [max(a, 1 - a) for a in accuracy]
+supervised = ml.probe_layers(
+    (yes - yes.mean(0) - no + no.mean(0))[None], labels, groups=asked.item
+).score.values.item()
+print(f"loss {found[0].loss:.3f}; accuracy, best sign: " + ", ".join(f"{a:.2f}" for a in accuracy))
+print(f"with labels: {supervised:.2f}")
+
+# %% kind="assert"
+claim(model, "loss of the best CCS probe", found[0].loss, says=0.001, within=0.004)
+claim(model, "mean accuracy of the CCS probes", np.mean(accuracy), says=0.57, within=0.05)
+claim(model, "with labels", supervised, says=0.84, within=0.08)
+assert max(accuracy) < 0.68
+
+# %% [markdown]
+# Its own loss is next to zero: it found a direction that is perfectly consistent. And it is right on 57 %, where a probe with labels is right on 84 %. Many things differ between
+# the two sides of a pair besides truth, and any of them will do. (Choosing the better sign already lifts chance above 0.5.)
+#
+# ## How it misleads: decodable is not used
+#
+# Two probes, both nearly perfect on entering layer 12. Remove the direction of each from there on. Does the model still answer
+# "I thought it was" with " great" after a good film and " terrible" after a bad one?
+
+# %%
+good, bad = ml.single_token(model, " great"), ml.single_token(model, " terrible")
+film = lambda word: f"The film was {word}. I thought it was"
+prompts = model.to_tokens(
+    [
+        film(w)
+        for w in (*listed[listed.positive == 1].adjective[:8], *listed[listed.positive == 0].adjective[:8])
+    ]
+)
+difference = ml.logit_difference(good, bad)
+directions = {
+    kind: ml.probe_layers(streams[[5]], positive, groups=words, probe=kind)
+    for kind in ("mass_mean", "logistic")
+}
+removed = {kind: probed.directions[0] for kind, probed in directions.items()}
+removed["random"] = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+gap = {}
+for kind, direction in [("intact", None), *removed.items()]:
+    hooks = [] if direction is None else ml.direction_hooks(model, direction, [11])
+    with torch.no_grad(), ml.intervene(model, hooks):
+        gap[kind] = (
+            (difference(model(prompts)).reshape(2, 8).mean(1) * torch.tensor([1.0, -1.0])).sum().item()
+        )
+print({kind: round(value, 2) for kind, value in gap.items()})
+
+# %% kind="assert"
+claim(model, "good minus bad film, intact", gap["intact"], says=3.1, within=0.2)
+claim(model, "without the mass-mean direction", gap["mass_mean"], says=0.5, within=0.3)
+claim(model, "without the logistic direction", gap["logistic"], says=2.5, within=0.3)
+claim(model, "accuracy of the mass-mean probe", directions["mass_mean"].score.values, says=0.98, within=0.03)
+claim(model, "accuracy of the logistic probe", directions["logistic"].score.values, says=1.0, within=0.02)
+assert abs(gap["random"] - gap["intact"]) < 0.4
+
+# %% [markdown]
+# The gap of 3.1 logits falls to 0.5 without the mass-mean direction, and only to 2.5 without the logistic one. As probes they are equal, 0.98 and 1.00. The
+# trained probe is free to read any cue that works; the difference of means lies where the classes really differ. Marks and Tegmark
+# (2023) found the same for truth.
+#
+# **Few coordinates are enough.** TransformerLens has a sparse probe: how many of the 576 coordinates does it take?
+
+# %%
+from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
+
+group_ids = torch.tensor([list(dict.fromkeys(words)).index(word) for word in words])
+sparse = {
+    k: fit_sparse_probe(
+        streams[4], torch.tensor(positive), k=k, groups=group_ids, preprocess="standardize"
+    ).metrics.accuracy
+    for k in (1, 2, 4, 16)
+}
+print("entering layer 9:", {k: round(float(a), 2) for k, a in sparse.items()})
+
+# %% kind="assert"
+claim(model, "sparse probe with 1 coordinate", sparse[1], says=0.6, within=0.15)
+claim(model, "sparse probe with 2 coordinates", sparse[2], says=1.0, within=0.08)
+
+# %% [markdown]
+# ## Languages, and the surface once more
+#
+# Twenty sentences in six languages; which language is it? Held out by meaning. Beside it a probe on character trigrams, without any model.
+
+# %%
+from sklearn.feature_extraction.text import CountVectorizer
+
+spoken = pd.read_csv(folder / "languages.csv")
+tongue = ml.residual_streams(model, spoken.sentence.tolist())[some]
+counts = CountVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(spoken.sentence).toarray()
+known = ml.probe_layers(tongue, spoken.language, groups=spoken.meaning).score.values
+trigrams = ml.probe_layers(
+    torch.tensor(counts)[None].float(), spoken.language, groups=spoken.meaning
+).score.values.item()
+print(
+    f"probe, entering layer 15: {known[6]:.2f}, layer 27: {known[10]:.2f}; characters alone: {trigrams:.2f}"
+)
+
+# %% kind="assert"
+claim(model, "language, entering layer 15", known[6], says=0.62, within=0.06)
+claim(model, "language, entering layer 27", known[10], says=0.97, within=0.03)
+claim(model, "language from characters", trigrams, says=0.85, within=0.04)
+
+# %% [markdown]
+# Up to the middle the model's stream at the full stop says less about the language than the letters do. Only the last layers say more.
+#
+# ## Beside the papers
+
+# %%
+mine = {
+    "R² of latitude and longitude, best layer (mean)": mapped.score.values[-1].mean().item(),
+    "the same from the continent alone (mean)": baseline.mean().item(),
+    "CCS accuracy": float(np.mean(accuracy)),
+    "selectivity: accuracy less control task, random split, layer 1": (values[1][1] - values[2][1]).item(),
+}
+ml.reference.table("22", mine)
+
+# %% [markdown]
+# | term | in one line | `mechlab` | elsewhere |
+# |---|---|---|---|
+# | probe | a simple reader of frozen activations | `ml.probe_layers` | scikit-learn |
+# | control task | random labels, fixed for each word | `ml.control_labels` | Hewitt and Liang 2019 |
+# | mass-mean | difference of the class means | `probe="mass_mean"` | Marks and Tegmark 2023 |
+# | sparse probe | few coordinates | | TransformerLens `fit_sparse_probe` |
+# | CCS | consistency instead of labels | `ml.contrast_consistent_search` | Burns et al. 2022 |
+#
+# Next: notebook 23 looks at who looks where.
