@@ -4,10 +4,13 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-ATTRIBUTION = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
+MODULES = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
+MODULES += [
+    f"mechlab.discovery.{name}" for name in ("lens", "tuned_lens", "probing", "ccs", "attention", "ablation")
+]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
 install_import_hook(
-    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", "mechlab.patterns", *ATTRIBUTION],
+    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", "mechlab.patterns", *MODULES],
     "beartype.beartype",
 )
 

@@ -39,7 +39,7 @@ def ablation_hooks(
     how: str = "mean",
     *,
     unit: str = "head",
-    reference: Int[Tensor, "reference pos"] | None = None,
+    reference: Int[Tensor, "reference its_pos"] | None = None,
     templates: tuple[Sequence, Sequence] | None = None,
     positions: Sequence[int] | None = None,
     seed: int = 0,
@@ -125,7 +125,7 @@ def direction_hooks(
     direction: Float[Tensor, "d_model"],
     layers: Sequence[int],
     *,
-    reference: Int[Tensor, "reference pos"] | None = None,
+    reference: Int[Tensor, "reference its_pos"] | None = None,
     positions: Sequence[int] | None = None,
 ) -> list[Hook]:
     """Hooks that take one direction out of the residual stream on leaving each of `layers`.

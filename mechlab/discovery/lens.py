@@ -71,7 +71,7 @@ class LensTable:
 
 @torch.no_grad()
 def lens_table(
-    model, base: Int[Tensor, "1 pos"], *, lens: "TunedLens | None" = None, every: int = 1
+    model, base: Int[Tensor, "batch pos"], *, lens: "TunedLens | None" = None, every: int = 1
 ) -> LensTable:
     """What the lens says first at each layer (every n-th, and the last) and position of one prompt."""
     from transformer_lens.tools.analysis import logit_lens as read

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sklearn import model_selection as ms
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_regressor
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -71,11 +72,11 @@ class Probed:
 
 def probe_layers(
     features: Float[Tensor, "layer example d_model"],
-    labels: Sequence,
+    labels: ArrayLike,
     *,
     probe="logistic",
-    groups: Sequence | None = None,
-    on: tuple[Float[Tensor, "layer other d_model"], Sequence] | None = None,
+    groups: ArrayLike | None = None,
+    on: tuple[Float[Tensor, "layer other d_model"], ArrayLike] | None = None,
     folds: int = 5,
     strength: float | None = None,
     seed: int = 0,
@@ -114,7 +115,7 @@ def probe_layers(
     return Probed(score, predictions, torch.stack(directions) if whole else None)
 
 
-def control_labels(groups: Sequence, labels: Sequence, *, seed: int = 0) -> np.ndarray:
+def control_labels(groups: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> np.ndarray:
     """A control task: every group gets a label drawn at random, in the proportions of the real ones.
 
     What a probe can learn here it learned by memory; the real accuracy less this one is its selectivity
@@ -130,7 +131,7 @@ def control_labels(groups: Sequence, labels: Sequence, *, seed: int = 0) -> np.n
     return np.array([given[group] for group in groups])
 
 
-def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: Sequence | None = None) -> Scores:
+def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: ArrayLike | None = None) -> Scores:
     """R² for each layer (and target): 1 − squared error / squared distance from the mean, dims ("layer"[, "target"]).
 
     within: a group for each example; distances are then measured from the mean of the group, which asks what the
@@ -194,7 +195,7 @@ def _splits(
         missing = set(labels) - set(labels[train])
         if missing:
             raise ValueError(
-                f"With these groups one training part has no example of class {missing.pop()!r}: a group holds all of "
+                f"With these groups one training part has no example of class {missing.pop()}: a group holds all of "
                 "them. Use smaller groups, or fewer folds."
             )
     return splits
@@ -211,7 +212,7 @@ def _check(features: Tensor, labels: np.ndarray, groups) -> None:
     if not torch.isfinite(features).all():
         raise ValueError("There are NaN or infinite activations: no probe can be fitted to them.")
     if labels.ndim == 1 and len(set(labels)) < 2:
-        raise ValueError(f"All labels are {labels[0]!r}. A probe needs at least two classes to tell apart.")
+        raise ValueError(f"All labels are {labels[0]}. A probe needs at least two classes to tell apart.")
     if (
         labels.ndim == 1
         and len(labels) < 2 * len(set(labels))
