@@ -20,6 +20,7 @@ TITLES = {
     "21": "Logit lens and tuned lens",
     "22": "Probing",
     "23": "Attention patterns",
+    "24": "Ablation",
 }
 
 
