@@ -8,7 +8,7 @@ keeps what all prompts share, resampling brings in another prompt's content.
 Sign: an effect is ablated − intact. Negative on a logit difference: the part was needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -39,7 +39,7 @@ def ablation_hooks(
     how: str = "mean",
     *,
     unit: str = "head",
-    reference: Int[Tensor, "reference its_pos"] | None = None,
+    reference: Int[Tensor, "reference its_pos"] | Mapping[str, Tensor] | None = None,
     templates: tuple[Sequence, Sequence] | None = None,
     positions: Sequence[int] | None = None,
     seed: int = 0,
@@ -48,27 +48,44 @@ def ablation_hooks(
 
     parts:     (layer, index) for heads, key/value heads and neurons; a layer for "attention" and "mlp". A key/value
                head is taken away through its values, for all query heads that share it
-    reference: prompts of the same length that say what is usual (default: `base` itself)
+    reference: prompts of the same length that say what is usual (default: `base` itself), or what they were run to:
+               `reference_run(...)`, when many parts are tried
     templates: the template of each prompt of `base` and of `reference`; means and draws stay within a template
     positions: where (default: everywhere)
     """
     names = {layer: f"blocks.{layer}.{UNITS[unit][0]}" for layer, _ in _checked(model, parts, how, unit)}
     reference = base if reference is None else reference
+    if how != "zero" and not isinstance(reference, Mapping):
+        reference = reference_run(model, base, reference, list(names), unit)
+    hooks = []
+    for layer, name in names.items():
+        usual = None
+        if how != "zero":
+            which = ([0] * len(base), [0] * len(reference[name])) if templates is None else templates
+            usual = _stand_in(reference[name], how, which, seed + layer)
+        chosen = [index for at, index in _checked(model, parts, how, unit) if at == layer]
+        hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else chosen, positions)))
+    return hooks
+
+
+@torch.no_grad()
+def reference_run(
+    model,
+    base: Int[Tensor, "batch pos"],
+    reference: Int[Tensor, "reference its_pos"],
+    layers: Sequence[int],
+    unit: str = "head",
+) -> dict[str, Tensor]:
+    """The activations of some layers on the reference prompts; later layers are not computed."""
     if reference.shape[1] != base.shape[1]:
         raise ValueError(
             f"base has {base.shape[1]} tokens and the reference {reference.shape[1]}: means are taken at each position, so "
             "the lengths must be equal."
         )
-    cache = {}
-    if how != "zero":
-        _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names.values())
-    which = ([0] * len(base), [0] * len(reference)) if templates is None else templates
-    hooks = []
-    for layer, name in names.items():
-        usual = None if how == "zero" else _stand_in(cache[name], how, which, seed + layer)
-        chosen = [index for at, index in _checked(model, parts, how, unit) if at == layer]
-        hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else chosen, positions)))
-    return hooks
+    names = {f"blocks.{layer}.{UNITS[unit][0]}" for layer in layers}
+    last = max(layers) + 1
+    _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names, stop_at_layer=last)
+    return {name: cache[name] for name in names}
 
 
 @torch.no_grad()
@@ -79,7 +96,8 @@ def ablation_effects(
     parts: Sequence[Part],
     how: str = "mean",
     *,
-    unit="head",
+    unit: str = "head",
+    reference: Int[Tensor, "reference its_pos"] | None = None,
     **given,
 ) -> Scores:
     """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",), per prompt.
@@ -87,16 +105,17 @@ def ablation_effects(
     One run of the model for each part. Keywords as in `ablation_hooks`. Wang et al. 2022 use "mean", over another
     distribution and for each template and position; Olsson et al. 2022 zero; Chan et al. 2022 resample.
     """
+    layers = [layer for layer, _ in _checked(model, parts, how, unit)]
+    usual = reference_run(model, base, base if reference is None else reference, layers, unit)
     intact = per_prompt(metric, model(base))
     changes = []
     for part in parts:
-        hooks = ablation_hooks(model, base, [part], how, unit=unit, **given)
+        hooks = ablation_hooks(model, base, [part], how, unit=unit, reference=usual, **given)
         with intervene(model, hooks):
             changes.append(per_prompt(metric, model(base)) - intact)
     labels = {"part": [f"{unit} {p}" if isinstance(p, int) else f"{p[0]}.{p[1]}" for p in parts]}
     name = f"change of the metric, {how} ablation"
-    found = torch.stack(changes, dim=1) if changes else torch.zeros(len(base), 0)
-    return Scores.over_prompts(found, ("part",), name, labels=labels)
+    return Scores.over_prompts(torch.stack(changes, dim=1), ("part",), name, labels=labels)
 
 
 @torch.no_grad()
@@ -108,12 +127,21 @@ def ablate_together(
     how: str = "mean",
     *,
     unit: str = "head",
+    reference: Int[Tensor, "reference its_pos"] | None = None,
     draws: int = 10,
     seed: int = 0,
     **given,
 ) -> KnockOut:
     """The metric with all parts taken away at once, beside as many random other parts of the same layers (`draws` times)."""
-    run = lambda chosen: _ablated(model, base, metric, chosen, how, unit=unit, seed=seed, **given)
+    layers = (
+        range(model.cfg.n_layers)
+        if UNITS[unit][1] is None
+        else [layer for layer, _ in _checked(model, parts, how, unit)]
+    )
+    usual = reference_run(model, base, base if reference is None else reference, layers, unit)
+    run = lambda chosen: _ablated(
+        model, base, metric, chosen, how, unit=unit, reference=usual, seed=seed, **given
+    )
     generator = torch.Generator().manual_seed(seed)
     random = [run(_others(model, parts, unit, generator)) for _ in range(draws)]
     return KnockOut(per_prompt(metric, model(base)).cpu(), run(parts), torch.stack(random))
@@ -226,16 +254,9 @@ def _checked(model, parts: Sequence[Part], how: str, unit: str) -> list[tuple[in
     whole_layers = UNITS[unit][1] is None
     found = []
     for part in parts:
-        layer, index = (
-            (part, 0)
-            if whole_layers and isinstance(part, int)
-            else part
-            if not isinstance(part, int)
-            else (part, -1)
-        )
-        if not 0 <= layer < model.cfg.n_layers or not 0 <= index < (
-            1 if whole_layers else _count(model, unit)
-        ):
+        layer, index = (part, 0 if whole_layers else -1) if isinstance(part, int) else part
+        many = 1 if whole_layers else _count(model, unit)
+        if not (0 <= layer < model.cfg.n_layers and 0 <= index < many):
             indexed = f"a layer from 0 to {model.cfg.n_layers - 1}"
             if not whole_layers:
                 indexed = f"({indexed}, a {unit} from 0 to {_count(model, unit) - 1})"
