@@ -70,13 +70,18 @@ def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     return fig
 
 
-def scores(result: Scores, *, words: Sequence[Sequence[str]] | None = None, **layout) -> Picture:
+def scores(
+    result: Scores, *, words: Sequence[Sequence[str]] | None = None, lines: bool = False, **layout
+) -> Picture:
     """Draw a result by its dimensions: one becomes a bar chart (or a line, when unlabelled), two a heat map.
 
-    words: a text for each cell of a heat map, written into it.
+    words: a text for each cell of a heat map, written into it
+    lines: two dimensions as one line for each label of the first, instead of a heat map
     """
     if len(result.dims) == 1:
         drawn = _line(result, layout)
+    elif len(result.dims) == 2 and lines:
+        drawn = _lines(result, layout)
     elif len(result.dims) == 2:
         drawn = _heatmap(result, layout, words)
     else:
@@ -112,6 +117,24 @@ def _line(result: Scores, layout: dict) -> go.Figure:
     return fig
 
 
+def _lines(result: Scores, layout: dict) -> go.Figure:
+    rows, columns = result.dims
+    fig = figure(result.name, columns, _unit(result.name), **layout)
+    names = [result.label(columns, i) for i in range(result.size(columns))]
+    x = [int(name) for name in names] if all(name.isdecimal() for name in names) else names
+    for n, values in enumerate(result.values):  # told apart by shape too
+        symbol = ("circle", "square", "diamond", "cross", "triangle-up", "x")[n % 6]
+        fig.add_scatter(
+            x=x, y=_floats(values), mode="lines+markers", name=result.label(rows, n), marker={"symbol": symbol, "size": 8}
+        )  # fmt: skip
+    for name, value in result.baselines.items():
+        fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
+    fig.update_layout(
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top"}, margin_b=90 + 12 * len(result.values)
+    )
+    return fig
+
+
 def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None) -> go.Figure:
     rows, columns = result.dims
     fig = figure(result.name, columns, rows, **layout)
@@ -123,7 +146,7 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
         z=_floats(result.values),
         x=list(result.labels[columns]) if columns in result.labels else None,
         y=list(result.labels[rows]) if rows in result.labels else None,
-        colorbar={"title": {"text": result.name, "side": "right"}},
+        colorbar={"title": {"text": _unit(result.name), "side": "right"}},
         hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: %{{z:.3f}}<extra></extra>",
         xgap=1,
         ygap=1,
@@ -131,7 +154,7 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
     )
     if words is not None:
         fig.data[0].update(text=words, texttemplate="%{text}", textfont_size=10)
-    elif result.values.numel() <= 64:  # small enough to print the numbers
+    elif result.values.numel() <= 96 and result.size(columns) <= 12:  # small enough to print the numbers
         fig.data[0].update(texttemplate="%{z:.2f}")
     if columns in result.labels:
         fig.update_xaxes(type="category")

@@ -210,7 +210,7 @@ quality = {
 }
 kl = torch.stack([found.kl.values for found in quality.values()])
 labels = {"lens": list(quality), "layer": [str(layer) for layer in some]}
-ml.Scores(kl, ("lens", "layer"), "KL to the model's last layer (nats)", labels, signed=False).plot(height=320)
+ml.Scores(kl, ("lens", "layer"), "KL to the model's last layer (nats)", labels, signed=False).plot(height=280)
 
 # %% kind="assert"
 claim(model, "KL of the logit lens at layer 12", kl[0, 2], says=18.2, within=1)
@@ -374,7 +374,7 @@ def fit_affine(x, y):
 tuned = ml.logit_lens(model, base, " Paris", lens=lens)
 both = torch.stack([(raw.values + 1).log10(), (tuned.values + 1).log10()])
 labels = {"lens": ["logit lens", "tuned lens"]}
-ml.Scores(both, ("lens", "layer"), "log10 of the rank of Paris + 1", labels, signed=False).plot(height=280)
+ml.Scores(both, ("lens", "layer"), "log10 of the rank of Paris + 1", labels, signed=False).plot(lines=True)
 
 # %% kind="assert"
 claim(
@@ -504,7 +504,7 @@ after = torch.tensor([along, by_chance])
 whole = metric(logits).item()
 ml.Scores(
     after, ("removed", "layer"), "Paris minus Berlin, afterwards (logits)", labels, {"intact": whole}
-).plot(height=280)
+).plot(lines=True)
 
 # %% kind="assert"
 claim(model, "Paris minus Berlin", whole, says=5.9, within=0.2)

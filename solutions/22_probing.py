@@ -41,9 +41,8 @@ real = ml.probe_layers(streams, positive, groups=words).score.values
 def drawn(rows, title="share of held-out examples right"):
     labels = {"probe": list(rows), "layer": [str(layer) for layer in some]}
     values = torch.stack(list(rows.values()))
-    return ml.Scores(values, ("probe", "layer"), title, labels, signed=False).plot(
-        height=180 + 45 * len(rows)
-    )
+    chance = {"chance": 0.5}
+    return ml.Scores(values, ("probe", "layer"), title, labels, chance, signed=False).plot(lines=True)
 
 
 drawn({"feeling, new adjectives": real})

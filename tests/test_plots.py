@@ -29,8 +29,19 @@ def test_a_heatmap_is_centred_at_zero_titled_and_small():
     assert (
         picture.figure.layout.xaxis.title.text == "head" and picture.figure.layout.yaxis.title.text == "layer"
     )
-    assert trace.colorbar.title.text == "effect (logits)"
+    assert trace.colorbar.title.text == "logits" and picture.figure.layout.title.text == "effect (logits)"
     assert len(picture.figure.to_json()) < 6_000
+
+
+def test_series_can_be_lines_told_apart_by_shape_too():
+    labels = {"probe": ["real", "control"], "layer": ["0", "6", "30"]}
+    result = Scores(
+        torch.rand(2, 3), ("probe", "layer"), "share right", labels, {"chance": 0.5}, signed=False
+    )
+    picture = result.plot(lines=True)
+    assert [trace.name for trace in picture.figure.data] == ["real", "control"]
+    assert list(picture.figure.data[0].x) == [0, 6, 30]  # true distances
+    assert len({trace.marker.symbol for trace in picture.figure.data}) == 2
 
 
 def test_an_unsigned_heatmap_starts_at_zero():
