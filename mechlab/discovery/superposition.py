@@ -75,8 +75,8 @@ def train_toy_models(
     models, present = len(density), torch.tensor(density)[:, None]
     W = (torch.randn(models, n_features, n_hidden, generator=generator) / n_hidden**0.5).requires_grad_()
     b = torch.zeros(models, n_features, requires_grad=True)
-    optimiser = torch.optim.AdamW([W, b], lr=3e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=3e-5)
+    optimiser = torch.optim.AdamW([W, b], lr=1e-2, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
 
     def losses(count: int) -> Float[Tensor, "model"]:
         x = torch.rand(count, models, n_features, generator=generator)
