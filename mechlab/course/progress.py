@@ -21,6 +21,7 @@ TITLES = {
     "22": "Probing",
     "23": "Attention patterns",
     "24": "Ablation",
+    "25": "Superposition",
 }
 
 
