@@ -42,7 +42,9 @@ _PUBLIC = {
     "ablate_together": "discovery.ablation", "direction_hooks": "discovery.ablation",
     "train_toy_models": "discovery.superposition", "feature_dimensionality": "discovery.superposition",
     "plot_directions": "discovery.superposition", "SparseAutoencoder": "discovery.sae", "train_sae": "discovery.sae",
-    "splice": "discovery.features",
+    "splice": "discovery.sae_evaluation", "splice_hooks": "discovery.sae_evaluation",
+    "token_activations": "discovery.sae_evaluation",
+    "feature_activity": "discovery.features", "Activity": "discovery.features", "feature_page": "discovery.features", "feature_hooks": "discovery.features",
     # pictures
     "Picture": "plots", "attention_view": "patterns",
     # reading the code

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mechlab import drawing
 from mechlab.hooks import intervene, replace_head
 from mechlab.metrics import Metric
 
@@ -40,7 +41,7 @@ def patch_explorer(
         with torch.no_grad(), intervene(model, replace_head(model, place, cache)):
             value = metric(model(base)).mean().item()
         rows = [("this prompt", start), (f"head {place[0]}.{place[1]} from the other prompt", value)]
-        shown.value = _bars([*rows, ("the other prompt", end)], "logit difference")
+        shown.value = drawing.bars([*rows, ("the other prompt", end)], "logit difference")
 
     for slider in (layer_slider, head_slider):
         slider.observe(update, names="value")
@@ -71,7 +72,7 @@ def temperature_explorer(
             *zip([repr(word) for word in words[:k]], probabilities, strict=True),
             ("all other tokens", rest),
         ]
-        shown.value = _bars(rows, "probability")
+        shown.value = drawing.bars(rows, "probability")
 
     slider.observe(update, names="value")
     update()
@@ -89,20 +90,6 @@ def progress_table() -> "ipywidgets.VBox":
     button.on_click(update)
     update()
     return w.VBox([button, shown])
-
-
-def _bars(rows: list[tuple[str, float]], unit: str) -> str:
-    """Rows of label, bar and number: readable as text, drawn with plain HTML."""
-    import html
-
-    largest = max(abs(value) for _, value in rows) or 1.0
-    cells = "".join(
-        f'<tr><td style="text-align:right;padding-right:8px">{html.escape(label)}</td><td style="width:320px">'
-        f'<div style="height:14px;width:{abs(value) / largest * 100:.0f}%;background:{"#D55E00" if value >= 0 else "#0072B2"}">'
-        f'</div></td><td style="padding-left:8px"><code>{value:+.2f}</code></td></tr>'
-        for label, value in rows
-    )
-    return f'<table><caption style="text-align:left">{unit}</caption>{cells}</table>'
 
 
 def lens_explorer(
@@ -128,8 +115,110 @@ def lens_explorer(
             rows = [
                 (repr(model.tokenizer.decode(int(i))), float(p)) for i, p in zip(ids, values, strict=True)
             ]
-            shown[name].value = _bars(rows, f"{name}: probability on entering layer {slider.value}")
+            shown[name].value = drawing.bars(rows, f"{name}: probability on entering layer {slider.value}")
 
     slider.observe(update, names="value")
     update()
     return w.VBox([slider, w.HBox(list(shown.values()))])
+
+
+def pattern_explorer(
+    model: "TransformerBridge", base: torch.Tensor, *, layer: int = 0, head: int = 0
+) -> "ipywidgets.VBox":
+    """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most, in words."""
+    import ipywidgets as w
+
+    from mechlab.results import token_labels
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(base[:1], names_filter=lambda name: name.endswith("hook_pattern"))
+    tokens = token_labels(model, base)
+    layer_slider = w.IntSlider(layer, 0, model.cfg.n_layers - 1, description="layer", continuous_update=False)
+    head_slider = w.IntSlider(head, 0, model.cfg.n_heads - 1, description="head", continuous_update=False)
+    shown = w.HTML()
+
+    def update(_=None) -> None:
+        pattern = cache["pattern", layer_slider.value][0, head_slider.value].cpu()
+        shown.value = drawing.grid(pattern, tokens, f"head {layer_slider.value}.{head_slider.value}")
+
+    for slider in (layer_slider, head_slider):
+        slider.observe(update, names="value")
+    update()
+    return w.VBox([w.HBox([layer_slider, head_slider]), shown])
+
+
+def toy_explorer(toy, *, start: int = 0) -> "ipywidgets.VBox":
+    """A slider for the density of trained toy models with two dimensions: the directions of their features.
+
+    toy: `ToyModels`, one for each stop of the slider.
+    """
+    import ipywidgets as w
+
+    if toy.W.shape[-1] != 2:
+        raise ValueError(f"Directions are drawn in a plane; these models have {toy.W.shape[-1]} dimensions.")
+    options = [(f"{density:.3g}", n) for n, density in enumerate(toy.density)]
+    slider = w.SelectionSlider(
+        options=options,
+        value=start,
+        description="density",
+        continuous_update=False,
+        layout=w.Layout(width="420px"),
+    )
+    shown = w.HTML()
+
+    def update(_=None) -> None:
+        n = slider.value
+        lengths = toy.W[n].norm(dim=1)
+        words = f"{int((lengths > 0.5).sum())} of {len(lengths)} features are kept. "
+        words += "Shares of a dimension: " + ", ".join(
+            f"{share:.2f}" for share in toy.dimensionality.values[n].tolist()
+        )
+        shown.value = drawing.arrows(toy.W[n], 1.15 * float(toy.W.norm(dim=-1).max())) + f"<div>{words}</div>"
+
+    slider.observe(update, names="value")
+    update()
+    return w.VBox([slider, shown])
+
+
+def feature_browser(model: "TransformerBridge", sae, activity, *, feature: int = 0) -> "ipywidgets.VBox":
+    """The page of any feature of a dictionary: by its number, by a word on which it is active, or drawn at random.
+
+    activity: `feature_activity(model, sae, texts)`. The button is there because features that somebody picked for you,
+    or that you looked for, are better than most.
+    """
+    import ipywidgets as w
+
+    from mechlab.discovery.features import feature_page
+
+    number = w.BoundedIntText(
+        feature, 0, sae.d_sae - 1, description="feature", layout=w.Layout(width="180px")
+    )
+    draw = w.Button(description="One at random", tooltip="Show a feature that nobody picked")
+    word = w.Text(description="active on", placeholder="a word", continuous_update=False)
+    found = w.Select(
+        options=[], rows=5, description="features", layout=w.Layout(width="420px", display="none")
+    )
+    shown, generator = w.HTML(), torch.Generator().manual_seed(0)
+
+    def update(_=None) -> None:
+        shown.value = feature_page(model, sae, activity, number.value)._repr_html_()
+
+    def search(_=None) -> None:
+        ranked = activity.on_word(model, word.value)
+        found.layout.display = "" if word.value.strip() else "none"
+        found.options = [(f"{n}: {mean:.1f} on average", n) for n, mean in ranked] or [
+            (f"{word.value!r} is not in these texts as one token", -1)
+        ]
+        if ranked:
+            number.value = ranked[0][0]
+
+    def pick(change) -> None:
+        if change["new"] is not None and change["new"] >= 0:
+            number.value = change["new"]
+
+    draw.on_click(lambda _: setattr(number, "value", int(torch.randint(sae.d_sae, (), generator=generator))))
+    word.observe(search, names="value")
+    found.observe(pick, names="value")
+    number.observe(update, names="value")
+    update()
+    return w.VBox([w.HBox([number, draw, word]), found, shown])

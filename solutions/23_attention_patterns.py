@@ -256,6 +256,14 @@ assert (
 # At the second " river", head 16.0 looks one back (" apple"), 14.3 at the first " river", and 18.6 at " stone", which came after
 # it. 18.6 looks at what is to be said next.
 #
+# There are 270 heads. Choose any, and guess its kind before you read on: one back, the same word, the word after, or nowhere (the first token)?
+
+# %%
+from mechlab.widgets import pattern_explorer
+
+pattern_explorer(model, words, layer=16, head=0)
+
+# %% [markdown]
 # ## Predict: does looking matter?
 #
 # Heads 16.0 and 11.1 score 0.89 and 0.84 on "previous token". Take each away alone, by giving it its mean over the texts

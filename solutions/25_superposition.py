@@ -245,7 +245,24 @@ assert (shares[1] - torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5])).abs().max() < 0.05
 assert (shares[2] - 0.4).abs().max() < 0.03
 
 # %% [markdown]
-# At density 0.3 four features have half a dimension each: opposite pairs. At 0.1 all have 2/5: the pentagon. Both are in the paper.
+# At density 0.3 four features have half a dimension each: opposite pairs. At 0.1 all have 2/5: the pentagon. Both are in the paper. Where does
+# one turn into the other? Move the slider.
+
+# %%
+from mechlab.widgets import toy_explorer
+
+fine = ml.train_toy_models(5, 2, density=[round(0.02 * 1.2**n, 3) for n in range(22)][::-1], seed=0)
+toy_explorer(fine, start=6)
+
+# %% kind="assert"
+found = dict(zip(fine.density, fine.dimensionality.values, strict=True))
+assert ((found[0.767] - 2 / 3).abs() < 0.03).sum() == 3
+assert all((found[density] - 0.4).abs().max() < 0.03 for density in fine.density if density < 0.18)
+assert (found[0.214] < 0.1).any()
+
+# %% [markdown]
+# Three in a triangle, 2/3 each, at density 0.77. Then four in two pairs. Below 0.18 always the pentagon. (Above 0.3 some end between two shapes: look
+# at several starts before you trust one.)
 #
 # ## Predict: when does it start?
 #

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mechlab as ml
-from mechlab.discovery.features import splice
+from mechlab.discovery.sae_evaluation import splice
 from tests.test_hooks import hooks_left
 
 

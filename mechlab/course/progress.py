@@ -22,6 +22,7 @@ TITLES = {
     "23": "Attention patterns",
     "24": "Ablation",
     "25": "Superposition",
+    "26": "Sparse autoencoders",
 }
 
 

@@ -8,5 +8,6 @@ attention.py      who looks where; what a head looks for and what it writes
 ablation.py       what breaks without a part, in four ways
 superposition.py  more features than dimensions, in toy models
 sae.py            sparse autoencoders: train, load and save dictionaries
-features.py       is a dictionary any good, and what is one feature about
+sae_evaluation.py what a dictionary is worth: the splice check
+features.py       what is one feature about: inputs, outputs, intervention
 """

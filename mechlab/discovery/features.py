@@ -1,75 +1,241 @@
-"""Features of a dictionary: does it preserve what the model does, and what is one feature about?
+"""Features of a dictionary: what is one of them about?
 
-`splice` is the test that comes first. Then a feature is explained three ways: from its inputs (where it is active),
-from its outputs (which logits its direction raises) and by intervention (setting it to another value).
+Explained three ways: from its inputs (where it is active), from its outputs (which logits its direction raises), and by
+intervention (what changes when it is set to another value). Check first with `splice` that the dictionary is worth reading.
 """
 
+import html
+import os
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.attribution.logits import require_folded
 from mechlab.discovery.sae import SparseAutoencoder
+from mechlab.discovery.sae_evaluation import hook_of
 from mechlab.hooks import Hook, intervene
 
 
 @dataclass(frozen=True)
-class Splice:
-    """What the model loses when the dictionary's reconstruction stands in for the activation.
+class Activity:
+    """Where the features of a dictionary are active in some texts: one entry for each token and feature that is active.
 
-    loss: next-token loss (nats) for "intact", "spliced", "mean" (the activation's mean instead) and "zero"
-    recovered: (mean − spliced) / (mean − intact): 1 is no loss. Against zero ablation the same number flatters
-    unexplained: share of the variance that is not rebuilt; active: features active a token; silent: share never active
+    token: which token, counted through `texts` row by row; strength: how active. `skip` positions of a text were left out.
     """
 
-    loss: dict[str, float]
-    recovered: float
-    unexplained: float
-    active: float
-    silent: float
+    texts: Int[Tensor, "text pos"]
+    token: Int[Tensor, "entry"]
+    feature: Int[Tensor, "entry"]
+    strength: Float[Tensor, "entry"]
+    d_sae: int
+    skip: int
 
-    def __repr__(self) -> str:
-        return (
-            f"loss {self.loss['intact']:.2f}, spliced {self.loss['spliced']:.2f}, mean {self.loss['mean']:.2f}, zero "
-            f"{self.loss['zero']:.2f}; recovered {self.recovered:.2f} of what the mean loses; unexplained variance "
-            f"{self.unexplained:.2f}; {self.active:.1f} features active; {self.silent:.1%} silent"
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read."""
+        return self.texts[:, self.skip :].numel()
+
+    @property
+    def density(self) -> Float[Tensor, "d_sae"]:
+        """The share of tokens on which each feature is active."""
+        return torch.bincount(self.feature, minlength=self.d_sae) / self.tokens
+
+    def loudest(
+        self, feature: int, k: int | None = None
+    ) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], Float[Tensor, "place"]]:
+        """Text, position and strength of the places where a feature is most active, loudest first (k: how many)."""
+        if not 0 <= feature < self.d_sae:
+            raise ValueError(
+                f"There is no feature {feature}: this dictionary has features 0 to {self.d_sae - 1}."
+            )
+        mine = self.feature == feature
+        strength, order = self.strength[mine].sort(descending=True, stable=True)
+        token = self.token[mine][order][:k]
+        return token // self.texts.shape[1], token % self.texts.shape[1], strength[:k]
+
+    def on_word(self, model, word: str, k: int = 5) -> list[tuple[int, float]]:
+        """The k features most active on a word of one token, with their mean strength there; features of over a tenth
+        of all tokens are left out. Upper and lower case and the space before count as the same word."""
+        wanted = word.strip().lower()
+        ids = self.texts.unique().tolist()
+        same = torch.tensor(
+            [i for i in ids if model.tokenizer.decode([i]).strip().lower() == wanted and wanted]
+        )
+        here = torch.isin(self.texts.flatten()[self.token], same.long())
+        places = torch.isin(self.texts[:, self.skip :], same.long()).sum()
+        total = torch.zeros(self.d_sae).index_add(0, self.feature[here], self.strength[here])
+        best = torch.where(self.density < 0.1, total, 0).topk(min(k, self.d_sae))
+        return [(int(n), float(sum_ / places)) for sum_, n in zip(*best, strict=True) if sum_ > 0]
+
+    def purity(self, k: int = 20) -> Float[Tensor, "d_sae"]:
+        """The share of the commonest token among the k tokens on which a feature is loudest; NaN where it has fewer than k."""
+        found = torch.full((self.d_sae,), torch.nan)
+        for feature in (torch.bincount(self.feature, minlength=self.d_sae) >= k).nonzero()[:, 0].tolist():
+            text, position, _ = self.loudest(feature, k)
+            spoken = self.texts[text, position]
+            found[feature] = (spoken == spoken.mode().values).float().mean()
+        return found
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a safetensors file of about 4 bytes an entry (strengths as float16)."""
+        from safetensors.torch import save_file
+
+        active = torch.bincount(self.token, minlength=self.texts.numel())
+        parts = {
+            "texts": self.texts.int(), "active": active.short(), "feature": self.feature.int(), "strength": self.strength.half(),
+            "size": torch.tensor([self.d_sae, self.skip]),
+        }  # fmt: skip
+        parts["feature"] = parts["feature"].short() if self.d_sae < 2**15 else parts["feature"]
+        save_file(parts, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Activity":
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        found = load_file(path)
+        token = torch.arange(found["texts"].numel()).repeat_interleave(found["active"].long())
+        d_sae, skip = found["size"].tolist()
+        return cls(
+            found["texts"].long(), token, found["feature"].long(), found["strength"].float(), d_sae, skip
         )
 
 
 @torch.no_grad()
-def splice(model, sae: SparseAutoencoder, texts: Int[Tensor, "text pos"], *, skip: int = 1) -> Splice:
-    """Put the reconstruction in the place of the activation, at all positions but the first `skip`, and measure the loss.
+def feature_activity(
+    model, sae: SparseAutoencoder, texts: Int[Tensor, "text pos"], *, skip: int = 1, batch: int = 32
+) -> Activity:
+    """Read texts through a dictionary: where is which feature active, and how much?"""
+    name, length = hook_of(model, sae), texts.shape[1]
+    layer, parts = int(name.split(".")[1]), []
+    for start, rows in enumerate(texts.split(batch)):
+        _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
+        features = sae.encode(cache[name][:, skip:])
+        text, position, feature = (features > 0).nonzero(as_tuple=True)
+        token = (text + start * batch) * length + position + skip
+        parts.append([part.cpu() for part in (token, feature, features[text, position, feature])])
+    token, feature, strength = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Activity(texts.cpu(), token, feature, strength, sae.d_sae, skip)
 
-    Reconstruction can look good and behaviour not be preserved: what is missing may be what the model reads.
+
+def feature_hooks(
+    model,
+    sae: SparseAutoencoder,
+    feature: int,
+    *,
+    value: float | None = None,
+    times: float | None = None,
+    skip: int = 1,
+) -> list[Hook]:
+    """Change one feature and nothing else: set it to `value`, or multiply what it is by `times` (0 removes it).
+
+    Adds (new − old) times the feature's direction, at all positions but the first `skip`; what the dictionary does not
+    explain stays as it was. To steer, set a value of the size that the feature reaches by itself. With a cache of keys
+    and values the single new token is treated as a later position.
     """
-    name, seen = _hook(model, sae), []
-    with intervene(model, [(name, lambda x, hook: seen.append(x[:, skip:]))]):
-        intact = model(texts, return_type="loss", loss_per_token=True)[:, skip:]
-    x = torch.cat(seen)
-    features = sae.encode(x)
-    back, mean = sae.decode(features), x.flatten(0, 1).mean(0)
-    loss = {"intact": intact.mean().item()}
-    for name_, value in (("spliced", back), ("mean", mean.expand_as(x)), ("zero", torch.zeros_like(x))):
-        with intervene(model, replaced(name, value, skip)):
-            loss[name_] = model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
-    return Splice(
-        loss,
-        (loss["mean"] - loss["spliced"]) / (loss["mean"] - loss["intact"]),
-        ((x - back).pow(2).sum() / (x - mean).pow(2).sum()).item(),
-        (features > 0).float().sum(-1).mean().item(),
-        (features.flatten(0, 1) > 0).any(0).logical_not().float().mean().item(),
+    if (value is None) == (times is None):
+        raise ValueError("Give either value (set the feature) or times (multiply it).")
+    if not 0 <= feature < sae.d_sae:
+        raise ValueError(f"There is no feature {feature}: this dictionary has features 0 to {sae.d_sae - 1}.")
+    direction = sae.W_dec[feature]
+
+    def change(x: Tensor, hook) -> Tensor:
+        old = sae.encode(x)[..., feature]
+        step = (torch.full_like(old, value) if times is None else times * old) - old
+        if x.shape[1] > 1:
+            step = torch.cat([torch.zeros_like(step[:, :skip]), step[:, skip:]], dim=1)
+        return x + step[..., None] * direction
+
+    return [(hook_of(model, sae), change)]
+
+
+@dataclass(frozen=True)
+class FeaturePage:
+    """What there is to say about one feature. A page is evidence, not a name: the name is yours, and may be wrong.
+
+    density: share of tokens on which it is active; examples, quieter: (text before, token, text after, strength), the
+    loudest places and places spread over the rest; raises, lowers: (token, logits for strength 1), from its direction;
+    needed: (token, probability), what becomes less likely next when the feature is removed where it is loudest
+    """
+
+    feature: int
+    density: float
+    examples: list[tuple[str, str, str, float]]
+    quieter: list[tuple[str, str, str, float]]
+    raises: list[tuple[str, float]]
+    lowers: list[tuple[str, float]]
+    needed: list[tuple[str, float]]
+
+    def __repr__(self) -> str:
+        lines = [f"Feature {self.feature}: active on {self.density:.2%} of the tokens."]
+        for title, found in (("Loudest", self.examples), ("Quieter", self.quieter)):
+            lines += [f"{title}:"] + [f"  {s:6.1f}  {b}[{t}]{a}".replace("\n", "↵") for b, t, a, s in found]
+        lines += [
+            f"{title}: {', '.join(f'{t!r} {v:+.2f}' for t, v in found)}" for title, found in self._lists()
+        ]
+        return "\n".join(lines)
+
+    def _lists(self) -> list[tuple[str, list[tuple[str, float]]]]:
+        return [
+            ("Its direction raises (logits)", self.raises), ("and lowers", self.lowers),
+            ("Without it, less likely next (probability)", self.needed),
+        ]  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        shown = lambda text: html.escape(text.replace("\n", "↵"))
+        rows = [f"<b>Feature {self.feature}</b>, active on {self.density:.2%} of the tokens"]
+        for title, found in (("Loudest", self.examples), ("Quieter", self.quieter)):
+            rows.append(f"<i>{title}</i>")
+            rows += [
+                f"<code>{s:6.1f}</code> {shown(b)}<mark style='background:#FBD9C0;color:#222'>{shown(t)}</mark>{shown(a)}"
+                for b, t, a, s in found
+            ]
+        for title, found in self._lists():
+            listed = ", ".join(f"<code>{shown(t)}</code>&nbsp;{v:+.2f}" for t, v in found)
+            rows.append(f"<i>{title}:</i> {listed}")
+        return "<div style='line-height:1.7'>" + "<br>".join(rows) + "</div>"
+
+
+@torch.no_grad()
+def feature_page(
+    model, sae: SparseAutoencoder, activity: Activity, feature: int, *, k: int = 6, around: int = 8
+) -> FeaturePage:
+    """Explain a feature three ways: from its inputs, from its outputs, and by intervention.
+
+    k: examples and tokens of each kind; around: tokens of context on each side. Besides the loudest places it
+    shows others, drawn evenly from the rest: the loudest alone make nearly every feature look clean.
+    """
+    require_folded(model)
+    text, position, strength = activity.loudest(feature)
+    said = model.tokenizer.decode
+
+    def example(n: int) -> tuple[str, str, str, float]:
+        row, at = activity.texts[text[n]].tolist(), int(position[n])
+        before, after = row[max(activity.skip, at - around) : at], row[at + 1 : at + 1 + around]
+        return said(before), said([row[at]]), said(after), strength[n].item()
+
+    best = range(min(k, len(text)))
+    step = (len(text) - len(best)) / k
+    rest = [len(best) + int((n + 0.5) * step) for n in range(min(k, len(text) - len(best)))]
+    effect = sae.W_dec[feature] @ model.W_U
+    effect = effect - effect.mean()
+    ranked = lambda values: [(said([i]), values[i].item()) for i in values.topk(k).indices.tolist()]
+    needed: list[tuple[str, float]] = []
+    if len(best):
+        where = position[:k]
+        rows = activity.texts[text[:k], : int(where.max()) + 1].to(effect.device)
+        intact = model(rows)[range(len(rows)), where].softmax(-1)
+        with intervene(model, feature_hooks(model, sae, feature, times=0, skip=activity.skip)):
+            without = model(rows)[range(len(rows)), where].softmax(-1)
+        needed = [(token, -drop) for token, drop in ranked((intact - without).mean(0))]
+    return FeaturePage(
+        feature,
+        len(text) / activity.tokens,
+        [example(n) for n in best],
+        [example(n) for n in rest],
+        ranked(effect),
+        [(token, -value) for token, value in ranked(-effect)],
+        needed,
     )
-
-
-def replaced(name: str, value: Float[Tensor, "batch pos d_in"], skip: int) -> list[Hook]:
-    """Write `value` over an activation at all positions but the first `skip`."""
-    return [(name, lambda x, hook: torch.cat([x[:, :skip], value.to(x)], dim=1))]
-
-
-def _hook(model, sae: SparseAutoencoder) -> str:
-    if not sae.hook:
-        raise ValueError(
-            'This dictionary does not say which activation it reads: load it with hook="blocks....".'
-        )
-    return sae.hook

@@ -184,14 +184,19 @@ def train_sae(
     mean, d = activations.mean(0), activations.shape[1]
     scale = (activations - mean).norm(dim=1).mean() / d**0.5
     data = (activations - mean) / scale
-    W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1)
-    parts = {"W_enc": W_dec.T.clone(), "b_enc": torch.zeros(width), "W_dec": W_dec, "b_dec": torch.zeros(d)}
+    W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1).to(data)
+    parts = {
+        "W_enc": W_dec.T.clone(),
+        "b_enc": data.new_zeros(width),
+        "W_dec": W_dec,
+        "b_dec": data.new_zeros(d),
+    }
     for part in parts.values():
         part.requires_grad_()
     optimiser = torch.optim.Adam(parts.values(), lr=rate, betas=(0.9, 0.99))
-    model, history, fired = SparseAutoencoder(**parts, kind=kind, k=k, hook=hook), [], torch.zeros(width)
+    model, history, fired = SparseAutoencoder(**parts, kind=kind, k=k, hook=hook), [], data.new_zeros(width)
     for step in range(steps):
-        x = data[torch.randint(len(data), (batch,), generator=generator)]
+        x = data[torch.randint(len(data), (batch,), generator=generator).to(data.device)]
         with torch.enable_grad():
             features = model.encode(x)
             error = (model.decode(features) - x).pow(2).sum(-1)
@@ -232,7 +237,9 @@ def _restart(
     """Point silent features at examples drawn by their squared error, as Bricken et al. 2023 do."""
     if not len(silent):
         return
-    picked = torch.multinomial(error / error.sum(), len(silent), replacement=True, generator=generator)
+    picked = torch.multinomial(
+        error.cpu() / error.sum().cpu(), len(silent), replacement=True, generator=generator
+    )
     direction = torch.nn.functional.normalize(x[picked] - parts["b_dec"], dim=1)
     parts["W_dec"][silent] = direction
     parts["W_enc"][:, silent] = direction.T * parts["W_enc"].norm(dim=0).mean()

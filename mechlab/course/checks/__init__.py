@@ -30,6 +30,8 @@ def is_like(found: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4)
 
 def only_wrong(found: Tensor, expected: Tensor) -> str:
     """Where the largest error is, with both numbers: for a wrong answer that no known mistake explains."""
+    if expected.ndim == 0:
+        return f"On a small example the result should be {expected:.4g}, and yours is {found:.4g}."
     place = torch.unravel_index((found.double() - expected.double()).abs().argmax(), expected.shape)
     index = ", ".join(str(int(i)) for i in place)
     return f"At [{index}] the result should be {expected[place]:.4g}, and yours is {found[place]:.4g}."

@@ -1,0 +1,125 @@
+"""What a dictionary is worth: how much of the model's behaviour is left when its reconstruction stands in for the activation.
+
+Rebuilding an activation well and preserving what the model does with it are two things. `splice` measures both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechlab.discovery.sae import SparseAutoencoder
+from mechlab.hooks import Hook, check_name, intervene
+
+
+@torch.no_grad()
+def token_activations(
+    model, texts: Int[Tensor, "text pos"], hook: str, *, skip: int = 1, batch: int = 32, longest: float = 5.0
+) -> Float[Tensor, "token d_in"]:
+    """What an activation is at every token, one row each: what a dictionary is trained on.
+
+    Left out: the first `skip` positions (the attention sink), and rows more than `longest` times as long as the median
+    row, which are a handful and would fill the whole loss.
+    """
+    check_name(model, hook)
+    layer, seen = int(hook.split(".")[1]), []
+    for rows in texts.split(batch):
+        _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=layer + 1)
+        seen.append(cache[hook][:, skip:].flatten(0, 1))
+    found = torch.cat(seen)
+    length = found.norm(dim=1)
+    return found[length < longest * length.median()]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """What the model loses when the dictionary's reconstruction stands in for the activation.
+
+    loss: next-token loss (nats) for "intact", "spliced", "mean" (the activation's mean instead) and "zero"
+    recovered: (mean − spliced) / (mean − intact): 1 is no loss. Against zero ablation the same number flatters
+    unexplained: share of the variance that is not rebuilt; active: features active a token; silent: share never active
+    """
+
+    loss: dict[str, float]
+    recovered: float
+    unexplained: float
+    active: float
+    silent: float
+
+    def __repr__(self) -> str:
+        return (
+            f"loss {self.loss['intact']:.2f}, spliced {self.loss['spliced']:.2f}, mean {self.loss['mean']:.2f}, zero "
+            f"{self.loss['zero']:.2f}; recovered {self.recovered:.2f} of what the mean loses; unexplained variance "
+            f"{self.unexplained:.2f}; {self.active:.1f} features active; {self.silent:.1%} silent"
+        )
+
+
+@torch.no_grad()
+def splice(
+    model,
+    sae: SparseAutoencoder,
+    texts: Int[Tensor, "text pos"],
+    *,
+    skip: int = 1,
+    beside: Splice | None = None,
+) -> Splice:
+    """Put the reconstruction in the place of the activation, at all positions but the first `skip`, and measure the loss.
+
+    Reconstruction can look good and behaviour not be preserved: what is missing may be what the model reads.
+    beside: an earlier result for the same activation and texts, whose intact, mean and zero losses are used again
+    (a third of the time).
+    """
+    name, seen = hook_of(model, sae), []
+    if texts.shape[1] < skip + 2:
+        raise ValueError(
+            f"The texts have {texts.shape[1]} tokens; a next-token loss needs at least {skip + 2}."
+        )
+    with intervene(model, [(name, lambda x, hook: seen.append(x[:, skip:]))]):
+        if beside is None:
+            intact = model(texts, return_type="loss", loss_per_token=True)[:, skip:]
+        else:
+            model(texts, stop_at_layer=int(name.split(".")[1]) + 1)
+    x = torch.cat(seen)
+    features = sae.encode(x)
+    back, mean = sae.decode(features), x.flatten(0, 1).mean(0)
+    loss, instead = {}, {"spliced": back}
+    if beside is None:
+        loss["intact"] = intact.mean().item()
+        instead |= {"mean": mean.expand_as(x), "zero": torch.zeros_like(x)}
+    else:
+        loss |= beside.loss
+    for what, value in instead.items():
+        with intervene(model, replaced(name, value, skip)):
+            loss[what] = model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+    return Splice(
+        loss,
+        (loss["mean"] - loss["spliced"]) / (loss["mean"] - loss["intact"]),
+        ((x - back).pow(2).sum() / (x - mean).pow(2).sum()).item(),
+        (features > 0).float().sum(-1).mean().item(),
+        (features.flatten(0, 1) > 0).any(0).logical_not().float().mean().item(),
+    )
+
+
+def splice_hooks(model, sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
+    """Put the dictionary's reconstruction in the place of the activation, at all positions but the first `skip`."""
+
+    def write(x: Tensor, hook) -> Tensor:
+        return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:]))], dim=1)
+
+    return [(hook_of(model, sae), write)]
+
+
+def replaced(name: str, value: Float[Tensor, "batch pos d_in"], skip: int) -> list[Hook]:
+    """Write `value` over an activation at all positions but the first `skip`."""
+    return [(name, lambda x, hook: torch.cat([x[:, :skip], value.to(x)], dim=1))]
+
+
+def hook_of(model, sae: SparseAutoencoder) -> str:
+    """The activation that the dictionary reads; `ValueError` or `HookError` where this model has none such."""
+    if not sae.hook:
+        raise ValueError(
+            'This dictionary does not say which activation it reads: load it with hook="blocks....".'
+        )
+    check_name(model, sae.hook)
+    return sae.hook
