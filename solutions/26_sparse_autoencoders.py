@@ -231,6 +231,11 @@ for name, one in {"L1": by_l1, "top-k": by_topk}.items():
     reports[name] = ml.splice(model, one, test, beside=reports["large"])
 for name, report in reports.items():
     print(f"{name}: {report}\n")
+losses = {"the activation": report.loss["intact"]} | {name: r.loss["spliced"] for name, r in reports.items()}
+losses |= {"its mean": report.loss["mean"], "zero": report.loss["zero"]}
+ml.Scores(torch.tensor(list(losses.values())), ("in its place",), "loss (nats)", {"in its place": list(losses)}, signed=False).plot(
+    height=320
+)
 
 # %% kind="assert"
 assert 16 <= reports["L1"].active <= 40
@@ -704,7 +709,11 @@ def shared(A, B, threshold):
 # %%
 again = ml.train_sae(data, width=1152, k=16, steps=200, batch=384, seed=1, hook=sae.hook).sae
 best = (by_topk.W_dec @ again.W_dec.T).max(1).values
+chance = (by_topk.W_dec @ torch.nn.functional.normalize(torch.randn(1152, 576), dim=1).to(best).T).max(1).values
 print(f"cosine with the best partner: mean {best.mean():.2f}; above 0.7: {(best > 0.7).float().mean():.1%} of the features")
+curves = torch.stack([one.sort(descending=True).values[::36] for one in (best, chance)])
+labels = {"in": ["another start", "random directions"], "features, best first": [str(n) for n in range(0, 1152, 36)]}
+ml.Scores(curves, ("in", "features, best first"), "cosine with the best partner", labels, signed=False).plot(lines=True, height=340)
 
 # %% kind="assert"
 rebuilt = [share(stream[:, 1:], one.decode(one.encode(stream[:, 1:]))) for one in (by_topk, again)]
@@ -712,9 +721,10 @@ print("unexplained:", rebuilt)
 assert abs(rebuilt[0] - rebuilt[1]) < 0.02
 claim(model, "share of features that come back", (best > 0.7).float().mean(), says=0.003, within=0.01)
 claim(model, "cosine with the best partner", best.mean(), says=0.37, within=0.05)
+claim(model, "cosine with the best random direction", chance.mean(), says=0.13, within=0.03)
 
 # %% [markdown]
-# Equally good dictionaries, and less than one feature in a hundred comes back. Ours are small and trained briefly. But the large one,
+# Equally good dictionaries. Partners are closer than random directions (0.37 against 0.13), so it is not noise, but less than one feature in a hundred comes back. Ours are small and trained briefly. But the large one,
 # trained again from another start with eight times the tokens and 15 times the steps, has the same loss too (2.66 and 2.65), and shares 0.12 of its features
 # (`python data/make/dictionary.py again`). So do not speak of *the* features of a model.
 #

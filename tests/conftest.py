@@ -1,12 +1,14 @@
 """Shared fixtures: tiny models for every unit test, the real model for tests marked `model`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 MODULES = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
 MODULES += [
-    f"mechlab.discovery.{name}" for name in ("lens", "tuned_lens", "probing", "ccs", "attention", "ablation")
+    f"mechlab.discovery.{path.stem}" for path in Path(__file__).parents[1].glob("mechlab/discovery/[a-z]*.py")
 ]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
 install_import_hook(

@@ -199,6 +199,58 @@ def test_a_hint_unfolds(page):
     assert "Take the last row" in hint.inner_text()
 
 
+def slide(page, call: str, key: str = "ArrowRight") -> tuple[str, str]:
+    """What the explorer of a cell says before and after one step of its first slider, by the keyboard."""
+    found = cell(page, call)
+    found.scroll_into_view_if_needed()
+    output = found.locator(".jp-OutputArea")
+    before = output.inner_text()
+    handle = output.locator(".noUi-handle, .ui-slider-handle").first
+    handle.focus()
+    page.keyboard.press(key)
+    page.wait_for_timeout(2500)
+    page.screenshot(path=SHOTS / f"8-{call.strip('(')}.png")
+    return before, output.inner_text()
+
+
+def moves_the_lens(page):
+    before, after = slide(page, "lens_explorer(")
+    assert "on entering layer 24" in before and "on entering layer 25" in after
+    assert "' Paris'" in after
+
+
+def moves_the_pattern(page):
+    before, after = slide(page, "pattern_explorer(")
+    assert "head 16.0" in before and "head 17.0" in after
+
+
+def moves_the_toy(page):
+    before, after = slide(page, "toy_explorer(")
+    assert "features are kept" in before and before != after
+
+
+def browses_features(page):
+    found = cell(page, "feature_browser(")
+    found.scroll_into_view_if_needed()
+    output = found.locator(".jp-OutputArea")
+    assert "Feature 1209, active on" in output.inner_text()
+    output.locator("button", has_text="One at random").click()
+    page.wait_for_timeout(4000)
+    assert "Feature 1209, active on" not in output.inner_text()
+    word = output.locator("input[type=text]").last
+    word.fill("ocean")
+    word.press("Enter")
+    page.wait_for_timeout(4000)
+    text = output.inner_text()
+    assert "ocean" in text and "on average" in output.locator("select").inner_text()
+    output.locator("select option").nth(1).click()
+    output.locator("select").select_option(index=1)
+    page.wait_for_timeout(4000)
+    assert output.inner_text() != text
+    page.screenshot(path=SHOTS / "8-feature_browser.png")
+
+
+EXPLORERS = {"21": moves_the_lens, "23": moves_the_pattern, "25": moves_the_toy, "26": browses_features}
 OTHERS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))][1:]
 
 
@@ -219,6 +271,8 @@ def test_the_other_notebooks_run_unsolved_in_the_browser(page, name):
     figures.first.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     page.screenshot(path=SHOTS / f"7-{name}.png")
+    if title in EXPLORERS:
+        EXPLORERS[title](page)
 
 
 def test_nothing_asked_for_the_network(page, lab):

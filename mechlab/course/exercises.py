@@ -125,6 +125,8 @@ class Attempt:
         whole: whole numbers are wanted (token ids), not numbers with decimals.
         """
         result = self(*args)
+        if shape == () and not whole and type(result) in (int, float):
+            result = torch.tensor(float(result))  # a single number is one, in a tensor or not
         if not isinstance(result, torch.Tensor):
             raise NotYet(f"Your function returned a {type(result).__name__}; a tensor [{axes}] is needed.")
         if tuple(result.shape) != tuple(shape):
@@ -238,6 +240,10 @@ def _explain(error: BaseException, function: Callable) -> str:
     except Exception:  # an exception whose text cannot be made
         message = ""
     text = f"Your function stopped with {type(error).__name__}: {message}"
+    if "does not require grad" in message:
+        text += (
+            "\nChecks run without gradients. Where you need them, work inside `with torch.enable_grad():`."
+        )
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     if not frames or not frames[-1].line or frames[-1].lineno < code.co_firstlineno:

@@ -125,8 +125,8 @@ def feature_hooks(
     sae: SparseAutoencoder,
     feature: int,
     *,
-    value: float | None = None,
-    times: float | None = None,
+    value: float | int | None = None,
+    times: float | int | None = None,
     skip: int = 1,
 ) -> list[Hook]:
     """Change one feature and nothing else: set it to `value`, or multiply what it is by `times` (0 removes it).

@@ -148,7 +148,7 @@ class Trained:
     """A dictionary and how its training went: one dictionary of numbers for every hundred steps."""
 
     sae: SparseAutoencoder
-    history: list[dict[str, float]]
+    history: list[dict[str, float | int]]
 
 
 def train_sae(

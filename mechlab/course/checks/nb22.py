@@ -45,6 +45,8 @@ def check_mass_mean(attempt: Attempt) -> str:
             found = found.long()
         if not isinstance(found, torch.Tensor) or found.shape != (60,):
             raise NotYet("Return one label, 0 or 1, for each test example: a tensor of shape [other].")
+        if not set(found.tolist()) <= {0, 1}:
+            raise NotYet("The labels are 0 and 1: return which of the two, not a score.")
         found = found.long()
         along = test @ (high - low)
         mistakes = {
@@ -71,8 +73,9 @@ def check_mass_mean(attempt: Attempt) -> str:
 @checker("22.2")
 def check_held_out(attempt: Attempt) -> str:
     seen = set()
-    for seed, share in ((0, 0.25), (1, 0.5), (2, 0.25), (3, 0.25), (4, 0.25)):
-        groups = [f"word {n % 8}" for n in (5, 3, 3, 0, 1, 7, 6, 2, 4, 4, 4, 1, 0, 5, 9, 8, 10, 15, 14, 13)]
+    groups = [f"word {n % 11}" for n in (5, 3, 3, 0, 1, 7, 6, 2, 4, 4, 10, 1, 0, 5, 9, 8, 10, 15, 14, 13, 21)]
+    for seed in range(60):  # 11 groups: shares that come to 3.3 and 3.85 groups, so that rounding shows
+        share = (0.3, 0.35)[seed % 2]
         found = attempt(list(groups), share, torch.Generator().manual_seed(seed))
         if not isinstance(found, torch.Tensor):
             found = torch.as_tensor(found)
@@ -85,18 +88,23 @@ def check_held_out(attempt: Attempt) -> str:
             raise NotYet(
                 f"{sorted(test & train)[0]!r} is on both sides: draw among the groups, not among the examples."
             )
-        if len(train) == round(share * 8) and len(test) != len(train):
+        if len(train) == round(share * 11) and len(test) != len(train):
             raise NotYet("You marked the examples for training. True is for testing.")
-        if len(test) != round(share * 8):
+        if len(test) != round(share * 11):
             raise NotYet(
-                f"There are 8 groups, and a share of {share} is {round(share * 8)}; you hold out {len(test)}."
+                f"There are 11 groups, and a share of {share} is {share * 11:.2f}, rounded {round(share * 11)}; you hold out {len(test)}."
             )
-        if share == 0.25:
+        if share == 0.3:
             seen.add(tuple(sorted(test)))
     if len(seen) == 1:
         raise NotYet("The same groups every time: draw them with `generator=generator`.")
-    twice = [attempt(list(groups), 0.5, torch.Generator().manual_seed(9)) for _ in range(2)]
-    if not torch.equal(torch.as_tensor(twice[0]).bool(), torch.as_tensor(twice[1]).bool()):
+    if len(seen) < 16:
+        raise NotYet("Only a few of the possible sets are ever drawn. Any groups may be held out together.")
+    same = {
+        tuple(torch.as_tensor(attempt(list(groups), 0.5, torch.Generator().manual_seed(9))).bool().tolist())
+        for _ in range(4)
+    }
+    if len(same) > 1:
         raise NotYet("The same generator must give the same split: draw with `generator=generator`.")
     return "Whole groups, as many as asked for, other ones with another generator."
 
@@ -104,13 +112,13 @@ def check_held_out(attempt: Attempt) -> str:
 @checker("22.3")
 def check_control(attempt: Attempt) -> str:
     labels_seen = []
-    for seed, names in ((0, 9), (1, 9), (2, 9), (3, 4)):
-        groups = [f"word {n * 7 % names}" for n in range(3 * names)]
+    for seed, names in [(seed, 9) for seed in range(30)] + [(30, 11), (31, 7), (32, 4)]:
+        groups = [f"word {n * 5 % names}" for n in range(3 * names)]
         found = attempt(list(groups), torch.Generator().manual_seed(seed))
         found = torch.as_tensor(found)
         if found.shape != (len(groups),):
             raise NotYet(f"One label is needed for each of the {len(groups)} examples.")
-        if not set(found.long().tolist()) <= {0, 1}:
+        if not set(found.tolist()) <= {0, 1}:
             raise NotYet("The labels are 0 and 1.")
         given = {}
         for group, label in zip(groups, found.long().tolist(), strict=True):
@@ -126,18 +134,28 @@ def check_control(attempt: Attempt) -> str:
             labels_seen.append(tuple(sorted(given.items())))
     if len(set(labels_seen)) == 1:
         raise NotYet("The labels are not random: with another generator the same groups get a 1.")
-    again = [torch.as_tensor(attempt(list(groups), torch.Generator().manual_seed(5))) for _ in range(2)]
-    if not torch.equal(*again):
+    if len(set(labels_seen)) < 15:
+        raise NotYet(
+            "Only a few of the possible labellings are ever drawn. Any half of the groups may get a 1."
+        )
+    groups = [f"word {n * 7 % 11}" for n in range(33)]
+    again = {
+        tuple(torch.as_tensor(attempt(list(groups), torch.Generator().manual_seed(5))).tolist())
+        for _ in range(4)
+    }
+    if len(again) > 1:
         raise NotYet("The same generator must give the same labels: draw with `generator=generator`.")
     return "One label a group, half of the groups, and another half with another generator."
 
 
 @checker("22.4")
 def check_group_means(attempt: Attempt) -> str:
-    train = ["a", "b", "a", "c", "b", "a", "c"]
-    for seed, targets, test in ((0, 2, ["b", "a", "d", "c"]), (1, 3, ["c", "c", "e"])):
+    for seed, targets, train, test in (
+        (0, 2, ["a", "b", "a", "c", "b", "a", "c"], ["b", "a", "d", "c"]),
+        (1, 3, ["c", "c", "f", "a", "f", "f", "c", "a", "g"], ["c", "c", "e", "f"]),
+    ):
         values = 10 + random(len(train), targets, seed=seed)
-        rows = lambda group: [n for n, other in enumerate(train) if other == group]
+        rows = lambda group, train=train: [n for n, other in enumerate(train) if other == group]
         expected = torch.stack([values[rows(g)].mean(0) if rows(g) else values.mean(0) for g in test])
         found = attempt.tensor(
             list(train), values, list(test), shape=(len(test), targets), axes="other, target"
@@ -171,8 +189,8 @@ def check_group_means(attempt: Attempt) -> str:
 def check_r_squared(attempt: Attempt) -> str:
     for n, seed in ((12, 0), (20, 1)):
         truth = random(n, seed=seed) + 4
-        groups = ["xyz"[i % 3] for i in range(n)]
-        truth = truth + torch.tensor([{"x": 0.0, "y": 3.0, "z": -2.0}[g] for g in groups])
+        groups = [*("xyz" * 4 if n == 12 else "aabcbbbadcabbacbaaab")]
+        truth = truth + torch.tensor(["xyzabcd".index(g) * 1.5 % 4 for g in groups])
         said = 0.7 * truth + 0.5 * random(n, seed=seed + 10) + 2
         error = (said - truth).pow(2).sum()
         centre = torch.stack([truth[torch.tensor([g == group for g in groups])].mean() for group in groups])
@@ -192,12 +210,36 @@ def check_r_squared(attempt: Attempt) -> str:
         if abs(first - plain) > 1e-3:
             raise NotYet(f"Without groups R² should be {plain:.3f}, and yours is {first:.3f}.")
         second = _number(attempt(said, truth, list(groups)), "R²")
+        rows = [torch.tensor([g == group for g in groups]) for group in dict.fromkeys(groups)]
+        middle = torch.stack([truth[row].mean() for row in rows]).mean()
+        apart = torch.stack(
+            [
+                1 - (said - truth)[row].pow(2).sum() / (truth[row] - truth[row].mean()).pow(2).sum()
+                for row in rows
+            ]
+        ).mean()
+        if abs(second - (1 - error / (truth - middle).pow(2).sum())) < 1e-4 < abs(second - plain):
+            raise NotYet(
+                "You took one centre, the mean of the group means. Each example has the mean of its own group."
+            )
+        if abs(second - apart) < 1e-4:
+            raise NotYet(
+                "You took the mean of one R² for each group. Add up over all examples before you divide."
+            )
         if abs(second - plain) < 1e-4:
             raise NotYet("You left the groups out: measure the truth from the mean of its own group.")
         if abs(second - inside) > 1e-3:
             raise NotYet(
                 f"With groups it should be {inside:.3f}, and yours is {second:.3f}. Only the centre changes, not the error."
             )
+        worse = 3 * random(n, seed=seed + 20)  # worse than the mean: below zero
+        for given, centre_ in (((), truth.mean()), ((list(groups),), centre)):
+            below = (1 - (worse - truth).pow(2).sum() / (truth - centre_).pow(2).sum()).item()
+            said_so = _number(attempt(worse, truth, *given), "R²")
+            if abs(said_so - below) > 1e-2 * abs(below):
+                raise NotYet(
+                    f"Predictions worse than the mean have an R² below zero: here {below:.2f}, and yours is {said_so:.2f}."
+                )
     if abs(_number(attempt(truth, truth), "R²") - 1) > 1e-5:
         raise NotYet("Perfect predictions have R² 1.")
     return "1 for perfect predictions, and right with and without groups, also below zero."

@@ -39,7 +39,7 @@ def check_previous(attempt: Attempt) -> str:
         mistakes = {
             "This is a head that looks ahead: rows are queries, columns keys. The token before lies below the "
             "diagonal: offset −1.": pattern.diagonal(1, 2, 3).mean((0, 2)),
-            "You divide by all positions. Leave position 0 out: it has no token before it.": expected
+            "You divide by all positions, or count position 0. Leave it out: it has no token before it.": expected
             * (pos - 1)
             / pos,
             "This is how much each position looks at itself. One below the diagonal is the token before.": pattern.diagonal(
@@ -85,6 +85,13 @@ def check_induction(attempt: Attempt) -> str:
                 "The line is right, but you divide by the positions of the first half too. Average over the second half "
                 "only.": expected * length / (2 * length + 1),
                 "You took a sum over the positions. Take the mean.": expected * length,
+                "Position 0 is the extra first token: the second half begins at `length + 1`.": pattern[
+                    :, :, queries - 1, queries - length
+                ].mean((0, 2)),
+                "This is the first text only. Take the mean over all.": pattern[
+                    0, :, queries, queries - length + 1
+                ].mean(-1),
+                "You took the sum over the texts. Take the mean.": expected * batch,
                 "You leave out the last position of the second half.": pattern[
                     :, :, queries[:-1], queries[:-1] - length + 1
                 ].mean((0, 2)),
@@ -111,7 +118,7 @@ def check_induction(attempt: Attempt) -> str:
 
 @checker("23.3")
 def check_matching(attempt: Attempt) -> str:
-    for tokens, d, noise, seed in ((12, 8, 0.8, 0), (15, 5, 1.0, 1), (9, 6, 0.6, 2), (6, 6, 0.0, 3)):
+    for tokens, d, noise, seed in ((61, 8, 0.8, 4), (83, 7, 1.0, 1), (53, 6, 0.6, 2), (6, 6, 0.0, 3)):
         queries = random(tokens, d, seed=seed)
         length = 0.3 + random(tokens, 1, seed=seed + 20).abs()
         keys = (queries + noise * random(tokens, d, seed=seed + 10)) * (length if noise else 1)
@@ -163,6 +170,12 @@ def check_grouped(attempt: Attempt) -> str:
             "The softmax runs over the queries. Each query shares its attention over the keys: the last axis.": masked(
                 raw(wide) / d**0.5
             ).softmax(-2),
+            "You put 0, not -inf, where the key comes later: e to the power of 0 is 1, so it is still looked at.": (
+                (raw(wide) / d**0.5).masked_fill(future, 0.0)
+            ).softmax(-1),
+            "You divided by the root of the number of heads. It is the root of d_head.": masked(
+                raw(wide) / heads**0.5
+            ).softmax(-1),
             "All heads use the first key head.": masked(raw(k[:, :1].expand(-1, heads, -1)) / d**0.5).softmax(
                 -1
             ),
@@ -188,7 +201,11 @@ def check_grouped(attempt: Attempt) -> str:
 
 @checker("23.5")
 def check_copying(attempt: Attempt) -> str:
-    for tokens, d, head, vocab, k, seed in ((10, 8, 4, 40, 3, 0), (14, 12, 6, 60, 5, 1), (8, 6, 3, 30, 4, 2)):
+    for tokens, d, head, vocab, k, seed in (
+        (83, 12, 6, 160, 5, 3),
+        (61, 8, 4, 140, 3, 1),
+        (53, 6, 3, 130, 4, 0),
+    ):
         W_U = random(d, vocab, seed=seed)
         ids = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))[:tokens]
         streams = W_U[:, ids].T + 1.2 * random(tokens, d, seed=seed + 10)

@@ -53,6 +53,18 @@ def check_mean(attempt: Attempt) -> str:
                     usual.mean((0, 2))[:, None].expand(pos, d)
                 ),
                 "Nothing is changed. Do you return the changed copy?": z,
+                "You added up over the reference prompts. Take the mean.": put(usual.sum(0)),
+                "You added the mean to what was there. Write it in its place.": put(
+                    z[:, :, head] + usual.mean(0)
+                ),
+                "All the other heads are replaced, and this one is not.": torch.cat(
+                    [
+                        reference.mean(0).expand_as(z)[:, :, :head],
+                        z[:, :, head : head + 1],
+                        reference.mean(0).expand_as(z)[:, :, head + 1 :],
+                    ],
+                    2,
+                ),
             },
         )
         if not close(found, expected):
@@ -63,7 +75,7 @@ def check_mean(attempt: Attempt) -> str:
 @checker("24.2")
 def check_templates(attempt: Attempt) -> str:
     for seed, its, templates in (
-        (0, ["a", "b", "a", "b", "b", "a"], ["b", "a", "b"]),
+        (0, ["a", "ab", "a", "ab", "ab", "a"], ["ab", "a", "ab"]),
         (1, ["x", "y", "z", "z", "x"], ["z", "z", "y", "x"]),
     ):
         found_in = random(len(its), 4, 3, seed=seed)
@@ -98,12 +110,14 @@ def check_templates(attempt: Attempt) -> str:
 @checker("24.3")
 def check_direction(attempt: Attempt) -> str:
     for seed, level in ((0, 0.7), (1, 0.0), (2, -3.0)):
-        stream, direction = random(2, 3, 6, seed=seed), 2.5 * random(6, seed=seed + 9)
+        shape = (2 + seed, 3, 6 - seed)
+        stream, direction = random(*shape, seed=seed), 2.5 * random(shape[2], seed=seed + 9)
         unit = direction / direction.norm()
         along = (stream @ unit)[..., None]
         expected = stream + (level - along) * unit
-        found = attempt.tensor(stream, direction, level, shape=(2, 3, 6), axes="batch, pos, d_model")
+        found = attempt.tensor(stream, direction, level, shape=shape, axes="batch, pos, d_model")
         mistakes = {
+            "Nothing is changed. When `level` is 0 the component must become 0.": stream,
             "Scale the direction to length 1 first: otherwise too much is taken out.": stream
             + (level - stream @ direction)[..., None] * direction,
             "Where is `level`? The component must become `level`, not 0.": stream - along * unit,
@@ -120,10 +134,10 @@ def check_direction(attempt: Attempt) -> str:
         is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
         if not close(found, expected):
             raise NotYet(only_wrong(found, expected))
-        again = attempt.tensor(found, direction, level, shape=(2, 3, 6), axes="batch, pos, d_model")
+        again = attempt.tensor(found, direction, level, shape=shape, axes="batch, pos, d_model")
         if not close(again, found):
             raise NotYet("Done a second time it must change nothing.")
-        other = attempt.tensor(stream, -4 * direction, -level, shape=(2, 3, 6), axes="batch, pos, d_model")
+        other = attempt.tensor(stream, -4 * direction, -level, shape=shape, axes="batch, pos, d_model")
         if not close(other, expected, 1e-3):
             raise NotYet("A direction four times as long, turned round, with −level, is the same request.")
     return "The component is `level`, the rest is as before, and a second time changes nothing."
@@ -159,8 +173,25 @@ def check_interval(attempt: Attempt) -> str:
         if not mean - 2.6 * error < low < mean < high < mean + 2.6 * error:
             raise NotYet(f"The mean is {mean:.2f}; your interval is from {low:.2f} to {high:.2f}.")
     one = [_pair(attempt(effects, 300, torch.Generator().manual_seed(s))) for s in (1, 1, 2)]
-    if one[0] != one[1]:
-        raise NotYet("The same generator must give the same interval: draw with `generator=generator`.")
+    if one[0] != one[1] or one[0] == one[2]:
+        raise NotYet(
+            "The same generator must give the same interval, and another one another: draw with `generator=generator`."
+        )
+    for place in (
+        0,
+        -1,
+    ):  # the means of samples are whole numbers: 0, 1, 2, 3, ... with the chances of a binomial
+        spike = torch.zeros(10)
+        spike[place] = 10.0
+        low, high = _pair(attempt(spike, 4000, torch.Generator().manual_seed(3)))
+        if abs(low) > 1e-4 or abs(high - 3) > 1e-4:
+            raise NotYet(
+                f"With one effect of 10 and nine of 0 the means of samples are 0, 1, 2, ..., and the interval goes from 0 to 3. "
+                f"Yours goes from {low:.2f} to {high:.2f}: take the 2.5 % and 97.5 % quantiles of means of samples of 10, from all 10."
+            )
+    low, high = _pair(attempt(effects, 1, torch.Generator().manual_seed(4)))
+    if abs(high - low) > 1e-5:
+        raise NotYet("`draws` is how many samples are drawn. With one sample both ends are its mean.")
     return "As wide as theory says, around the mean, on three sets."
 
 

@@ -74,6 +74,11 @@ def check_sparse(attempt: Attempt) -> str:
             if abs(rows.var().item() - density * (1 - density) / 6) > 0.3 * density * (1 - density) / 6:
                 raise NotYet("The features of one example are not drawn independently of each other.")
         values = found[present]
+        if torch.unique(found[:, 0]).numel() < 0.95 * share * len(found):
+            raise NotYet("Examples are repeated. Draw each by itself.")
+        both = found[present[:, :2].all(1)][:, :2]
+        if len(both) > 500 and abs(torch.corrcoef(both.T)[0, 1]) > 0.12:
+            raise NotYet("The features of one example have the same size. Draw a size for each.")
         if values.max() < density + 0.01 and density < 0.9:
             raise NotYet(
                 "You compare the sizes themselves with the density: the same draw decides how large and whether. Draw twice."
@@ -84,10 +89,13 @@ def check_sparse(attempt: Attempt) -> str:
             )
         if abs(values.var() - 1 / 12) > 0.02:
             raise NotYet("Present numbers are uniform between 0 and 1; yours are spread differently.")
-    same = [attempt(5, 3, 0.5, torch.Generator().manual_seed(7)) for _ in range(2)]
-    if not torch.equal(*same):
+    drawn = [
+        attempt.tensor(7, 3, 0.5, torch.Generator().manual_seed(seed), shape=(7, 3), axes="count, feature")
+        for seed in (7, 7, 8)
+    ]
+    if not torch.equal(drawn[0], drawn[1]) or torch.equal(drawn[0], drawn[2]):
         raise NotYet(
-            "The same generator must give the same numbers: draw with `generator=generator`, both times."
+            "The same generator must give the same numbers, and another one others: draw with `generator=generator`, both times."
         )
     return "As dense as asked for, independent, and uniform where present, four times."
 
@@ -97,7 +105,7 @@ def check_dimensionality(attempt: Attempt) -> str:
     angles = torch.arange(5) * 2 * torch.pi / 5
     pentagon = torch.stack([angles.cos(), angles.sin()], 1)
     cases = [
-        random(6, 3, seed=0),
+        random(9, 3, seed=0),
         0.3 + random(4, 4, seed=1),
         1.7 * pentagon,
         torch.tensor([[1.0], [-1.0]]),
@@ -110,14 +118,15 @@ def check_dimensionality(attempt: Attempt) -> str:
         found = attempt.tensor(W, shape=(len(W),), axes="feature")
         unit = W / length[:, None]
         mistakes = {
-            "You scaled both sides to length 1. Only the i has a hat; W_j keeps its length.": 1
+            "Only the i in the sum has a hat. Scaling both sides, or only j, loses the squared length in front.": 1
             / (unit @ unit.T).pow(2).sum(1),
             "The sum runs over all j, feature i included; yours is without its own.": length**2
             / (overlap.sum(1) - overlap.diagonal()).clamp_min(1e-12),
             "The overlaps are not squared.": length**2 / ((W / length[:, None]) @ W.T).abs().sum(1),
             "The length in front is not squared.": length / overlap.sum(1),
             "You scaled the wrong one: the hat is on i, the rows.": length**2 / overlap.sum(0),
-            "Nothing is scaled: W_i has a hat in the sum.": length**2 / (W @ W.T).pow(2).sum(1),
+            "Either the hat on W_i is missing, or the squared length in front.": length**2
+            / (W @ W.T).pow(2).sum(1),
         }
         is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
         if not close(found, expected):
@@ -144,6 +153,9 @@ def check_interference(attempt: Attempt) -> str:
                 "You scaled the directions to length 1. They count with their lengths.": cosines.sum(1)
                 - cosines.diagonal(),
                 "You took the mean over the others. Add up.": expected / (features - 1),
+                "You count only the features that come later. All others interfere.": products.pow(2)
+                .triu(1)
+                .sum(1),
                 "You took sizes, not squares.": products.abs().sum(1) - products.diagonal().abs(),
             },
         )

@@ -74,6 +74,9 @@ def check_encode(attempt: Attempt) -> str:
                 before.topk(min(k, tokens), dim=0).indices,
                 before.topk(min(k, tokens), dim=0).values.relu(),
             ),
+            "You kept only those above the k-th largest: that one counts too.": torch.where(
+                before > best.values[:, -1:], before.relu(), 0.0
+            ),
             "You keep every feature above zero. Keep the k largest of them.": before.relu(),
             "The largest ones should keep their strengths; yours are all 1.": (
                 _encoded(x, W_enc, b_enc, b_dec, k) > 0
@@ -87,7 +90,7 @@ def check_encode(attempt: Attempt) -> str:
 
 @checker("26.2")
 def check_l1(attempt: Attempt) -> str:
-    for tokens, d_in, d_sae, l1, seed in ((4, 3, 6, 0.5, 0), (7, 5, 4, 2.0, 1), (3, 2, 9, 0.0, 2)):
+    for tokens, d_in, d_sae, l1, seed in ((4, 3, 6, 0.7, 0), (7, 5, 4, 2.0, 1), (3, 2, 9, 0.0, 2)):
         x, back = random(tokens, d_in, seed=seed), random(tokens, d_in, seed=seed + 1)
         features = random(tokens, d_sae, seed=seed + 2).relu()
         error, penalty = (x - back).pow(2).sum(1), features.sum(1)
@@ -107,6 +110,7 @@ def check_l1(attempt: Attempt) -> str:
             "The penalty is the sum of the activities. Yours counts the active features, which has no slope to follow.": (
                 error + l1 * (features > 0).sum(1)
             ).mean(),
+            "There is no half in front of the error.": (0.5 * error + l1 * penalty).mean(),
             "The penalty is missing.": error.mean(),
             "You take the penalty off, which would reward activity.": (error - l1 * penalty).mean(),
             "The penalty is the sum, not the sum of squares: squares hardly punish small activities, so none reaches zero.": (
@@ -129,7 +133,7 @@ def check_l1(attempt: Attempt) -> str:
 def check_unexplained(attempt: Attempt) -> str:
     for tokens, d_in, seed in ((6, 3, 0), (40, 5, 1), (9, 4, 2)):
         x = 2 + random(tokens, d_in, seed=seed) * torch.linspace(0.2, 4, d_in)
-        back = x + 0.5 * random(tokens, d_in, seed=seed + 1)
+        back = x + (4.0 if seed == 2 else 0.5) * random(tokens, d_in, seed=seed + 1)
         around = x - x.mean(0)
         expected = (x - back).pow(2).sum() / around.pow(2).sum()
         found = attempt.tensor(x, back, shape=(), axes="a single number")
@@ -164,6 +168,8 @@ def check_unexplained(attempt: Attempt) -> str:
         if not close(found, expected):
             raise NotYet(only_wrong(found, expected))
     x = random(8, 3, seed=5) + 4
+    if abs(attempt.tensor(x, x.clone(), shape=(), axes="a single number")) > 1e-6:
+        raise NotYet("A perfect copy leaves nothing: the share must be 0.")
     nothing = attempt.tensor(x, x.mean(0).expand_as(x).clone(), shape=(), axes="a single number")
     if abs(nothing - 1) > 1e-4:
         raise NotYet("Whoever gives back the mean each time explains nothing: the share left must be 1.")
@@ -192,10 +198,12 @@ def check_set_feature(attempt: Attempt) -> str:
             @ W_dec
             + b_dec,
             "You hand back a reconstruction, and without b_dec. Change x itself.": changed @ W_dec,
+            "Nothing is changed. The feature should be at its new value.": x,
             "You add the new value on top of the old one. Take the old one off.": x + value * W_dec[index],
             "The sign is turned round: new minus old.": x + (old - value) * W_dec[index],
             "The old value comes off, the new one never goes on.": x - old * W_dec[index],
-            "Nothing is changed. The feature should be at its new value.": x,
+            "You scaled the direction to length 1. Its length is part of what a feature contributes.": x
+            + (value - old) * torch.nn.functional.normalize(W_dec[index], dim=0),
             "Only tokens where the feature is active are changed. Set it everywhere.": torch.where(
                 old > 0, expected, x
             ),
@@ -234,6 +242,12 @@ def check_shared(attempt: Attempt) -> str:
                 cosines.max(0).values
             ),
             "You count pairs. Count directions of the first dictionary that have a partner.": share(cosines),
+            "Scale both dictionaries to length 1, not only the first.": share(
+                (torch.nn.functional.normalize(A, dim=1) @ B.T).max(1).values
+            ),
+            "Scale both dictionaries to length 1, not only the second.": share(
+                (A @ torch.nn.functional.normalize(B, dim=1).T).max(1).values
+            ),
             "You average the cosines. Count those above the threshold.": cosines.max(1).values.mean(),
             "That is how many; the share is wanted.": (cosines.max(1).values > threshold).float().sum(),
             "That is the share without a partner.": 1 - expected,
