@@ -516,7 +516,7 @@ assert (after[1] - whole).abs().max() < 1
 # %% [markdown]
 # Of 5.9 logits, 5.3 are left after a removal on entering layer 23, 1.4 on entering layer 24 and 0.3 on entering layer 25. Random
 # directions change nothing. So from layer 24 on the model uses what the lens reads. On entering layer 23 the lens has Paris at rank 2 already,
-# and removing it costs little: layer 23 brings the answer again from elsewhere. **Readable is not the same as used.**
+# and removing it costs little: perhaps layer 23 brings the answer again from elsewhere. **Readable is not the same as used.**
 #
 # ## How it misleads
 #

@@ -9,7 +9,7 @@
 # - name four floors for its accuracy, and make each of them,
 # - take an impressive probe apart with one well-chosen baseline.
 #
-# Time: 90 minutes. The cells take about 85 seconds in all. Memory: 2.8 GB.
+# Time: 90 minutes. The cells take about 100 seconds in all. Memory: 2.8 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 02 and 03.
 
 # %% kind="setup"
@@ -138,7 +138,7 @@ def mass_mean_predictions(train, labels, test):
 #
 # What could a probe reach without any feeling in the stream?
 #
-# 1. **Shuffled labels**: nothing to learn. It should be at 0.5.
+# 1. **Shuffled labels**: nothing to learn. It should be at 0.5. (The control task below on new adjectives is this.)
 # 2. **A control task** (Hewitt and Liang 2019): each adjective gets a random label, the same in all its sentences. What a probe learns there,
 #    it learned by heart.
 # 3. **A model with random weights**: same architecture, no training.
@@ -306,7 +306,7 @@ def control_task(groups, generator):
 
 
 # %% [markdown]
-# And the last row? A random model on new adjectives should know nothing, and reaches 0.69. The surface explains it. How many tokens does each
+# And the last row? A random model on new adjectives should know nothing, and reaches 0.69. The surface explains most of it. How many tokens does each
 # adjective have?
 
 # %%
@@ -329,7 +329,7 @@ assert (length[positive == 1] == 1).all() and (length[positive == 0] > 1).any()
 #
 # ## What does it read?
 #
-# The probe learned on "The film was wonderful." Test it on "The film was not wonderful at all." The right answer turns round.
+# The probe learned on "The film was wonderful." Test it on "The film was not wonderful at all." The right answer is reversed.
 
 # %%
 denied = ml.residual_streams(
@@ -343,7 +343,7 @@ claim(model, "denials on entering layer 6", turned[3], says=0.03, within=0.04)
 claim(model, "denials on entering layer 15", turned[6], says=0.85, within=0.07)
 
 # %% [markdown]
-# On entering layer 6 it is right on 3 %: it reads the *word*, and the word is turned round by "not". From layer 15 on it is mostly right:
+# On entering layer 6 it is right on 3 %: it reads the *word*, and "not" reverses the word. From layer 15 on it is mostly right (with a dip at 18):
 # there the stream holds something about the sentence. An accuracy of 0.99 could not tell the two apart. Testing somewhere else did.
 #
 # ## Is it true?
@@ -371,8 +371,8 @@ claim(model, "larger, random model, best layer", rows["larger, random model"].ma
 assert rows["capitals, random model"].max() < 0.55 and rows["cities, random model"].max() < 0.58
 
 # %% [markdown]
-# "Larger" looks best and is worth nothing: a random model gets 0.94. Whether a big number word comes first can be read off the words. Capitals
-# (0.76) and cities (0.87) are above their random models, which are at or *below* 0.5. (Below: each false statement shares its words with its
+# "Larger" looks best and shows nothing beyond the words: a random model gets 0.94. Whether a big number word comes first can be read off the words. Capitals
+# (0.76 at best) and cities (0.87 on entering layer 15) are above their random models, which are at or *below* 0.5. (Below: each false statement shares its words with its
 # true twin, so a probe that remembers words is misled.)
 #
 # **Question 22.a.** A probe trained on capitals is tested on cities. What would speak for a direction of truth?
@@ -412,7 +412,7 @@ city_streams = ml.residual_streams(
     model, [f"The city of {c} is located on the continent of" for c in cities.city]
 )
 place = cities[["latitude", "longitude"]].to_numpy()
-late = city_streams[[12, 21, 30]]
+late = city_streams[[30]]
 mapped = ml.probe_layers(late, place, probe="ridge")
 countries = ml.probe_layers(late, place, probe="ridge", groups=cities.country).score.values
 print("R² of latitude and longitude, entering layer 30:", mapped.score.values[-1].numpy().round(2))
@@ -521,9 +521,32 @@ claim(model, "within continents, latitude", within[0], says=-0.13, within=0.15)
 claim(model, "within continents, longitude", within[1], says=-1.13, within=0.3)
 
 # %% [markdown]
-# The continent alone does better on both, and within continents the probe is worse than nothing (below 0). **There is no map here.** There is the
-# continent, which the prompt asked for. In a model fifty times as large, Llama-2-7b, Gurnee and Tegmark find 0.88. On this one the
-# attractive number is a coarse label in disguise.
+# The continent alone does better on both, and within continents these predictions are worse than nothing (below 0). **The attractive number is a coarse label in
+# disguise**, which the prompt asked for. Is there no map, then? Careful: this probe had to fit the continents first. Ask a new one for the rest
+# alone: how far is each city from the middle of its continent?
+
+# %%
+middle = cities.groupby("continent")[["latitude", "longitude"]].transform("mean").to_numpy()
+blank_cities = ml.residual_streams(blank, [f"The city of {c} is located on the continent of" for c in cities.city])[[30]]
+rest = {
+    "new cities": ml.probe_layers(late, place - middle, probe="ridge"),
+    "new countries": ml.probe_layers(late, place - middle, probe="ridge", groups=cities.country),
+    "new cities, random model": ml.probe_layers(blank_cities, place - middle, probe="ridge"),
+}
+rest = pd.DataFrame({k: v.score.values[0].numpy() for k, v in rest.items()}, index=["latitude", "longitude"]).T.round(2)
+rest
+
+# %% kind="assert"
+claim(model, "the rest, latitude", rest.loc["new cities", "latitude"], says=0.28, within=0.05)
+claim(model, "the rest, longitude", rest.loc["new cities", "longitude"], says=0.53, within=0.05)
+claim(model, "the rest, latitude, new countries", rest.loc["new countries", "latitude"], says=0.09, within=0.06)
+claim(model, "the rest, longitude, new countries", rest.loc["new countries", "longitude"], says=0.36, within=0.06)
+assert rest.loc["new cities, random model"].max() < 0.0
+
+# %% [markdown]
+# 0.28 and 0.53, and with whole countries held out 0.09 and 0.36. So there is some of a map, more from west to east than from south to north, and far less than
+# 0.59 and 0.73 seemed to say. In a model fifty times as large, Llama-2-7b, Gurnee and Tegmark find 0.88. **A control can mislead too**: the
+# first one only said what *those* predictions were made of.
 #
 # ### Exercise 22.5 R²
 #
@@ -592,7 +615,7 @@ def r_squared(said, truth, groups=None):
 # ## Without labels: CCS
 #
 # Contrast-consistent search (Burns et al. 2022) looks for truth without labels: a direction on which "... This statement is true." and "... This statement is
-# false." get opposite, confident answers. 40 pairs of capitals:
+# false." get opposite, confident answers. 80 statements about capitals, half of them true:
 
 # %%
 asked = facts[(facts.kind == "capitals") & (facts.item < 40)]
@@ -615,12 +638,15 @@ claim(model, "loss of the best CCS probe", found[0].loss, says=0.001, within=0.0
 claim(model, "mean accuracy of the CCS probes", np.mean(accuracy), says=0.57, within=0.05)
 claim(model, "with labels", supervised, says=0.84, within=0.08)
 assert max(accuracy) < 0.68
+noise = torch.randn(2, 80, 576, generator=torch.Generator().manual_seed(0))
+assert ml.contrast_consistent_search(*noise, restarts=1)[0].loss < 0.002
 
 # %% [markdown]
-# Its own loss is next to zero: it found a direction that is perfectly consistent. And it is right on 57 %, where a probe with labels is right on 84 %. Many things differ between
-# the two sides of a pair besides truth, and any of them will do. (Choosing the better sign already lifts chance above 0.5.)
+# Its own loss is next to zero: it found a direction that is perfectly consistent. And it is right on 57 %, where a probe with labels is right on 84 %. Eighty pairs
+# in 576 dimensions can always be told apart: on pure noise of that shape the loss is as small. And many things differ between the two
+# sides of a pair besides truth. (Choosing the better sign already lifts chance above 0.5. CCS is scored on its own pairs, the other probe on pairs held out.)
 #
-# ## How it misleads: decodable is not used
+# ## How it misleads: decodable need not be used
 #
 # Two probes, both nearly perfect on entering layer 12. Remove the direction of each from there on. Does the model still answer
 # "I thought it was" with " great" after a good film and " terrible" after a bad one?
@@ -682,6 +708,9 @@ claim(model, "sparse probe with 1 coordinate", sparse[1], says=0.6, within=0.15)
 claim(model, "sparse probe with 2 coordinates", sparse[2], says=1.0, within=0.08)
 
 # %% [markdown]
+# One coordinate is hardly better than chance, two are nearly perfect. That says where feeling is easy to *read*. Whether the model reads it there is the question
+# of the section before.
+#
 # ## Languages, and the surface once more
 #
 # Twenty sentences in six languages; which language is it? Held out by meaning. Beside it a probe on character trigrams, without any model.
@@ -706,7 +735,7 @@ claim(model, "language, entering layer 27", known[10], says=0.97, within=0.03)
 claim(model, "language from characters", trigrams, says=0.85, within=0.04)
 
 # %% [markdown]
-# Up to the middle the model's stream at the full stop says less about the language than the letters do. Only the last layers say more.
+# Chance is 1/6. On entering layer 15 the stream at the full stop says less about the language (0.62) than the letters do (0.85). Only the last layers say more (0.97).
 #
 # ## Beside the papers
 

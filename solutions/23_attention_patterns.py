@@ -29,12 +29,12 @@ curve = ml.Scores.over_prompts(losses, ("position",), "loss of the next token (n
 curve.plot()
 
 # %% kind="assert"
-claim(model, "loss in the first half", losses[:, :50].mean(), says=14.1, within=0.3)
+claim(model, "loss in the first half", losses[:, :50].mean(), says=14.2, within=0.3)
 claim(model, "loss in the second half", losses[:, 51:].mean(), says=2.6, within=0.3)
 assert losses[:, 50].mean() > 10  # the first token of the second half comes as a surprise too
 
 # %% [markdown]
-# From 14.1 nats to 2.6, within one text. Nothing was trained: the model learns from its context. Somewhere in it, something
+# From 14.2 nats to 2.6, within one text. Nothing was trained: the model learns from its context. Somewhere in it, something
 # finds the earlier copy of the present token and looks at what came next. That is **induction** (Elhage et al. 2021), and
 # heads that do it can be found by their attention patterns alone.
 
@@ -47,12 +47,12 @@ induction.top(6)
 
 # %% kind="assert"
 claim(model, "induction score of 18.6", induction.values[18, 6], says=0.89, within=0.03)
-claim(model, "induction score of 17.3", induction.values[17, 3], says=0.78, within=0.04)
+claim(model, "induction score of 17.3", induction.values[17, 3], says=0.77, within=0.04)
 best = induction.top(5).place.tolist()
 assert set(best) == {"18.6", "17.3", "17.4", "17.5", "18.7"}
 
 # %% [markdown]
-# Head 18.6 gives 89 % of its attention to the token that followed the earlier copy. The next four are all in layers 17 and 18.
+# Head 18.6 gives 88 % of its attention to the token that followed the earlier copy. The next four are all in layers 17 and 18.
 #
 # ## By hand
 #
@@ -229,7 +229,7 @@ ours = ml.head_scores(model, model.to_tokens(text), "previous token").values
 length = model.to_tokens(text).shape[1]
 assert (ours * (length - 1) / length - theirs.cpu()).abs().max() < 2e-3
 claim(model, "previous-token score of 16.0", previous.values[16, 0], says=0.89, within=0.03)
-claim(model, "previous-token score of 11.1", previous.values[11, 1], says=0.84, within=0.04)
+claim(model, "previous-token score of 11.1", previous.values[11, 1], says=0.83, within=0.04)
 assert (previous_16 := pattern[:, 0].diagonal(-1, 1, 2).mean()) - previous.values[16, 0] < 1e-3
 
 # %% [markdown]
@@ -266,7 +266,7 @@ pattern_explorer(model, words, layer=16, head=0)
 # %% [markdown]
 # ## Predict: does looking matter?
 #
-# Heads 16.0 and 11.1 score 0.89 and 0.84 on "previous token". Take each away alone, by giving it its mean over the texts
+# Heads 16.0 and 11.1 score 0.89 and 0.83 on "previous token". Take each away alone, by giving it its mean over the texts
 # (notebook 24 says more). What happens to the loss of 2.6 in the second half?
 #
 # - **a** Both hurt about equally: they do the same thing.

@@ -262,8 +262,8 @@ claim(model, "mean, MLP 1", table[1, 0], says=-0.16, within=0.1)
 assert (table[1:].max(0).values - table[1:].min(0).values).max() < 0.5
 
 # %% [markdown]
-# MLP 10 matters by −0.99 logits if it is set to zero, and by +0.19 (the model does *better*) with its mean. Which is it? The mean, resample and noise agree.
-# Zero is a value that this MLP never takes: later layers have learned to expect its usual output, and to lack that is a new situation. **A large effect of zero
+# MLP 10 matters by −0.99 logits if it is set to zero, and by +0.19 (the model does *better*) with its mean. Which is it? The mean, resample and noise agree within half a logit.
+# Zero is a value that this MLP never takes: later layers have learned to expect its usual output, and without it they are in a situation they never met. **A large effect of zero
 # ablation can be a missing constant, not missing information.**
 #
 # And what is "usual"? The mean depends on the reference:
@@ -394,7 +394,7 @@ claim(model, "to its mean, where she is the answer", rows["to its mean"][mary].m
 assert max(change[~mary].mean().abs() for change in rows.values()) < 0.1
 
 # %% [markdown]
-# Here the two ways agree, because the mean along this direction is close to zero, and nothing happens where another name is the answer. Do not count on
+# Here the two ways agree, and nothing happens where another name is the answer. Do not count on
 # it: in notebook 33 zero lies far from the usual value, and the same operation does something else than its name says.
 #
 # ## How sure?
@@ -491,8 +491,8 @@ reveal("24.p", 5.1)
 
 # %% [markdown]
 # Nothing is lost, although each writes the answer. Taking a part away tells what the model *cannot do without*, not what it *uses*: others step in, or had
-# said enough. (Which ones, notebook 42 finds out.) And look at the random control: four random heads of the same layer cost *more*, because they
-# often include 23.3. A matched control is only as good as its pool.
+# said enough. (Which ones, notebook 42 finds out.) And look at the random control: four random heads of the same layer cost *more*, because most
+# draws include 23.3 (layer 23 has only five other heads). A matched control is only as good as its pool.
 #
 # **Question 24.a.** Mean ablation of a head changes nothing. Which conclusion is safe?
 #
@@ -529,7 +529,7 @@ claim(model, "value head 17.1, resample", kv["resample"][0], says=0.0, within=0.
 
 # %% [markdown]
 # Value head 17.1 (query heads 17.3 to 17.5) costs 1.3 when it is zero and nothing when it speaks of another prompt. Its values carry a constant that is
-# missed, and no information that is.
+# missed, and no information that is. (Where 17.4 *looks* still matters: resampling the values leaves the patterns in place.)
 #
 # ## Beside the papers
 

@@ -20,7 +20,7 @@ QUIZZES = {
         "b",
         {
             "a": "The list is what the direction does if nothing comes in between. Seventeen layers come in between.",
-            "b": "Yes. Seventeen layers read the direction before the output does. What the model then says differently, only an "
+            "b": "Yes, it may. Seventeen layers read the direction before the output does. What the model then says differently, only an "
             "intervention shows.",
             "c": "Its loudest places have one thing in common, and removing it changes what comes next there. It means something.",
         },
