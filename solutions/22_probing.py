@@ -9,7 +9,7 @@
 # - name four floors for its accuracy, and make each of them,
 # - take an impressive probe apart with one well-chosen baseline.
 #
-# Time: 90 minutes. The cells take about 100 seconds in all. Memory: 2.8 GB.
+# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.8 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 02 and 03.
 
 # %% kind="setup"
@@ -527,11 +527,12 @@ claim(model, "within continents, longitude", within[1], says=-1.13, within=0.3)
 
 # %%
 middle = cities.groupby("continent")[["latitude", "longitude"]].transform("mean").to_numpy()
-blank_cities = ml.residual_streams(blank, [f"The city of {c} is located on the continent of" for c in cities.city])[[30]]
+third = np.arange(0, len(cities), 3)  # enough for a control
+blank_cities = ml.residual_streams(blank, [f"The city of {c} is located on the continent of" for c in cities.city[third]])[[30]]
 rest = {
     "new cities": ml.probe_layers(late, place - middle, probe="ridge"),
     "new countries": ml.probe_layers(late, place - middle, probe="ridge", groups=cities.country),
-    "new cities, random model": ml.probe_layers(blank_cities, place - middle, probe="ridge"),
+    "new cities, random model": ml.probe_layers(blank_cities, (place - middle)[third], probe="ridge"),
 }
 rest = pd.DataFrame({k: v.score.values[0].numpy() for k, v in rest.items()}, index=["latitude", "longitude"]).T.round(2)
 rest
@@ -623,7 +624,7 @@ yes, no = (
     ml.residual_streams(model, [f"{s} This statement is {end}." for s in asked.statement])[21]
     for end in ("true", "false")
 )
-found = ml.contrast_consistent_search(yes, no, restarts=6)
+found = ml.contrast_consistent_search(yes, no, restarts=4)
 labels = torch.tensor(asked.true.to_numpy())
 accuracy = [((probe.truth(yes, no) > 0.5).long() == labels).float().mean().item() for probe in found]
 accuracy = [max(a, 1 - a) for a in accuracy]

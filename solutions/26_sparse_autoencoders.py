@@ -9,7 +9,7 @@
 # - explain a feature from its inputs, from its outputs, and by intervention,
 # - name the controls without which a clean looking feature means little.
 #
-# Time: 90 minutes. The cells take about 95 seconds in all. Memory: 2.5 GB.
+# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.5 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 24 and 25.
 
 # %% kind="setup"
@@ -587,6 +587,7 @@ def words_in(out):
     return {feature: sum(int(i) in words for i in out.flatten()) for feature, words in ids.items()}
 
 
+# %%
 push = torch.randn(24, 1, 576, generator=torch.Generator().manual_seed(0)).to(sae.W_dec)
 push = 40 * torch.nn.functional.normalize(push, dim=-1)
 counts = {"plain": words_in(written([])), "random directions": words_in(written([(sae.hook, lambda x, hook: x + push)]))}
@@ -650,7 +651,7 @@ assert 0.1 < narrow.loc["first names", "active on"] < 0.5 and narrow.loc["other 
 stranger = ml.random_weights(model)
 noise = ml.token_activations(stranger, texts[40:140], sae.hook)
 of_noise = ml.train_sae(noise, width=1152, k=16, steps=200, batch=384, hook=sae.hook).sae
-noise_activity = ml.feature_activity(stranger, of_noise, texts[40:80])
+noise_activity = ml.feature_activity(stranger, of_noise, texts[40:70])
 loudest = noise_activity.feature[noise_activity.strength.argsort(descending=True)].tolist()
 for feature in list(dict.fromkeys(loudest))[:3]:
     print(f"\nFeature {feature} of the random model")
@@ -663,7 +664,7 @@ for feature in list(dict.fromkeys(loudest))[:3]:
 # do the 20 loudest places of a feature come?
 
 # %%
-small_activity = ml.feature_activity(model, by_topk, texts[40:80])
+small_activity = ml.feature_activity(model, by_topk, texts[40:70])
 rows = {}
 for name, one in {"the model": small_activity, "random weights": noise_activity}.items():
     often = [n for n in range(one.d_sae) if one.density[n] * one.tokens >= 20]
