@@ -220,6 +220,9 @@ for step in range(200):
         print(f"step {step + 1}: error {error.mean():.0f} of {x.pow(2).sum(1).mean():.0f}, {(f > 0).sum(1).float().mean():.0f} active")
 W_enc, b_enc, W_dec, b_dec = (part.detach() for part in parts)
 
+# %% kind="assert"
+assert error.mean() < 0.7 * x.pow(2).sum(1).mean() and 10 < (f > 0).sum(1).float().mean() < 40
+
 # %% [markdown]
 # The same size with the top-k rule, by the library. Then both go through the test that counts.
 
@@ -657,6 +660,10 @@ for feature in list(dict.fromkeys(loudest))[:3]:
     print(f"\nFeature {feature} of the random model")
     for before, token, after, strength in ml.feature_page(stranger, of_noise, noise_activity, feature, k=5).examples:
         print(f"  {strength:4.1f} {before}[{token}]{after}".replace("\n", " "))
+
+# %% kind="assert"
+top = list(dict.fromkeys(loudest))[:3]
+assert all(noise_activity.loudest(feature, 5)[0].unique().numel() == 1 for feature in top)
 
 # %% [markdown]
 # Each looks like one clear topic. So a model that has learned nothing has features with clear names. But look where the lines come from.
