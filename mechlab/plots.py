@@ -129,8 +129,10 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
         )  # fmt: skip
     for name, value in result.baselines.items():
         fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
+    below = 90 + 12 * len(result.values)
+    inner = fig.layout.height - fig.layout.margin.t - below  # the legend's place is a share of this
     fig.update_layout(
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top"}, margin_b=90 + 12 * len(result.values)
+        legend={"orientation": "h", "y": -55 / max(inner, 55), "yanchor": "top"}, margin_b=below
     )
     return fig
 

@@ -236,7 +236,7 @@ for name, one in {"L1": by_l1, "top-k": by_topk}.items():
     reports[name] = ml.splice(model, one, test, beside=reports["large"])
 for name, report in reports.items():
     print(f"{name}: {report}\n")
-losses = {"the activation": report.loss["intact"]} | {name: r.loss["spliced"] for name, r in reports.items()}
+losses = {"intact": report.loss["intact"]} | {name: r.loss["spliced"] for name, r in reports.items()}
 losses |= {"its mean": report.loss["mean"], "zero": report.loss["zero"]}
 ml.Scores(torch.tensor(list(losses.values())), ("in its place",), "loss (nats)", {"in its place": list(losses)}, signed=False).plot(
     height=320
