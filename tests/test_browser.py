@@ -241,7 +241,7 @@ def browses_features(page):
     word.fill("food")
     word.press("Enter")
     page.wait_for_timeout(4000)
-    found_by_word = output.locator("select").inner_text()
+    found_by_word = output.locator("select").inner_text().replace("\xa0", " ")
     assert found_by_word.startswith("885:") and "on average" in found_by_word
     assert "Feature 885, active on" in output.inner_text()
     output.locator("select").select_option(index=1)
