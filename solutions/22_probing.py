@@ -528,20 +528,32 @@ claim(model, "within continents, longitude", within[1], says=-1.13, within=0.3)
 # %%
 middle = cities.groupby("continent")[["latitude", "longitude"]].transform("mean").to_numpy()
 third = np.arange(0, len(cities), 3)  # enough for a control
-blank_cities = ml.residual_streams(blank, [f"The city of {c} is located on the continent of" for c in cities.city[third]])[[30]]
+blank_cities = ml.residual_streams(
+    blank, [f"The city of {c} is located on the continent of" for c in cities.city[third]]
+)[[30]]
 rest = {
     "new cities": ml.probe_layers(late, place - middle, probe="ridge"),
     "new countries": ml.probe_layers(late, place - middle, probe="ridge", groups=cities.country),
     "new cities, random model": ml.probe_layers(blank_cities, (place - middle)[third], probe="ridge"),
 }
-rest = pd.DataFrame({k: v.score.values[0].numpy() for k, v in rest.items()}, index=["latitude", "longitude"]).T.round(2)
+rest = pd.DataFrame(
+    {k: v.score.values[0].numpy() for k, v in rest.items()}, index=["latitude", "longitude"]
+).T.round(2)
 rest
 
 # %% kind="assert"
 claim(model, "the rest, latitude", rest.loc["new cities", "latitude"], says=0.28, within=0.05)
 claim(model, "the rest, longitude", rest.loc["new cities", "longitude"], says=0.53, within=0.05)
-claim(model, "the rest, latitude, new countries", rest.loc["new countries", "latitude"], says=0.09, within=0.06)
-claim(model, "the rest, longitude, new countries", rest.loc["new countries", "longitude"], says=0.36, within=0.06)
+claim(
+    model, "the rest, latitude, new countries", rest.loc["new countries", "latitude"], says=0.09, within=0.06
+)
+claim(
+    model,
+    "the rest, longitude, new countries",
+    rest.loc["new countries", "longitude"],
+    says=0.36,
+    within=0.06,
+)
 assert rest.loc["new cities, random model"].max() < 0.0
 
 # %% [markdown]

@@ -397,6 +397,7 @@ claim(model, "neurons with nearly one token on top", (purity >= 0.8).sum(), says
 # %% [markdown]
 # Only 3 of 1,536 neurons have nearly the same token on top each time. Does that come from training? The control: the same count for a model with random weights.
 
+
 # %%
 def loudest_places(model):
     """Two means over the neurons of layer 12, for the 20 loudest places: share of the commonest token, number of texts."""
@@ -412,7 +413,9 @@ def loudest_places(model):
 
 import pandas as pd
 
-control = pd.DataFrame({"the model": loudest_places(model), "random weights": loudest_places(ml.random_weights(model))}).T.round(2)
+control = pd.DataFrame(
+    {"the model": loudest_places(model), "random weights": loudest_places(ml.random_weights(model))}
+).T.round(2)
 control
 
 # %% kind="assert"

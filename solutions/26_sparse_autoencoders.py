@@ -30,7 +30,9 @@ with torch.no_grad():
     features = sae.encode(cache[sae.hook][0, -1])
 strength, number = features.sort(descending=True)
 labels = {"feature": [str(n) for n in number[:24].tolist()]}
-ml.Scores(strength[:24], ("feature",), "features of the stream at ' wine' (activity)", labels, signed=False).plot()
+ml.Scores(
+    strength[:24], ("feature",), "features of the stream at ' wine' (activity)", labels, signed=False
+).plot()
 
 # %% kind="assert"
 assert (features > 0).sum() <= 32 and sae.d_sae == 2304
@@ -217,7 +219,9 @@ for step in range(200):
     with torch.no_grad():
         W_dec /= W_dec.norm(dim=1, keepdim=True)  # or longer rows would make the penalty cheap
     if step % 50 == 49:
-        print(f"step {step + 1}: error {error.mean():.0f} of {x.pow(2).sum(1).mean():.0f}, {(f > 0).sum(1).float().mean():.0f} active")
+        print(
+            f"step {step + 1}: error {error.mean():.0f} of {x.pow(2).sum(1).mean():.0f}, {(f > 0).sum(1).float().mean():.0f} active"
+        )
 W_enc, b_enc, W_dec, b_dec = (part.detach() for part in parts)
 
 # %% kind="assert"
@@ -238,9 +242,13 @@ for name, report in reports.items():
     print(f"{name}: {report}\n")
 losses = {"intact": report.loss["intact"]} | {name: r.loss["spliced"] for name, r in reports.items()}
 losses |= {"its mean": report.loss["mean"], "zero": report.loss["zero"]}
-ml.Scores(torch.tensor(list(losses.values())), ("in its place",), "loss (nats)", {"in its place": list(losses)}, signed=False).plot(
-    height=320
-)
+ml.Scores(
+    torch.tensor(list(losses.values())),
+    ("in its place",),
+    "loss (nats)",
+    {"in its place": list(losses)},
+    signed=False,
+).plot(height=320)
 
 # %% kind="assert"
 assert 16 <= reports["L1"].active <= 40
@@ -326,7 +334,9 @@ stream = cache[sae.hook]
 back = stream[:, 1:].mean((0, 1)).expand_as(stream).clone()
 back[:, 0] = stream[:, 0]
 share = lambda x, back: ((x - back).pow(2).sum() / (x - x.mean((0, 1))).pow(2).sum()).item()
-print(f"unexplained, all positions: {share(stream, back):.4f}; without position 0: {share(stream[:, 1:], back[:, 1:]):.2f}")
+print(
+    f"unexplained, all positions: {share(stream, back):.4f}; without position 0: {share(stream[:, 1:], back[:, 1:]):.2f}"
+)
 
 # %% kind="assert"
 claim(model, "unexplained with the sink", share(stream, back), says=0.001, within=0.001)
@@ -362,7 +372,11 @@ for prompt, answer in zip(facts.prompt, facts.answer, strict=True):
     one = model.to_tokens(prompt)
     right = model.to_single_token(" " + answer)
     row = {"prompt": prompt, "answer": answer}
-    for name, hooks in {"intact": [], "spliced": ml.splice_hooks(model, sae), "random error": [(sae.hook, random_error)]}.items():
+    for name, hooks in {
+        "intact": [],
+        "spliced": ml.splice_hooks(model, sae),
+        "random error": [(sae.hook, random_error)],
+    }.items():
         with torch.no_grad(), ml.intervene(model, hooks):
             row[name] = model(one)[0, -1].softmax(-1)[right].item()
     rows.append(row)
@@ -374,7 +388,13 @@ print(f"mean probability: {known.intact.mean():.2f} intact, {known.spliced.mean(
 claim(model, "probability of the fact, intact", known.intact.mean(), says=0.79, within=0.05)
 claim(model, "probability of the fact, spliced", known.spliced.mean(), says=0.12, within=0.05)
 claim(model, "probability of the fact, random error", known["random error"].mean(), says=0.5, within=0.1)
-claim(model, "rise of the loss", reports["large"].loss["spliced"] - reports["large"].loss["intact"], says=0.4, within=0.05)
+claim(
+    model,
+    "rise of the loss",
+    reports["large"].loss["spliced"] - reports["large"].loss["intact"],
+    says=0.4,
+    within=0.05,
+)
 reveal("26.p", known.spliced.mean())
 
 # %% [markdown]
@@ -434,7 +454,9 @@ feature_browser(model, sae, activity, feature=1209)
 
 # %% kind="assert"
 assert [n for n, _ in activity.on_word(model, "wine", k=2)] == [778, 960]
-spoken = [model.tokenizer.decode([token]).strip().lower() == "wine" for token in activity.texts.flatten().tolist()]
+spoken = [
+    model.tokenizer.decode([token]).strip().lower() == "wine" for token in activity.texts.flatten().tolist()
+]
 places = torch.tensor(spoken).nonzero()[:, 0]
 assert all(torch.isin(places, activity.token[activity.feature == n]).all() for n in (778, 960))
 
@@ -523,7 +545,9 @@ def set_feature(x, features, W_dec, b_dec, index, value):
 # %%
 base = model.to_tokens("The government has just approved a new 5-")
 year, rows, pushed = model.to_single_token("year"), {}, {}
-directions = torch.nn.functional.normalize(torch.randn(10, 576, generator=torch.Generator().manual_seed(0)), dim=1).to(sae.W_dec)
+directions = torch.nn.functional.normalize(
+    torch.randn(10, 576, generator=torch.Generator().manual_seed(0)), dim=1
+).to(sae.W_dec)
 
 
 def random_pushes(times):
@@ -543,8 +567,14 @@ for times in (1, 0, -1, -2):
     with torch.no_grad(), ml.intervene(model, random_pushes(times)):
         others = model(base.repeat(10, 1))[:, -1].softmax(-1)[:, year]
     best = p.topk(5)
-    rows[f"times {times}"] = [f"{model.to_string(i)!r} {v:.2f}" for v, i in zip(best.values, best.indices, strict=True)]
-    pushed[times] = {"'year'": p[year].item(), "random, lowest": others.min().item(), "random, highest": others.max().item()}
+    rows[f"times {times}"] = [
+        f"{model.to_string(i)!r} {v:.2f}" for v, i in zip(best.values, best.indices, strict=True)
+    ]
+    pushed[times] = {
+        "'year'": p[year].item(),
+        "random, lowest": others.min().item(),
+        "random, highest": others.max().item(),
+    }
 pd.DataFrame(rows)
 
 # %%
@@ -574,7 +604,10 @@ WORDS = {
     885: " food eat eating cook cooking taste dish dishes meal meals delicious recipe flavor flavors ingredients restaurant chef cuisine",
     1471: " sea seas ocean oceans water beach wave waves ship boat fish island coast shore swim marine sail",
 }
-ids = {n: {model.to_tokens(" " + w, prepend_bos=False)[0, 0].item() for w in words.split()} for n, words in WORDS.items()}
+ids = {
+    n: {model.to_tokens(" " + w, prepend_bos=False)[0, 0].item() for w in words.split()}
+    for n, words in WORDS.items()
+}
 start = model.to_tokens("I think that the best thing in the world is").repeat(24, 1)
 
 
@@ -582,7 +615,9 @@ def written(hooks):
     """What the model writes with these hooks on: [24, 12] tokens."""
     torch.manual_seed(0)
     with torch.no_grad(), ml.intervene(model, hooks):
-        out = model.generate(start, max_new_tokens=12, do_sample=True, temperature=0.8, verbose=False, stop_at_eos=False)
+        out = model.generate(
+            start, max_new_tokens=12, do_sample=True, temperature=0.8, verbose=False, stop_at_eos=False
+        )
     return out[:, start.shape[1] :]
 
 
@@ -593,10 +628,17 @@ def words_in(out):
 # %%
 push = torch.randn(24, 1, 576, generator=torch.Generator().manual_seed(0)).to(sae.W_dec)
 push = 40 * torch.nn.functional.normalize(push, dim=-1)
-counts = {"plain": words_in(written([])), "random directions": words_in(written([(sae.hook, lambda x, hook: x + push)]))}
+counts = {
+    "plain": words_in(written([])),
+    "random directions": words_in(written([(sae.hook, lambda x, hook: x + push)])),
+}
 for feature, times in ((885, 1), (1471, 1), (1471, 2)):
     text, position, most = activity.loudest(feature, 8)
-    print(feature, "is loudest on", [model.tokenizer.decode([t]) for t in activity.texts[text, position].tolist()])
+    print(
+        feature,
+        "is loudest on",
+        [model.tokenizer.decode([t]) for t in activity.texts[text, position].tolist()],
+    )
     out = written(ml.feature_hooks(model, sae, feature, value=times * most[0].item()))
     counts[f"{feature} at {times} times its most"] = words_in(out)
     print(f"   it writes: {model.tokenizer.decode(out[0].tolist())!r}")
@@ -606,7 +648,11 @@ steering
 # %% kind="assert"
 food, sea = steering["words about food"], steering["words about the sea"]
 claim(model, "words about food, steered", food["885 at 1 times its most"], says=12, within=6)
-assert food.drop("885 at 1 times its most").max() <= 3 and sea.max() <= 6 and sea["1471 at 1 times its most"] <= 2
+assert (
+    food.drop("885 at 1 times its most").max() <= 3
+    and sea.max() <= 6
+    and sea["1471 at 1 times its most"] <= 2
+)
 
 # %% [markdown]
 # Food works: a dozen of the words, against one or two. The sea does not at the strength that its feature reaches by itself, and hardly at twice that, although its
@@ -634,7 +680,14 @@ for group, words in GROUPS.items():
     with torch.no_grad():
         _, cache = model.run_with_cache(one, names_filter=sae.hook, stop_at_layer=13)
     active = sae.encode(cache[sae.hook])[:, 8, 93]
-    rows.append({"words": group, "how many": len(words), "active on": (active > 0).float().mean().item(), "mean": active.mean().item()})
+    rows.append(
+        {
+            "words": group,
+            "how many": len(words),
+            "active on": (active > 0).float().mean().item(),
+            "mean": active.mean().item(),
+        }
+    )
 narrow = pd.DataFrame(rows).set_index("words").round(2)
 narrow
 
@@ -658,7 +711,9 @@ noise_activity = ml.feature_activity(stranger, of_noise, texts[40:70])
 loudest = noise_activity.feature[noise_activity.strength.argsort(descending=True)].tolist()
 for feature in list(dict.fromkeys(loudest))[:3]:
     print(f"\nFeature {feature} of the random model")
-    for before, token, after, strength in ml.feature_page(stranger, of_noise, noise_activity, feature, k=5).examples:
+    for before, token, after, strength in ml.feature_page(
+        stranger, of_noise, noise_activity, feature, k=5
+    ).examples:
         print(f"  {strength:4.1f} {before}[{token}]{after}".replace("\n", " "))
 
 # %% kind="assert"
@@ -676,13 +731,28 @@ rows = {}
 for name, one in {"the model": small_activity, "random weights": noise_activity}.items():
     often = [n for n in range(one.d_sae) if one.density[n] * one.tokens >= 20]
     spread = torch.tensor([one.loudest(n, 20)[0].unique().numel() for n in often]).float()
-    rows[name] = {"texts of the 20 loudest, mean": spread.mean().item(), "all 20 in one text": (spread == 1).float().mean().item()}
+    rows[name] = {
+        "texts of the 20 loudest, mean": spread.mean().item(),
+        "all 20 in one text": (spread == 1).float().mean().item(),
+    }
 control = pd.DataFrame(rows).T.round(2)
 control
 
 # %% kind="assert"
-claim(model, "features of one text, random weights", control.loc["random weights", "all 20 in one text"], says=0.8, within=0.1)
-claim(model, "features of one text, the model", control.loc["the model", "all 20 in one text"], says=0.01, within=0.02)
+claim(
+    model,
+    "features of one text, random weights",
+    control.loc["random weights", "all 20 in one text"],
+    says=0.8,
+    within=0.1,
+)
+claim(
+    model,
+    "features of one text, the model",
+    control.loc["the model", "all 20 in one text"],
+    says=0.01,
+    within=0.02,
+)
 
 # %% [markdown]
 # With random weights 80 % of the features have all 20 loudest places in a single text; of the model's own, 1 %. Those come back in other texts. **Without this
@@ -764,11 +834,20 @@ def shared(A, B, threshold):
 # %%
 again = ml.train_sae(data, width=1152, k=16, steps=200, batch=384, seed=1, hook=sae.hook).sae
 best = (by_topk.W_dec @ again.W_dec.T).max(1).values
-chance = (by_topk.W_dec @ torch.nn.functional.normalize(torch.randn(1152, 576), dim=1).to(best).T).max(1).values
-print(f"cosine with the best partner: mean {best.mean():.2f}; above 0.7: {(best > 0.7).float().mean():.1%} of the features")
+chance = (
+    (by_topk.W_dec @ torch.nn.functional.normalize(torch.randn(1152, 576), dim=1).to(best).T).max(1).values
+)
+print(
+    f"cosine with the best partner: mean {best.mean():.2f}; above 0.7: {(best > 0.7).float().mean():.1%} of the features"
+)
 curves = torch.stack([one.sort(descending=True).values[::36] for one in (best, chance)])
-labels = {"in": ["another start", "random directions"], "features, best first": [str(n) for n in range(0, 1152, 36)]}
-ml.Scores(curves, ("in", "features, best first"), "cosine with the best partner", labels, signed=False).plot(lines=True, height=340)
+labels = {
+    "in": ["another start", "random directions"],
+    "features, best first": [str(n) for n in range(0, 1152, 36)],
+}
+ml.Scores(curves, ("in", "features, best first"), "cosine with the best partner", labels, signed=False).plot(
+    lines=True, height=340
+)
 
 # %% kind="assert"
 rebuilt = [share(stream[:, 1:], one.decode(one.encode(stream[:, 1:]))) for one in (by_topk, again)]
@@ -803,7 +882,9 @@ else:
 
 # %%
 mine = {
-    "loss recovered, against zero ablation": (reports["large"].loss["zero"] - reports["large"].loss["spliced"])
+    "loss recovered, against zero ablation": (
+        reports["large"].loss["zero"] - reports["large"].loss["spliced"]
+    )
     / (reports["large"].loss["zero"] - reports["large"].loss["intact"]),
     "loss recovered, against the mean": reports["large"].recovered,
     "mean probability of eight facts, spliced": known.spliced.mean(),
