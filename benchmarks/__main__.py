@@ -2,12 +2,13 @@
 
 import sys
 
-from benchmarks import attribution, course, load, threads
+from benchmarks import attribution, course, load, patching, threads
 
 BENCHMARKS = {
     "load": load.main,
     "threads": threads.main,
     "attribution": attribution.main,
+    "patching": patching.main,
     "course": course.main,
 }
 

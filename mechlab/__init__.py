@@ -13,7 +13,8 @@ _PUBLIC = {
     "load": "models", "tiny": "models", "random_weights": "models", "ModelError": "checkpoints",
     # prompts, metrics, results
     "prompt_pair": "prompts", "PromptPair": "prompts", "PromptError": "prompts", "single_token": "prompts",
-    "logit_difference": "metrics", "log_prob": "metrics", "kl_divergence": "metrics", "recovered": "metrics",
+    "logit_difference": "metrics", "log_prob": "metrics", "probability": "metrics", "kl_divergence": "metrics",
+    "recovered": "metrics",
     "Scores": "results", "token_labels": "results", "own_text": "text",
     # observing: what there is, what it is called, what it costs
     "hook_map": "caching", "cache_bytes": "caching", "only": "caching",
@@ -45,6 +46,9 @@ _PUBLIC = {
     "splice": "discovery.sae_evaluation", "splice_hooks": "discovery.sae_evaluation",
     "token_activations": "discovery.sae_evaluation",
     "feature_activity": "discovery.features", "Activity": "discovery.features", "feature_page": "discovery.features", "feature_hooks": "discovery.features",
+    # intervention: which activations carry the answer, ...
+    "activation_patching": "intervention.patching", "causal_tracing": "intervention.tracing",
+    "subject_positions": "intervention.tracing",
     # pictures
     "Picture": "plots", "attention_view": "patterns",
     # reading the code
@@ -56,6 +60,7 @@ _MODULES = (
     "discovery",
     "forward",
     "hooks",
+    "intervention",
     "metrics",
     "models",
     "plots",

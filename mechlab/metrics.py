@@ -6,6 +6,7 @@ the usual ones. Zero and sign: `logit_difference` is positive when the model pre
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -15,29 +16,53 @@ Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch"]]
 Ids = Int[Tensor, "batch"] | Sequence[int] | int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A metric that says what it reads: one position, and perhaps only some tokens there.
+
+    Called like any metric. Whoever runs thousands of patches (`intervention.resume`) computes only the logits it reads.
+
+    of:     from what is read, [batch, d_vocab] or [batch, token], to one number per prompt
+    end:    the position, for all or for each prompt
+    tokens: the ids it reads, in the order in which `of` wants them; None: all
+    """
+
+    of: Callable[[Float[Tensor, "batch read"]], Float[Tensor, "batch"]]
+    end: Ids = -1
+    tokens: tuple[Ids, ...] | None = None
+
+    def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
+        rows = _rows(logits, self.end)
+        return self.of(rows if self.tokens is None else rows.gather(-1, self.ids(len(rows), rows.device)))
+
+    def ids(self, batch: int, device=None) -> Int[Tensor, "batch token"]:
+        """The ids it reads, for each prompt."""
+        return torch.stack([_for_each(ids, batch, device) for ids in self.tokens], dim=-1)
+
+
 def logit_difference(answers: Ids, wrong: Ids, *, end: Ids = -1) -> Metric:
     """Logit of the answer minus logit of the wrong answer, at position `end`, in logits (nats).
 
     The metric of the IOI paper (Wang et al. 2022). It ignores whatever raises both answers alike, and
     anything that moves all logits by one constant. `end` is one position, or one for each prompt.
     """
-    return lambda logits: _at(logits, end, answers) - _at(logits, end, wrong)
+    return Reading(lambda read: read[:, 0] - read[:, 1], end, (answers, wrong))
 
 
 def log_prob(answers: Ids, *, end: Ids = -1) -> Metric:
     """Log-probability of the answer at position `end`, in nats: 0 is certain, more negative is less likely."""
-    return lambda logits: _at(logits.log_softmax(-1), end, answers)
+    return Reading(lambda rows: _of(rows.log_softmax(-1), answers), end)
+
+
+def probability(answers: Ids, *, end: Ids = -1) -> Metric:
+    """Probability of the answer at position `end`. Near 0 and near 1 it hardly moves, whatever happens to the logits."""
+    return Reading(lambda rows: _of(rows.softmax(-1), answers), end)
 
 
 def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, end: Ids = -1) -> Metric:
     """KL(reference ‖ run) of the next-token distributions at `end`, in nats: 0 when they are equal."""
     target = _rows(reference, end).log_softmax(-1).detach()
-
-    def metric(logits):
-        found = _rows(logits, end).log_softmax(-1)
-        return (target.exp() * (target - found)).sum(-1)
-
-    return metric
+    return Reading(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), end)
 
 
 def recovered(
@@ -79,10 +104,14 @@ def _rows(logits: Float[Tensor, "batch pos d_vocab"], end: Ids) -> Float[Tensor,
     return logits[batch, torch.as_tensor(end, device=logits.device).expand(len(logits))]
 
 
-def _at(logits: Float[Tensor, "batch pos d_vocab"], end: Ids, ids: Ids) -> Float[Tensor, "batch"]:
-    ids = torch.as_tensor(ids, device=logits.device)
-    if ids.ndim and len(ids) != len(logits):
+def _of(rows: Float[Tensor, "batch d_vocab"], ids: Ids) -> Float[Tensor, "batch"]:
+    return rows.gather(-1, _for_each(ids, len(rows), rows.device)[:, None])[:, 0]
+
+
+def _for_each(ids: Ids, batch: int, device) -> Int[Tensor, "batch"]:
+    ids = torch.as_tensor(ids, device=device)
+    if ids.ndim and len(ids) != batch:
         raise ValueError(
-            f"{len(logits)} prompts and {len(ids)} answers: give one answer for each prompt, or one for all."
+            f"{batch} prompts and {len(ids)} answers: give one answer for each prompt, or one for all."
         )
-    return _rows(logits, end).gather(-1, ids.expand(len(logits))[:, None])[:, 0]
+    return ids.expand(batch)

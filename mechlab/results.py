@@ -96,7 +96,7 @@ class Scores:
     def place(self, index: Sequence[int]) -> str:
         """The name of one place: `23.3` for a head, `layer 4, ' John' 2` otherwise."""
         if self.dims == ("layer", "head"):
-            return f"{index[0]}.{index[1]}"
+            return ".".join(self.label(d, i) for d, i in zip(self.dims, index, strict=True))
         named = zip(self.dims, index, strict=True)
         return ", ".join(self.label(d, i) if d in self.labels else f"{d} {i}" for d, i in named)
 

@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 
 MODULES = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
 MODULES += [
-    f"mechlab.discovery.{path.stem}" for path in Path(__file__).parents[1].glob("mechlab/discovery/[a-z]*.py")
+    f"mechlab.{path.parent.name}.{path.stem}"
+    for family in ("discovery", "intervention")
+    for path in Path(__file__).parents[1].glob(f"mechlab/{family}/[a-z]*.py")
 ]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
 install_import_hook(

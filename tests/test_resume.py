@@ -1,75 +1,133 @@
-"""Taking a run up in the middle: the numbers of a full run, for every layer, position and kind of patch."""
+"""Taking a run up in the middle: the numbers of a full run, for every layer, position and kind of metric."""
 
 import pytest
 import torch
 
 import mechlab as ml
+from mechlab.intervention import resume
 from mechlab.intervention.resume import NotResumable, Resume
 from tests.test_hooks import hooks_left
+
+DIFFERENCE = ml.logit_difference([7, 8, 9], [10, 11, 12])
+METRICS = {
+    "two logits": DIFFERENCE,
+    "all logits of one position": ml.log_prob(9, end=8),
+    "a position for each prompt": ml.log_prob([9, 3, 2], end=[8, 2, 6]),
+    "a function that says nothing": lambda logits: logits.logsumexp(-1).sum(1),
+}
 
 
 @pytest.fixture(scope="module", params=["gqa", "gpt2"])
 def run(request):
     model = ml.tiny(request.param)
     base, source = torch.randint(5, 60, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    return model, base, source, Resume(model, base), Resume(model, source)
+    return model, base, source, Resume(model, base), Resume(model, source, checked=False)
 
 
 def test_the_first_run_is_the_models(run):
     model, base, _, kept, _ = run
     with torch.no_grad():
         logits, cache = model.run_with_cache(base)
-    assert torch.allclose(kept.logits, logits, atol=1e-4)
+    assert torch.allclose(kept.unembed(kept.resid_pre[-1]), logits, atol=1e-4)
     for layer in range(model.cfg.n_layers):
         assert torch.allclose(kept.resid_pre[layer], cache["resid_pre", layer], atol=1e-4)
         assert torch.allclose(kept.resid_mid[layer], cache["resid_mid", layer], atol=1e-4)
         assert torch.allclose(kept.z[layer], cache["z", layer], atol=1e-4)
+        assert torch.allclose(kept.values[layer].transpose(1, 2), cache["v", layer], atol=1e-4)
+    for metric in METRICS.values():
+        assert torch.allclose(kept.ends(metric), metric(logits), atol=1e-4)
     assert hooks_left(model) == 0
 
 
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 @pytest.mark.parametrize("first", [0, 4, 8])
 @pytest.mark.parametrize("middle", [False, True])
-def test_a_changed_stream_gives_the_logits_of_a_full_run(run, first, middle):
+def test_a_changed_stream_gives_the_metric_of_a_full_run(run, first, middle, metric):
     model, base, _, kept, other = run
-    prompts = torch.tensor([2, 0, 0, 1])
     for layer in range(model.cfg.n_layers):
-        there = (other.resid_mid if middle else other.resid_pre)[layer][prompts]
-        found = kept.run(layer, prompts, there[:, first:], first, middle=middle, positions=slice(None))
+        there = (other.resid_mid if middle else other.resid_pre)[layer]
         # the bridge's hook_resid_mid changes what the MLP reads and not the stream, so attention is changed instead
         name = f"blocks.{layer}.hook_{'attn_out' if middle else 'resid_pre'}"
-        value = there - kept.resid_pre[layer][prompts] if middle else there
+        value = there - kept.resid_pre[layer] if middle else there
         put = lambda x, hook, value=value: torch.cat([x[:, :first], value[:, first:]], 1)
         with torch.no_grad(), ml.intervene(model, [(name, put)]):
-            expected = model(base[prompts])[:, first:]
-        assert torch.allclose(found, expected, atol=1e-4)
-        assert (found - kept.logits[prompts][:, first:]).abs().max() > 1e-3  # something did change
-        assert torch.equal(kept.run(layer, prompts, there[:, first:], first, middle=middle), found[:, -1:])
+            expected = metric(model(base))
+        copies = torch.stack([there, (kept.resid_mid if middle else kept.resid_pre)[layer]])[:, :, first:]
+        found = kept.measure(metric, layer, copies, first, middle=middle)
+        assert torch.allclose(found[0], expected, atol=1e-4)
+        assert torch.allclose(found[1], kept.ends(metric), atol=1e-4)
+        assert (found[0] - found[1]).abs().max() > 1e-3  # something did change
 
 
-def test_one_head_of_another_run(run):
+def test_later_parts_can_be_overwritten(run):
     model, base, _, kept, other = run
-    prompts = torch.arange(len(base))
-    for layer in range(model.cfg.n_layers):
-        W_O = model.blocks[layer].attn.W_O
-        for head in range(model.cfg.n_heads):
-            change = (other.z - kept.z)[layer][:, 5:, head] @ W_O[head]
-            found = kept.run(layer, prompts, kept.resid_mid[layer][:, 5:] + change, 5, middle=True)
-            put = lambda z, hook, layer=layer, head=head: torch.cat(
-                [
-                    z[:, :, :head],
-                    torch.cat([z[:, :5, head : head + 1], other.z[layer][:, 5:, head : head + 1]], 1),
-                    z[:, :, head + 1 :],
-                ],
-                2,
-            )
-            with torch.no_grad(), ml.intervene(model, [(f"blocks.{layer}.attn.hook_z", put)]):
-                assert torch.allclose(found, model(base)[:, -1:], atol=1e-4)
+    writes = {
+        "attn_out": lambda run, layer: run.resid_mid[layer] - run.resid_pre[layer],
+        "mlp_out": lambda run, layer: run.resid_pre[layer + 1] - run.resid_mid[layer],
+    }
+    for kind, written in writes.items():
+        put = lambda x, hook, written=written: torch.cat([x[:, :5], written(other, 1)[:, 5:]], 1)
+        with torch.no_grad(), ml.intervene(model, [(f"blocks.1.hook_{kind}", put)]):
+            expected = DIFFERENCE(model(base))
+        edit = lambda here, layer, x, kind=kind, written=written: (
+            written(other, 1)[:, 5:] if (here, layer) == (kind, 1) else x
+        )
+        found = kept.measure(DIFFERENCE, 0, kept.resid_pre[0][None, :, 5:], 5, edit=edit)[0]
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_stream_of_ones_own_to_start_from(run):
+    model, base, _, _, _ = run
+    noise = torch.randn(3, 9, model.cfg.d_model, generator=torch.Generator().manual_seed(1))
+    put = lambda x, hook: x + noise
+    with torch.no_grad(), ml.intervene(model, [("blocks.0.hook_resid_pre", put)]):
+        expected = DIFFERENCE(model(base))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(base, stop_at_layer=1)
+    start = cache["blocks.0.hook_resid_pre"] + noise
+    for checked in (True, False):
+        kept = Resume(model, base, embedded=start, checked=checked)
+        assert torch.allclose(kept.ends(DIFFERENCE), expected, atol=1e-4)
+
+
+def test_when_memory_runs_out_the_batch_becomes_smaller(run, monkeypatch):
+    _, _, _, kept, other = run
+    copies, sizes, real = other.resid_pre[1].expand(7, -1, -1, -1), [], Resume._measure
+
+    def at_most_two(self, metric, layer, stream, *rest):
+        sizes.append(len(stream))
+        if len(stream) > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return real(self, metric, layer, stream, *rest)
+
+    monkeypatch.setattr(Resume, "_measure", at_most_two)
+    limit = 2
+    found = kept.measure(DIFFERENCE, 1, copies, 0)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert torch.allclose(found, found[:1].expand(7, -1)) and found.shape == (7, 3)
+    limit = 0
+    with pytest.raises(MemoryError, match=r"One run of 3 prompts .* does not fit .* Patch fewer prompts"):
+        kept.measure(DIFFERENCE, 1, copies, 0)
+    monkeypatch.setattr(Resume, "_measure", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # other errors are not taken for a lack of memory
+        kept.measure(DIFFERENCE, 1, copies, 0)
+
+
+def test_the_batch_follows_free_memory(run, monkeypatch):
+    _, _, _, kept, other = run
+    stream = other.resid_pre[1].expand(50, -1, -1, -1)
+    sizes = []
+    for free in (0, 4 * 10**6, 4 * 10**7, 10**12):
+        monkeypatch.setattr(resume, "free_bytes", lambda device, free=free: free)
+        sizes.append(kept._batch(stream, DIFFERENCE))
+    assert sizes[0] == 1 < sizes[1] < sizes[2] == sizes[3] == resume.ROWS // 27
+    assert kept._batch(stream, ml.log_prob(3)) <= sizes[3]
 
 
 def test_what_cannot_be_taken_up_is_refused(run):
     model, base, _, kept, _ = run
     with pytest.raises(ValueError, match="2 positions from position 4 on; prompts have 9"):
-        kept.run(0, torch.tensor([0]), kept.resid_pre[0][:1, 4:6], 4)
+        kept.measure(DIFFERENCE, 0, kept.resid_pre[0][None, :, 4:6], 4)
     act = model.cfg.act_fn
     try:
         model.cfg.act_fn = "relu"
@@ -82,16 +140,7 @@ def test_what_cannot_be_taken_up_is_refused(run):
         model.cfg.act_fn = act
 
 
-@pytest.mark.model
-def test_on_the_model_of_the_course(smollm2):
-    base = smollm2.to_tokens(["When John and Mary went to the store, John gave a drink to"])
-    source = smollm2.to_tokens(["When John and Mary went to the store, Mary gave a drink to"])
-    kept, other = Resume(smollm2, base), Resume(smollm2, source)
-    prompts = torch.tensor([0])
-    for layer, head in ((23, 3), (16, 0)):
-        change = (other.z - kept.z)[layer][:, :, head] @ smollm2.blocks[layer].attn.W_O[head]
-        found = kept.run(layer, prompts, kept.resid_mid[layer] + change, 0, middle=True)[:, -1]
-        with torch.no_grad():
-            _, cache = smollm2.run_with_cache(source, names_filter=lambda name: name.endswith("hook_z"))
-            with ml.intervene(smollm2, ml.replace_head(smollm2, (layer, head), cache)):
-                assert torch.allclose(found, smollm2(base)[:, -1], atol=1e-3)
+def test_the_weights_are_not_copied(run):
+    model, _, _, kept, _ = run
+    assert kept.layers[1].down[0].data_ptr() == model.blocks[1].mlp.W_out.data_ptr()
+    assert kept.layers[1].O[0].data_ptr() == model.blocks[1].attn.W_O.data_ptr()

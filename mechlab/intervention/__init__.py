@@ -1,4 +1,6 @@
-"""Can I change it? Move activations between runs, exactly and fast.
+"""Can I change it? Move activations between runs, steer, remove a direction for good, edit a fact.
 
-resume.py   the rest of the model, from a changed layer and position on: the engine of every sweep
+patching.py   which activations carry the answer? Put one run's activations into another, one at a time
+tracing.py    where does a fact pass through? Noise on the subject, one state restored
+resume.py     the engine under both: the rest of the model, from a changed layer and position on, exactly
 """

@@ -1,13 +1,15 @@
 """The rest of the model: run many changed copies of a run from the layer and the position where they differ.
 
 A patch at layer L and position p leaves every earlier layer, and every earlier position, as it was. So the stream is
-taken up at layer L, only positions p, p+1, ... are computed, and they look back at the keys and values of the first
-run. Nothing is approximated: the numbers are those of a full run, for a fraction of the multiplications.
+taken up at layer L, only positions p, p+1, ... are computed, they look back at the keys and values of the first run,
+and only the logits that the metric reads are unembedded. Nothing is approximated: the numbers are those of a full
+run, for a fraction of the multiplications.
 
 Written for models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is
 compared with the model's own logits, and a model that computes something else is refused (`NotResumable`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.logits import require_folded
+from mechlab.caching import free_bytes
+from mechlab.metrics import Metric, Reading, per_prompt
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -24,6 +27,13 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
+ROWS = 1024  # on a CPU larger batches are no faster: the matrix products are already at their best
+
+Affine = tuple[
+    Float[Tensor, "_ _"], Float[Tensor, "_"] | None
+]  # [in, out] and a bias for each output, or none
+# (kind, layer, what it writes to the stream: [copy, later, d_model]) -> what it shall write instead
+Edit = Callable[[str, int, Float[Tensor, "copy later d_model"]], Float[Tensor, "copy later d_model"]]
 
 
 class NotResumable(ValueError):
@@ -32,169 +42,247 @@ class NotResumable(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """The matrices of one layer, heads side by side: [d_model, head · d_head] in, [head · d_head, d_model] out."""
+    """The matrices of one layer, [in, out], heads side by side: the model's own memory, not a copy.
 
-    W_QKV: Float[Tensor, "d_model qkv"]
-    b_QKV: Float[Tensor, "qkv"]
-    W_O: Float[Tensor, "z d_model"]
-    b_O: Float[Tensor, "d_model"]
-    W_in: Float[Tensor, "d_model mlp_in"]  # gate and up side by side, where there is a gate
-    b_in: Float[Tensor, "mlp_in"]
-    W_out: Float[Tensor, "d_mlp d_model"]
-    b_out: Float[Tensor, "d_model"]
+    A matrix comes with its bias, or None. `gate` is None where the MLP has none.
+    """
+
+    Q: Affine
+    K: Affine
+    V: Affine
+    O: Affine
+    gate: Affine | None
+    up: Affine
+    down: Affine
+
+    def to(self, dtype: torch.dtype) -> "Layer":
+        cast = lambda x: None if x is None else x.to(dtype)
+        return Layer(*(part and (cast(part[0]), cast(part[1])) for part in vars(self).values()))
 
 
 class Resume:
     """One run of some prompts of equal length, kept so that changed copies can be taken up anywhere in it.
 
-    resid_pre, resid_mid: [layer, prompt, pos, d_model], the stream before attention and before the MLP
-    z: [layer, prompt, pos, head, d_head], what the heads hand to W_O
+    resid_pre: [layer + 1, prompt, pos, d_model], the stream on entering each layer, and at the end
+    resid_mid: [layer, prompt, pos, d_model], the stream between attention and MLP
+    queries, keys, values: one [prompt, head, pos, d_head] a layer, turned by their positions (rotary)
+    z:         [layer, prompt, pos, head, d_head], what the heads hand to W_O
+
+    embedded: a stream to start from instead of the prompts' own embeddings, such as one with noise on it
+    checked:  False when this model has just been found to be of the known kind
     """
 
     @torch.no_grad()
-    def __init__(self, model, base: Int[Tensor, "prompt pos"], *, tolerance: float = 1e-3):
-        require_folded(model)
+    def __init__(
+        self, model, base: Int[Tensor, "prompt pos"], *, embedded: Tensor | None = None, checked: bool = True
+    ):
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
             raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
         self.model, self.base = model, base
         self.heads, self.d_head = cfg.n_heads, cfg.d_head
         self.kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        self.gated, self.act, self.eps = bool(cfg.gated_mlp), ACTIVATIONS[cfg.act_fn], cfg.eps
+        self.act, self.eps = ACTIVATIONS[cfg.act_fn], cfg.eps
         self.centred = cfg.normalization_type.startswith("LN")
         self.layers = [_layer(model, layer) for layer in range(cfg.n_layers)]
-        names = [
-            name
-            for name in ("blocks.0.hook_resid_pre", "rotary_emb.hook_cos", "rotary_emb.hook_sin")
-            if name in model.hook_dict
-        ]
-        logits, cache = model.run_with_cache(base, names_filter=names)
+        names = ("blocks.0.hook_resid_pre", "rotary_emb.hook_cos", "rotary_emb.hook_sin")
+        names = [name for name in names if name in model.hook_dict]
+        _, cache = model.run_with_cache(base, names_filter=names, stop_at_layer=1)
         turns = [cache[name] for name in names[1:]]
         self.turn = None if not turns else tuple(part.reshape(-1, *part.shape[-2:])[0] for part in turns)
-        stream, pre, mid, z, self.keys, self.values = cache[names[0]], [], [], [], [], []
-        for layer in range(cfg.n_layers):
-            pre.append(stream)
-            q, k, v = self._qkv(layer, stream, 0)
-            self.keys.append(k)
-            self.values.append(v)
-            heads = self._attend(q, k, v, 0)
-            z.append(heads.unflatten(-1, (self.heads, self.d_head)))
-            stream = self._write(layer, stream, heads)
-            mid.append(stream)
-            stream = self._mlp(layer, stream)
-        self.resid_pre, self.resid_mid, self.z = torch.stack(pre), torch.stack(mid), torch.stack(z)
-        self.logits = self._unembed(stream)
-        off = (self.logits - logits).abs().max().item()
-        if not off <= tolerance * max(1.0, logits.abs().max().item()):
-            raise NotResumable(
-                f"The short way gives other logits than the model: off by {off:.2g}. Run it in full instead."
-            )
+        self._keep(cache[names[0]] if embedded is None or checked else embedded)
+        if checked:  # two prompts tell whether the formulas are right
+            found, logits = self.unembed(self.resid_pre[-1][:2]), model(base[:2])
+            off = (found - logits).abs().max().item()
+            if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
+                raise NotResumable(
+                    f"The short way gives other logits than the model: off by {off:.2g}. Run it in full instead."
+                )
+            if embedded is not None:
+                self._keep(embedded)
 
-    @torch.no_grad()
-    def run(
+    def _keep(self, stream: Float[Tensor, "prompt pos d_model"]) -> None:
+        pre, mid, z, self.queries, self.keys, self.values = [], [], [], [], [], []
+        for layer in self.layers:
+            pre.append(stream)
+            x = self._norm(stream)
+            found = [self._heads(x, layer.Q, 0), self._heads(x, layer.K, 0), self._heads(x, layer.V)]
+            for kept, part in zip((self.queries, self.keys, self.values), found, strict=True):
+                kept.append(part)
+            heads = self.attend(*found)
+            z.append(heads)
+            stream = stream + _project(heads.flatten(2), layer.O)
+            mid.append(stream)
+            stream = stream + self._mlp(layer, stream)
+        self.resid_pre, self.resid_mid, self.z = torch.stack([*pre, stream]), torch.stack(mid), torch.stack(z)
+
+    def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
+        """The metric of the run itself."""
+        return self.measure(metric, len(self.layers), self.resid_pre[-1][None], 0)[0]
+
+    def measure(
         self,
+        metric: Metric,
         layer: int,
-        prompts: Int[Tensor, "run"],
-        stream: Float[Tensor, "run later d_model"],
+        stream: Float[Tensor, "copy prompt later d_model"],
         first: int,
         *,
         middle: bool = False,
-        positions: slice = slice(-1, None),
-    ) -> Float[Tensor, "run read d_vocab"]:
-        """Logits of changed runs, from `layer` on.
+        edit: Edit | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, "copy prompt"]:
+        """The metric of changed copies of the run, each with all prompts, taken up on entering `layer`.
 
-        prompts: which prompt of `base` each run is a copy of; stream: its stream at positions `first` and later, on
-        entering the layer (middle: between its attention and its MLP); positions: where to read logits.
+        stream: at positions `first` and later; earlier ones are the base's. middle: between attention and MLP
+        edit:   called on what each later part writes to the stream, ("attn_out" or "mlp_out", layer, value)
+        dtype:  for the matrix products; keys, values and the stream stay as they are
+
+        Copies are run in batches that fit into free memory; where memory runs out all the same, in smaller ones.
         """
-        if first + stream.shape[1] != self.base.shape[1]:
+        if first + stream.shape[2] != self.base.shape[1]:
             raise ValueError(
-                f"The stream has {stream.shape[1]} positions from position {first} on; prompts have {self.base.shape[1]}."
+                f"The stream has {stream.shape[2]} positions from position {first} on; prompts have {self.base.shape[1]}."
             )
+        size, start, done = min(len(stream), self._batch(stream, metric)), 0, []
+        while start < len(stream):
+            try:
+                copies = stream[start : start + size]
+                done.append(self._measure(metric, layer, copies, first, middle, edit, dtype))
+                start += size
+            except RuntimeError as error:
+                if not any(words in str(error).lower() for words in ("out of memory", "can't allocate")):
+                    raise
+                if size == 1:
+                    raise MemoryError(
+                        f"One run of {stream.shape[1]} prompts from position {first} on does not fit into the "
+                        f"{free_bytes(stream.device) / 1e9:.1f} GB that are free. Patch fewer prompts at a time."
+                    ) from None
+                size = (size + 1) // 2
+        return torch.cat(done)
+
+    @torch.no_grad()
+    def _measure(self, metric, layer, stream, first, middle, edit, dtype) -> Float[Tensor, "copy prompt"]:
+        copies, prompts = stream.shape[:2]
+        ends = None
+        if isinstance(metric, Reading):
+            ends = torch.as_tensor(metric.end, device=stream.device).expand(prompts) % self.base.shape[1]
+            ends = ends if ends.min() >= first else None  # it reads what cannot change
+        read = first if ends is None else int(ends.min())
+        stream = self._run(layer, stream.flatten(0, 1), first, middle, edit, read - first, dtype)
+        stream = self._norm(stream).unflatten(0, (copies, prompts))
+        W_U, b_U = self.model.W_U, self.model.b_U
+        if ends is None:
+            before = self.unembed(self.resid_pre[-1][:, :first])
+            return torch.stack([per_prompt(metric, torch.cat([before, x @ W_U + b_U], 1)) for x in stream])
+        stream = stream[:, torch.arange(prompts, device=stream.device), ends - read]
+        if metric.tokens is None:
+            return torch.stack([metric.of(x @ W_U + b_U) for x in stream])
+        ids = metric.ids(prompts, stream.device)
+        read_out = torch.einsum("cpd,dpt->cpt", stream, W_U[:, ids]) + b_U[ids]
+        return metric.of(read_out.flatten(0, 1)).view(copies, prompts)
+
+    def _run(self, layer: int, stream, first: int, middle: bool, edit, read: int, dtype) -> Tensor:
+        """The stream at the end, from the `read`th of the given positions on."""
+        edit = edit or (lambda kind, layer, value: value)
+        if layer == len(self.layers):
+            return stream[:, read:]
         for current in range(layer, len(self.layers)):
+            W = self.layers[current] if dtype is None else self._cast(current, dtype)
+            wanted = (
+                read if current == len(self.layers) - 1 else 0
+            )  # in the last layer nobody reads the others
             if not (middle and current == layer):
-                q, k, v = self._qkv(current, stream, first)
-                k, v = (
-                    torch.cat([kept[current][prompts, :, :first], new], 2)
-                    for kept, new in ((self.keys, k), (self.values, v))
-                )
-                stream = self._write(current, stream, self._attend(q, k, v, first))
-            stream = self._mlp(current, stream)
-        return self._unembed(stream[:, positions])
+                x, copies = self._norm(stream), len(stream) // len(self.base)
+                past = [
+                    kept[current][:, :, :first].repeat(copies, 1, 1, 1) for kept in (self.keys, self.values)
+                ]
+                k = torch.cat([past[0], self._heads(x, W.K, first)], 2)
+                v = torch.cat([past[1], self._heads(x, W.V)], 2)
+                z = self.attend(self._heads(x[:, wanted:], W.Q, first + wanted), k, v, first + wanted)
+                stream = stream[:, wanted:]
+                stream = stream + edit("attn_out", current, _project(z.flatten(2), W.O))
+            else:
+                stream = stream[:, wanted:]
+            stream = stream + edit("mlp_out", current, self._mlp(W, stream))
+        return stream
+
+    def _cast(self, layer: int, dtype: torch.dtype) -> Layer:
+        cast = self.__dict__.setdefault("_as", {})
+        if (layer, dtype) not in cast:
+            cast[layer, dtype] = self.layers[layer].to(dtype)
+        return cast[layer, dtype]
+
+    def _batch(self, stream: Tensor, metric: Metric) -> int:
+        """How many copies to run at once."""
+        _, prompts, later, d_model = stream.shape
+        layer = self.layers[0]
+        floats = (
+            later * (6 * d_model + 6 * layer.up[0].shape[1]) + 8 * self.base.shape[1] * layer.K[0].shape[1]
+        )
+        if getattr(metric, "tokens", None) is None:
+            floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, Reading) else later)
+        fits = free_bytes(stream.device) // (
+            4 * prompts * floats * stream.element_size()
+        )  # a quarter of what is free
+        return max(1, min(fits, ROWS // (prompts * later)) if stream.device.type == "cpu" else fits)
 
     def _norm(self, x: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True) if self.centred else x
         return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
 
-    def _qkv(self, layer: int, stream: Tensor, first: int) -> list[Tensor]:
-        """Queries, keys and values, [run, head, pos, d_head], turned by their positions."""
-        W = self.layers[layer]
-        sizes = [count * self.d_head for count in (self.heads, self.kv_heads, self.kv_heads)]
-        parts = torch.addmm(W.b_QKV, self._norm(stream).flatten(0, 1), W.W_QKV).split(sizes, dim=-1)
-        parts = [part.view(*stream.shape[:2], -1, self.d_head).transpose(1, 2) for part in parts]
-        if self.turn is not None:
-            parts[:2] = [self._turned(part, first) for part in parts[:2]]
-        return parts
+    def _heads(
+        self, x: Tensor, matrix: Affine, first: int | None = None
+    ) -> Float[Tensor, "copy head pos d_head"]:
+        """One vector for each head; of queries and keys, turned by their positions, which begin at `first`."""
+        found = _project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return found if first is None else self._turned(found, first)
 
     def _turned(self, x: Tensor, first: int) -> Tensor:
+        if self.turn is None:
+            return x
         cos, sin = (part[first : first + x.shape[2]] for part in self.turn)
         x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         left, right = x.chunk(2, dim=-1)
         return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, first: int) -> Float[Tensor, "run pos z"]:
-        """What the heads bring, side by side. Position i looks at positions up to `first` + i."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, first: int = 0
+    ) -> Float[Tensor, "copy pos head d_head"]:
+        """What the heads hand to W_O. Query i looks at keys up to `first` + i."""
         count = q.shape[2]
         seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
         z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if count == 1 else seen, enable_gqa=self.heads != self.kv_heads
+            q, k, v, attn_mask=None if count == 1 else seen, enable_gqa=q.shape[1] != v.shape[1]
         )
-        return z.transpose(1, 2).flatten(2)
+        return z.transpose(1, 2)
 
-    def _write(self, layer: int, stream: Tensor, z: Tensor) -> Tensor:
-        W = self.layers[layer]
-        return stream + torch.addmm(W.b_O, z.flatten(0, 1), W.W_O).view_as(stream)
+    def _mlp(self, W: Layer, stream: Tensor) -> Tensor:
+        x = self._norm(stream)
+        if W.gate is None:
+            return _project(self.act(_project(x, W.up)), W.down)
+        return _project(self.act(_project(x, W.gate)).mul_(_project(x, W.up)), W.down)
 
-    def _mlp(self, layer: int, stream: Tensor) -> Tensor:
-        W = self.layers[layer]
-        x = torch.addmm(W.b_in, self._norm(stream).flatten(0, 1), W.W_in)
-        if self.gated:
-            gate, up = x.chunk(2, dim=-1)
-            x = self.act(gate) * up
-        else:
-            x = self.act(x)
-        return stream + torch.addmm(W.b_out, x, W.W_out).view_as(stream)
-
-    def _unembed(self, stream: Tensor) -> Tensor:
+    def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
         return self._norm(stream) @ self.model.W_U + self.model.b_U
 
 
+def _project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "copy pos out"]:
+    """x W + b in the precision of W, back in the precision of x."""
+    W, b = matrix
+    rows = x.flatten(0, 1).to(W.dtype)
+    found = rows @ W if b is None else torch.addmm(b, rows, W)
+    return found.to(x.dtype).view(*x.shape[:2], -1)
+
+
 def _layer(model, index: int) -> Layer:
-    block = model.blocks[index]
+    attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
 
-    def heads(kind: str) -> tuple[Tensor, Tensor]:
-        W = getattr(block.attn, f"W_{kind}")
-        return W.transpose(0, 1).flatten(1), _or_zero(
-            block.attn, f"b_{kind}", W.shape[0] * W.shape[2], W
-        ).flatten()
+    def affine(owner, name: str, bias: str) -> Affine:
+        W, b = getattr(owner, f"W_{name}").detach(), getattr(owner, f"b_{bias}", None)
+        if W.ndim == 3:  # heads first
+            W = W.flatten(0, 1) if name == "O" else W.transpose(0, 1).flatten(1)
+        return W, None if b is None else b.detach().flatten()
 
-    (q, bq), (k, bk), (v, bv) = heads("Q"), heads("K"), heads("V")
-    W_O, W_in, W_out = block.attn.W_O.flatten(0, 1), block.mlp.W_in, block.mlp.W_out
-    b_in = _or_zero(block.mlp, "b_in", W_in.shape[1], W_in)
-    if model.cfg.gated_mlp:
-        W_in = torch.cat([block.mlp.W_gate, W_in], 1)
-        b_in = torch.cat([_or_zero(block.mlp, "b_gate", b_in.shape[0], W_in), b_in])
-    d_model = W_O.shape[1]
-    parts = (
-        torch.cat([q, k, v], 1), torch.cat([bq, bk, bv]), W_O, _or_zero(block.attn, "b_O", d_model, W_O),
-        W_in, b_in, W_out, _or_zero(block.mlp, "b_out", d_model, W_out),
-    )  # fmt: skip
-    return Layer(*(part.detach().contiguous() for part in parts))
-
-
-def _or_zero(owner, name: str, size: int, like: Tensor) -> Tensor:
-    """A bias, or zeros where the model has none."""
-    try:
-        found = getattr(owner, name)
-    except AttributeError:
-        found = None
-    return like.new_zeros(size) if found is None else found
+    heads = [affine(attn, name, name) for name in "QKVO"]
+    gate = affine(mlp, "gate", "gate") if model.cfg.gated_mlp else None
+    return Layer(*heads, gate, affine(mlp, "in", "in"), affine(mlp, "out", "out"))
