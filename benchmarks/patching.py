@@ -34,7 +34,8 @@ def with_transformer_lens(model, clean, corrupted, metric, position: int | None)
     import pandas as pd
     from transformer_lens import patching
 
-    _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_z"))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_z"))
     with torch.no_grad():
         start = metric(model(corrupted)).mean().item()
         if position is None:
@@ -79,45 +80,52 @@ def main() -> bool:
     """Print the table; True when every target is met."""
     print("\nPatching, every head (270), 16 IOI prompts; CPU seconds\n")
     model = ml.load(quiet=True)
-    clean, corrupted, metric = prompts(model)
-    later = int((clean != corrupted).any(0).flip(0).nonzero().max()) + 1
-    limit, met = peak(), []
-    for name, positions, count, least in (
-        ("all positions", None, later, 8),
-        ("the last position", [-1], 1, 30),
-    ):
-        sweep = lambda dtype=None, positions=positions: ml.activation_patching(
-            model, corrupted, clean, metric, "z", positions=positions, normalized=False, dtype=dtype
-        )
-        seconds, fast = min((cpu(sweep) for _ in range(2)), key=lambda result: result[0])
-        short, half = cpu(lambda: sweep(torch.bfloat16))
-        with torch.no_grad():
-            theirs, slow = cpu(
-                lambda: with_transformer_lens(
-                    model, clean, corrupted, metric, positions and clean.shape[1] - 1
-                )
-            )
-        off = (fast.values - slow).abs().max().item()
-        span = fast.baselines["source"] - fast.baselines["base"]
-        share = multiply_adds(model, len(clean), count) / limit / seconds
-        shown = f"{theirs:.0f} (ratio {theirs / seconds:.1f}, largest difference {off:.0e}, {share:.0%} of the limit)"
-        met.append(
-            row(
-                f"head sweep, {name}",
-                f"{seconds:.1f}",
-                shown,
-                f"ratio ≥ {least}, 1e-4",
-                theirs / seconds >= least and off < 1e-4,
-            )
-        )
-        wrong = (half.values - fast.values).abs().max().item() / span
-        row(
-            f"  in bfloat16 ({wrong:.4f} of a normalised score off)",
-            f"{short:.1f}",
-            f"ratio {theirs / short:.1f}",
-            "",
-            True,
-        )
-    kept, tokens = cpu(lambda: Resume(model, clean))[0], clean.numel()
-    row("  of which keeping the two runs", f"{2 * kept:.1f}", f"{tokens} tokens each", "", True)
+    limit = peak()
+    met = [
+        beside(model, "all positions", None, 8, limit),
+        beside(model, "the last position", [-1], 30, limit),
+    ]
+    clean, corrupted, _ = prompts(model)
+    first, kept = cpu(lambda: Resume(model, corrupted))
+    second, _ = cpu(lambda: Resume(model, clean, like=kept))
+    row(
+        "  of which the two runs themselves",
+        f"{first + second:.1f}",
+        f"{clean.numel()} tokens each",
+        "",
+        True,
+    )
     return all(met)
+
+
+def beside(model, name: str, positions: list[int] | None, least: float, limit: float) -> bool:
+    """One sweep, ours in two precisions and TransformerLens'."""
+    clean, corrupted, metric = prompts(model)
+    later = 1 if positions else int((clean != corrupted).any(0).flip(0).nonzero().max()) + 1
+
+    def sweep(dtype=None):
+        given = {"positions": positions, "normalized": False, "dtype": dtype}
+        return ml.activation_patching(model, corrupted, clean, metric, "z", **given)
+
+    seconds, fast = min((cpu(sweep) for _ in range(2)), key=lambda result: result[0])
+    short, half = cpu(lambda: sweep(torch.bfloat16))
+    end = clean.shape[1] - 1 if positions else None
+    theirs, slow = cpu(lambda: with_transformer_lens(model, clean, corrupted, metric, end))
+    off = (fast.values - slow).abs().max().item()
+    share = multiply_adds(model, len(clean), later) / limit / seconds
+    shown = (
+        f"{theirs:.0f} (ratio {theirs / seconds:.1f}, largest difference {off:.0e}, {share:.0%} of the limit)"
+    )
+    met = theirs / seconds >= least and off < 1e-4
+    row(f"head sweep, {name}", f"{seconds:.1f}", shown, f"ratio ≥ {least}, 1e-4", met)
+    wrong = (half.values - fast.values).abs().max().item() / (
+        fast.baselines["source"] - fast.baselines["base"]
+    )
+    row(
+        f"  in bfloat16 ({wrong:.4f} of a normalised score off)",
+        f"{short:.1f}",
+        f"ratio {theirs / short:.1f}",
+        "",
+        True,
+    )
+    return met

@@ -21,11 +21,14 @@ METRICS = {
 def run(request):
     model = ml.tiny(request.param)
     base, source = torch.randint(5, 60, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    return model, base, source, Resume(model, base), Resume(model, source, checked=False)
+    source[:, :2] = base[:, :2]  # what both begin with is not computed again
+    kept = Resume(model, base)
+    return model, base, source, kept, Resume(model, source, like=kept)
 
 
 def test_the_first_run_is_the_models(run):
     model, base, _, kept, _ = run
+    assert hooks_left(model) == 0
     with torch.no_grad():
         logits, cache = model.run_with_cache(base)
     assert torch.allclose(kept.unembed(kept.resid_pre[-1]), logits, atol=1e-4)
@@ -36,7 +39,17 @@ def test_the_first_run_is_the_models(run):
         assert torch.allclose(kept.values[layer].transpose(1, 2), cache["v", layer], atol=1e-4)
     for metric in METRICS.values():
         assert torch.allclose(kept.ends(metric), metric(logits), atol=1e-4)
-    assert hooks_left(model) == 0
+
+
+def test_a_second_run_takes_up_what_both_begin_with(run):
+    model, _, source, kept, other = run
+    assert other.first_difference(kept) == 2
+    alone = Resume(model, source)
+    for name in ("resid_pre", "resid_mid", "z"):
+        assert torch.allclose(getattr(other, name), getattr(alone, name), atol=1e-5)
+    for name in ("queries", "keys", "values"):
+        for one, two in zip(getattr(other, name), getattr(alone, name), strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
@@ -77,7 +90,7 @@ def test_later_parts_can_be_overwritten(run):
 
 
 def test_a_stream_of_ones_own_to_start_from(run):
-    model, base, _, _, _ = run
+    model, base, _, first, _ = run
     noise = torch.randn(3, 9, model.cfg.d_model, generator=torch.Generator().manual_seed(1))
     put = lambda x, hook: x + noise
     with torch.no_grad(), ml.intervene(model, [("blocks.0.hook_resid_pre", put)]):
@@ -85,8 +98,8 @@ def test_a_stream_of_ones_own_to_start_from(run):
     with torch.no_grad():
         _, cache = model.run_with_cache(base, stop_at_layer=1)
     start = cache["blocks.0.hook_resid_pre"] + noise
-    for checked in (True, False):
-        kept = Resume(model, base, embedded=start, checked=checked)
+    for like in (None, first):
+        kept = Resume(model, base, embedded=start, like=like)
         assert torch.allclose(kept.ends(DIFFERENCE), expected, atol=1e-4)
 
 
@@ -143,4 +156,4 @@ def test_what_cannot_be_taken_up_is_refused(run):
 def test_the_weights_are_not_copied(run):
     model, _, _, kept, _ = run
     assert kept.layers[1].down[0].data_ptr() == model.blocks[1].mlp.W_out.data_ptr()
-    assert kept.layers[1].O[0].data_ptr() == model.blocks[1].attn.W_O.data_ptr()
+    assert kept.layers[1].out[0].data_ptr() == model.blocks[1].attn.W_O.data_ptr()

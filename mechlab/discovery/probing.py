@@ -29,13 +29,15 @@ PROBES = ("logistic", "ridge", "mass_mean")
 
 @torch.no_grad()
 def residual_streams(
-    model, texts: Sequence[str], *, position: int = -1, batch: int = 32
+    model, texts: Sequence[str], *, position: int | str = -1, batch: int = 32
 ) -> Float[Tensor, "layer text d_model"]:
     """The residual stream of each text at one position, on entering each layer and after the last (n_layers + 1).
 
     Texts may differ in length: those of one length are run together, so there is no padding. The unembedding is
-    skipped. Position -1 is the last token.
+    skipped. Position -1 is the last token; "mean" is the mean over all but the first, which is the model's own.
     """
+    if position != "mean" and not isinstance(position, int):
+        raise ValueError(f'position is {position!r}: a number, or "mean".')
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError("Give a list of at least one text.")
     tokens = [model.to_tokens(text)[0] for text in texts]
@@ -44,15 +46,18 @@ def residual_streams(
     found = torch.zeros(layers + 1, len(texts), model.cfg.d_model)
     lengths = {len(row) for row in tokens}
     for length in sorted(lengths):
-        if not -length <= position < length:
+        if position == "mean" and length < 2:
+            raise ValueError("A text is empty, so there is nothing to take the mean of.")
+        if position != "mean" and not -length <= position < length:
             raise ValueError(f"A text has {length} tokens, so it has no position {position}.")
         rows = [n for n, row in enumerate(tokens) if len(row) == length]
         for some in (rows[i : i + batch] for i in range(0, len(rows), batch)):
             base = torch.stack([tokens[n] for n in some])
             _, cache = model.run_with_cache(base, names_filter=keep, stop_at_layer=layers)
-            for layer in range(layers):
-                found[layer, some] = cache["resid_pre", layer][:, position].float().cpu()
-            found[layers, some] = cache["resid_post", layers - 1][:, position].float().cpu()
+            for layer in range(layers + 1):
+                stream = cache["resid_pre", layer] if layer < layers else cache["resid_post", layers - 1]
+                stream = stream[:, 1:].mean(1) if position == "mean" else stream[:, position]
+                found[layer, some] = stream.float().cpu()
     return found
 
 

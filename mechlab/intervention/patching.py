@@ -156,9 +156,10 @@ class Fast:
     @torch.no_grad()
     def __init__(self, model, base, source, metric: Metric, site: str, dtype: torch.dtype | None):
         self.model, self.metric, self.site, self.dtype = model, metric, site, dtype
-        self.base, self.source = Resume(model, base), Resume(model, source, checked=False)
+        self.base = Resume(model, base)
+        self.source = Resume(model, source, like=self.base)
         self.ends = torch.stack([self.base.ends(metric), self.source.ends(metric)])
-        self.same = int((base != source).any(0).float().argmax())  # before it the two runs are equal
+        self.same = self.source.first_difference(self.base)
         self.off = 0.0
 
     def cost(self, layer: int) -> int:
@@ -196,7 +197,7 @@ class Fast:
         if self.site == "mlp_out":
             written = [run.resid_pre[layer + 1] - run.resid_mid[layer] for run in (base, source)]
             return ((written[1] - written[0])[:, first:] * here)[None]
-        W_O = base.layers[layer].O[0].unflatten(0, (base.heads, base.d_head))
+        W_O = base.layers[layer].out[0].unflatten(0, (base.heads, base.d_head))
         change = (self.z(layer, where) - base.z[layer])[:, first:]
         if not apart:
             return torch.einsum("nphd,hdm->npm", change, W_O)[None]

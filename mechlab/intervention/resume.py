@@ -10,7 +10,6 @@ compared with the model's own logits, and a model that computes something else i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.caching import free_bytes
+from mechlab.intervention.matrices import Affine, Layer, matrices_of, project
 from mechlab.metrics import Metric, Reading, per_prompt
 
 ACTIVATIONS = {
@@ -27,37 +27,14 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-ROWS = 1024  # on a CPU larger batches are no faster: the matrix products are already at their best
+ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 
-Affine = tuple[
-    Float[Tensor, "_ _"], Float[Tensor, "_"] | None
-]  # [in, out] and a bias for each output, or none
 # (kind, layer, what it writes to the stream: [copy, later, d_model]) -> what it shall write instead
 Edit = Callable[[str, int, Float[Tensor, "copy later d_model"]], Float[Tensor, "copy later d_model"]]
 
 
 class NotResumable(ValueError):
     """This model computes something that the short way does not know. Run it in full instead."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The matrices of one layer, [in, out], heads side by side: the model's own memory, not a copy.
-
-    A matrix comes with its bias, or None. `gate` is None where the MLP has none.
-    """
-
-    Q: Affine
-    K: Affine
-    V: Affine
-    O: Affine
-    gate: Affine | None
-    up: Affine
-    down: Affine
-
-    def to(self, dtype: torch.dtype) -> "Layer":
-        cast = lambda x: None if x is None else x.to(dtype)
-        return Layer(*(part and (cast(part[0]), cast(part[1])) for part in vars(self).values()))
 
 
 class Resume:
@@ -69,12 +46,17 @@ class Resume:
     z:         [layer, prompt, pos, head, d_head], what the heads hand to W_O
 
     embedded: a stream to start from instead of the prompts' own embeddings, such as one with noise on it
-    checked:  False when this model has just been found to be of the known kind
+    like:     another run of this model: it was checked, and what both begin with is not computed again
     """
 
     @torch.no_grad()
     def __init__(
-        self, model, base: Int[Tensor, "prompt pos"], *, embedded: Tensor | None = None, checked: bool = True
+        self,
+        model,
+        base: Int[Tensor, "prompt pos"],
+        *,
+        embedded: Tensor | None = None,
+        like: "Resume | None" = None,
     ):
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
@@ -84,37 +66,56 @@ class Resume:
         self.kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.act, self.eps = ACTIVATIONS[cfg.act_fn], cfg.eps
         self.centred = cfg.normalization_type.startswith("LN")
-        self.layers = [_layer(model, layer) for layer in range(cfg.n_layers)]
         names = ("blocks.0.hook_resid_pre", "rotary_emb.hook_cos", "rotary_emb.hook_sin")
         names = [name for name in names if name in model.hook_dict]
         _, cache = model.run_with_cache(base, names_filter=names, stop_at_layer=1)
-        turns = [cache[name] for name in names[1:]]
-        self.turn = None if not turns else tuple(part.reshape(-1, *part.shape[-2:])[0] for part in turns)
-        self._keep(cache[names[0]] if embedded is None or checked else embedded)
-        if checked:  # two prompts tell whether the formulas are right
-            found, logits = self.unembed(self.resid_pre[-1][:2]), model(base[:2])
+        stream = cache[names[0]]
+        if like is not None:
+            self.layers, self.turn = like.layers, like.turn
+        else:
+            turns = [cache[name] for name in names[1:]]
+            self.turn = None if not turns else tuple(part.reshape(-1, *part.shape[-2:])[0] for part in turns)
+            self.layers = [matrices_of(model, layer) for layer in range(cfg.n_layers)]
+            self._keep(stream[:1], None)  # one prompt tells whether the formulas are right
+            found, logits = self.unembed(self.resid_pre[-1]), model(base[:1])
             off = (found - logits).abs().max().item()
             if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
                 raise NotResumable(
                     f"The short way gives other logits than the model: off by {off:.2g}. Run it in full instead."
                 )
-            if embedded is not None:
-                self._keep(embedded)
+        self._keep(stream if embedded is None else embedded, like if embedded is None else None)
 
-    def _keep(self, stream: Float[Tensor, "prompt pos d_model"]) -> None:
+    def _keep(self, stream: Float[Tensor, "prompt pos d_model"], like: "Resume | None") -> None:
+        first = 0 if like is None else self.first_difference(like)
+        stream = stream[:, first:]
         pre, mid, z, self.queries, self.keys, self.values = [], [], [], [], [], []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             pre.append(stream)
             x = self._norm(stream)
-            found = [self._heads(x, layer.Q, 0), self._heads(x, layer.K, 0), self._heads(x, layer.V)]
+            found = [self._heads(x, layer.Q, first), self._heads(x, layer.K, first), self._heads(x, layer.V)]
+            if first:
+                found = [
+                    torch.cat([past[number][:, :, :first], new], 2)
+                    for past, new in zip((like.queries, like.keys, like.values), found, strict=True)
+                ]
             for kept, part in zip((self.queries, self.keys, self.values), found, strict=True):
                 kept.append(part)
-            heads = self.attend(*found)
+            heads = self.attend(found[0][:, :, first:], *found[1:], first)
             z.append(heads)
-            stream = stream + _project(heads.flatten(2), layer.O)
+            stream = stream + project(heads.flatten(2), layer.out)
             mid.append(stream)
             stream = stream + self._mlp(layer, stream)
-        self.resid_pre, self.resid_mid, self.z = torch.stack([*pre, stream]), torch.stack(mid), torch.stack(z)
+        kept = [torch.stack(parts) for parts in ([*pre, stream], mid, z)]
+        if first:
+            before = (like.resid_pre, like.resid_mid, like.z)
+            kept = [torch.cat([past[:, :, :first], new], 2) for past, new in zip(before, kept, strict=True)]
+        self.resid_pre, self.resid_mid, self.z = kept
+
+    def first_difference(self, other: "Resume") -> int:
+        """The first position at which any prompt has another token; before it the two runs are equal."""
+        if self.base.shape != other.base.shape:
+            return 0
+        return int((self.base != other.base).any(0).float().argmax())
 
     def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
         """The metric of the run itself."""
@@ -193,18 +194,20 @@ class Resume:
             )  # in the last layer nobody reads the others
             if not (middle and current == layer):
                 x, copies = self._norm(stream), len(stream) // len(self.base)
-                past = [
-                    kept[current][:, :, :first].repeat(copies, 1, 1, 1) for kept in (self.keys, self.values)
-                ]
-                k = torch.cat([past[0], self._heads(x, W.K, first)], 2)
-                v = torch.cat([past[1], self._heads(x, W.V)], 2)
+                k = self._after(self.keys[current], self._heads(x, W.K, first), copies, first)
+                v = self._after(self.values[current], self._heads(x, W.V), copies, first)
                 z = self.attend(self._heads(x[:, wanted:], W.Q, first + wanted), k, v, first + wanted)
                 stream = stream[:, wanted:]
-                stream = stream + edit("attn_out", current, _project(z.flatten(2), W.O))
+                stream = stream + edit("attn_out", current, project(z.flatten(2), W.out))
             else:
                 stream = stream[:, wanted:]
             stream = stream + edit("mlp_out", current, self._mlp(W, stream))
         return stream
+
+    def _after(self, kept: Tensor, new: Tensor, copies: int, first: int) -> Tensor:
+        """The base's keys or values up to `first`, then each copy's own."""
+        past = kept[:, :, :first].expand(copies, -1, -1, -1, -1)
+        return torch.cat([past, new.unflatten(0, (copies, -1))], 3).flatten(0, 1)
 
     def _cast(self, layer: int, dtype: torch.dtype) -> Layer:
         cast = self.__dict__.setdefault("_as", {})
@@ -234,7 +237,7 @@ class Resume:
         self, x: Tensor, matrix: Affine, first: int | None = None
     ) -> Float[Tensor, "copy head pos d_head"]:
         """One vector for each head; of queries and keys, turned by their positions, which begin at `first`."""
-        found = _project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        found = project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
         return found if first is None else self._turned(found, first)
 
     def _turned(self, x: Tensor, first: int) -> Tensor:
@@ -259,30 +262,8 @@ class Resume:
     def _mlp(self, W: Layer, stream: Tensor) -> Tensor:
         x = self._norm(stream)
         if W.gate is None:
-            return _project(self.act(_project(x, W.up)), W.down)
-        return _project(self.act(_project(x, W.gate)).mul_(_project(x, W.up)), W.down)
+            return project(self.act(project(x, W.up)), W.down)
+        return project(self.act(project(x, W.gate)).mul_(project(x, W.up)), W.down)
 
     def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
         return self._norm(stream) @ self.model.W_U + self.model.b_U
-
-
-def _project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "copy pos out"]:
-    """x W + b in the precision of W, back in the precision of x."""
-    W, b = matrix
-    rows = x.flatten(0, 1).to(W.dtype)
-    found = rows @ W if b is None else torch.addmm(b, rows, W)
-    return found.to(x.dtype).view(*x.shape[:2], -1)
-
-
-def _layer(model, index: int) -> Layer:
-    attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
-
-    def affine(owner, name: str, bias: str) -> Affine:
-        W, b = getattr(owner, f"W_{name}").detach(), getattr(owner, f"b_{bias}", None)
-        if W.ndim == 3:  # heads first
-            W = W.flatten(0, 1) if name == "O" else W.transpose(0, 1).flatten(1)
-        return W, None if b is None else b.detach().flatten()
-
-    heads = [affine(attn, name, name) for name in "QKVO"]
-    gate = affine(mlp, "gate", "gate") if model.cfg.gated_mlp else None
-    return Layer(*heads, gate, affine(mlp, "in", "in"), affine(mlp, "out", "out"))

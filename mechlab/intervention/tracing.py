@@ -105,7 +105,7 @@ class _Resumed:
         self.metric, self.site = metric, site
         self.kept = Resume(model, base)
         tokens = base.expand(len(noise), -1)
-        self.noisy = Resume(model, tokens, embedded=self.kept.resid_pre[0] + noise, checked=False)
+        self.noisy = Resume(model, tokens, embedded=self.kept.resid_pre[0] + noise, like=self.kept)
         self.clean = self.kept.ends(metric)
 
     def restored(self, layers: Sequence[int], position: int) -> Float[Tensor, "sample"]:

@@ -1,0 +1,246 @@
+"""Steering: can a behaviour be turned like a knob? Add a vector to the residual stream while the model reads and writes.
+
+Turner et al. 2023 (activation addition), Rimsky et al. 2023 (contrastive activation addition), Zou et al. 2023
+(representation engineering). A vector is the difference of two means of the stream, over texts with and without the
+behaviour. Strength is counted in lengths of the stream: 0.2 adds a vector a fifth as long as the stream usually is there.
+
+Easy to get wrong: an effect without its cost in perplexity, without a random vector of the same length, without the
+prompts on which it goes the wrong way, and without simply asking for the behaviour in the prompt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechlab.discovery.probing import residual_streams
+from mechlab.hooks import Hook, intervene
+from mechlab.intervention.resume import NotResumable, Resume
+from mechlab.metrics import Metric, per_prompt
+from mechlab.results import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechlab.plots import Picture
+
+
+@dataclass(frozen=True)
+class SteeringVectors:
+    """One direction for each layer, to be added to the stream on entering it.
+
+    directions: [layer, d_model], of length 1
+    gaps:       [layer], how far apart the two means were: 1 unit of the natural difference
+    lengths:    [layer], the mean length of the stream there: 1 unit of strength
+    """
+
+    directions: Float[Tensor, "layer d_model"]
+    gaps: Float[Tensor, "layer"]
+    lengths: Float[Tensor, "layer"]
+
+    def __post_init__(self):
+        if not torch.isfinite(self.directions).all():
+            raise ValueError("A direction is zero or NaN: are the two sets of texts the same?")
+
+    def hooks(self, layer: int, strength: float | int) -> list[Hook]:
+        """Hooks that add strength × the stream's length along the direction, at every position but the first token.
+
+        With a cache of keys and values a single new token is a later position, so generated text is steered too.
+        """
+        vector = self.step(layer, strength)
+
+        def add(x: Tensor, hook) -> Tensor:
+            moved = x + vector.to(x)
+            return moved if x.shape[1] == 1 else torch.cat([x[:, :1], moved[:, 1:]], dim=1)
+
+        return [(f"blocks.{layer}.hook_resid_pre", add)]
+
+    def step(self, layer: int, strength: float | int) -> Float[Tensor, "d_model"]:
+        """The vector that is added."""
+        if not 0 <= layer < len(self.directions):
+            raise ValueError(
+                f"There is no layer {layer}: these vectors are for layers 0 to {len(self.directions) - 1}."
+            )
+        vector = float(strength) * self.lengths[layer] * self.directions[layer]
+        if not torch.isfinite(vector).all() or vector.norm() > 1e6 * self.lengths[layer]:
+            raise ValueError(
+                f"A strength of {strength} overflows: 1 is already as long as the stream itself."
+            )
+        return vector
+
+    def random(self, *, seed: int = 0) -> "SteeringVectors":
+        """Random directions of the same length: what any push of this size does."""
+        drawn = torch.randn(self.directions.shape, generator=torch.Generator().manual_seed(seed))
+        return replace(self, directions=drawn / drawn.norm(dim=-1, keepdim=True))
+
+    def along(self, direction: Float[Tensor, "d_model"]) -> "SteeringVectors":
+        """The same lengths with a direction of your own at every layer, such as one of a sparse autoencoder."""
+        unit = (direction / direction.norm()).to(self.directions).expand_as(self.directions)
+        return replace(self, directions=unit)
+
+
+def contrast_vectors(
+    model, positive: Sequence[str], negative: Sequence[str], *, position: int | str = -1
+) -> SteeringVectors:
+    """Mean stream over `positive` texts minus mean over `negative`, on entering each layer.
+
+    position: -1 is the last token; "mean" all tokens but the first.
+    """
+    streams = [residual_streams(model, texts, position=position)[:-1] for texts in (positive, negative)]
+    difference = streams[0].mean(1) - streams[1].mean(1)
+    gaps = difference.norm(dim=-1)
+    lengths = torch.cat(streams, dim=1).norm(dim=-1).mean(1)
+    if (gaps[1:] == 0).any():
+        raise ValueError("The two sets of texts have the same mean, so there is no direction between them.")
+    return SteeringVectors(difference / gaps.clamp(min=1e-12)[:, None], gaps, lengths)
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What steering did, and what it cost.
+
+    effect: the metric steered − unsteered, dims (layer, strength), per prompt
+    cost:   perplexity of ordinary text, steered / unsteered, dims (layer, strength), per text; 1 = unharmed
+    """
+
+    effect: Scores
+    cost: Scores
+
+    def table(self) -> "pd.DataFrame":
+        """One row for each layer and strength: effect, its interval, share of prompts that moved up, cost."""
+        import pandas as pd
+
+        low, high = self.effect.interval()
+        rows = [
+            {
+                "layer": layer, "strength": strength, "effect": self.effect.values[i, j].item(),
+                "95 % low": low[i, j].item(), "95 % high": high[i, j].item(),
+                "moved up": (self.effect.per_prompt[:, i, j] > 0).float().mean().item(),
+                "perplexity ×": self.cost.values[i, j].item(),
+            }
+            for i, layer in enumerate(self.effect.labels["layer"])
+            for j, strength in enumerate(self.effect.labels["strength"])
+        ]  # fmt: skip
+        return pd.DataFrame(rows).round(3)
+
+    def plot(self, **layout) -> "Picture":
+        """Effect against cost, one line a layer: how much behaviour for how much broken text."""
+        from mechlab import plots
+
+        return plots.effect_and_cost(self.effect, self.cost, **layout)
+
+
+@torch.no_grad()
+def steering_sweep(
+    model,
+    vectors: SteeringVectors,
+    base: Int[Tensor, "prompt pos"],
+    metric: Metric,
+    *,
+    layers: Sequence[int],
+    strengths: Sequence[float | int],
+    text: Int[Tensor, "text its_pos"],
+) -> Steered:
+    """The effect of every layer and strength on `metric`, and what each costs on ordinary `text`.
+
+    base: prompts that were not used to make the vectors. Other vectors of the same size (`vectors.random()`) are the
+    control. Only the layers after the vector are computed.
+    """
+    moves = {layer: torch.stack([vectors.step(layer, s) for s in strengths]) for layer in layers}
+    effect = _measured(model, base, metric, moves)
+    loss = _measured(model, text, _loss_of(text), moves)
+    labels = {"layer": [str(layer) for layer in layers], "strength": [f"{s:g}" for s in strengths]}
+    dims = ("layer", "strength")
+    return Steered(
+        Scores.over_prompts(effect, dims, "change of the metric", labels=labels),
+        Scores(
+            loss.mean(0).exp(),
+            dims,
+            "perplexity, steered / unsteered",
+            labels,
+            per_prompt=loss.exp(),
+            signed=False,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Reading instead of writing: raise a flag when the stream lies far along a direction.
+
+    direction: of length 1; layer: where it is read, on entering, at the last token; threshold: a flag at or above it
+    """
+
+    direction: Float[Tensor, "d_model"]
+    layer: int
+    threshold: float
+
+    @classmethod
+    def fit(
+        cls,
+        model,
+        vectors: SteeringVectors,
+        layer: int,
+        positive: Sequence[str],
+        negative: Sequence[str],
+        *,
+        false_alarms: float = 0.05,
+    ) -> "Monitor":
+        """Choose the threshold on validation texts: the lowest with at most this share of false alarms."""
+        monitor = cls(vectors.directions[layer], layer, 0.0)
+        quiet = monitor.projections(model, negative).sort().values
+        allowed = int(false_alarms * len(quiet))
+        threshold = torch.nextafter(quiet[len(quiet) - 1 - allowed], torch.tensor(torch.inf)).item()
+        caught = (monitor.projections(model, positive) >= threshold).float().mean()
+        if caught <= false_alarms:
+            raise ValueError(
+                f"At layer {layer} this direction does not tell the validation texts apart: with {false_alarms:.0%} false "
+                f"alarms it would catch {caught:.0%}."
+            )
+        return replace(monitor, threshold=threshold)
+
+    def projections(self, model, texts: Sequence[str]) -> Float[Tensor, "text"]:
+        """How far along the direction each text's last token lies."""
+        return residual_streams(model, texts)[self.layer] @ self.direction
+
+    def flags(self, model, texts: Sequence[str]) -> Bool[Tensor, "text"]:
+        return self.projections(model, texts) >= self.threshold
+
+
+def _loss_of(text: Int[Tensor, "text pos"]) -> Callable[[Tensor], Tensor]:
+    """Mean loss of each text, the first token's own prediction left out."""
+
+    def loss(logits: Float[Tensor, "text pos d_vocab"]) -> Float[Tensor, "text"]:
+        rows = logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None])
+        return -rows[..., 0].mean(1)
+
+    return loss
+
+
+def _measured(
+    model,
+    tokens: Int[Tensor, "prompt pos"],
+    metric: Metric,
+    moves: dict[int, Float[Tensor, "strength d_model"]],
+) -> Float[Tensor, "prompt layer strength"]:
+    """The change of the metric for each vector added on entering each layer, at positions 1 and later."""
+    found = []
+    try:
+        kept = Resume(model, tokens)
+        start = kept.ends(metric)
+        for layer, steps in moves.items():
+            stream = kept.resid_pre[layer][None, :, 1:] + steps.to(tokens.device)[:, None, None]
+            found.append((kept.measure(metric, layer, stream, 1) - start).T)
+    except NotResumable:
+        start, found = per_prompt(metric, model(tokens)), []
+        for layer, steps in moves.items():
+            row = []
+            for step in steps:
+                add = lambda x, hook, step=step: torch.cat([x[:, :1], x[:, 1:] + step.to(x)], dim=1)
+                with intervene(model, [(f"blocks.{layer}.hook_resid_pre", add)]):
+                    row.append(per_prompt(metric, model(tokens)) - start)
+            found.append(torch.stack(row, dim=1))
+    return torch.stack(found, dim=1).cpu()

@@ -1,0 +1,208 @@
+"""Editing weights: remove a direction for good, add an adapter, save the result. Every edit can be undone exactly.
+
+An edit puts new tensors in the place of some parameters and keeps the old ones; `undo()` puts the very same memory
+back, so the model is bit for bit what it was. As a context manager it undoes itself on leaving.
+
+    with orthogonalize(model, direction):
+        ...
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.hooks import Hook
+
+
+class WeightEdit:
+    """Parameters of a model that were replaced, and the tensors they had before."""
+
+    def __init__(self, model, what: str):
+        self.model, self.what = model, what
+        self._kept: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []  # parameter, before, after
+
+    def __repr__(self) -> str:
+        count = sum(after.numel() for _, _, after in self._kept)
+        return f"{self.what}: {len(self._kept)} matrices of {count / 1e6:.1f} M weights replaced; undo() puts the old ones back"
+
+    @torch.no_grad()
+    def change(self, weight: Float[Tensor, "..."], new: Float[Tensor, "..."]) -> None:
+        """Let `weight`, a matrix of the model in whatever view TransformerLens gives it, have the values `new`."""
+        if not torch.isfinite(new).all():
+            self.undo()
+            raise ValueError("The edited weights would be NaN or infinite; nothing was changed.")
+        found = [p for p in self.model.original_model.parameters() if p.data_ptr() == weight.data_ptr()]
+        if not found:
+            self.undo()
+            raise ValueError(
+                "This matrix is computed from other weights, so it cannot be replaced; nothing was changed."
+            )
+        before = found[0].data
+        after = before.clone()
+        view = torch.as_strided(
+            after, weight.shape, weight.stride(), weight.storage_offset() - before.storage_offset()
+        )
+        view.copy_(new)
+        found[0].data = after
+        self._kept.append((found[0], before, after))
+
+    def undo(self) -> None:
+        """Put the old tensors back. Edits on top of this one must be undone first."""
+        if any(parameter.data.data_ptr() != after.data_ptr() for parameter, _, after in self._kept):
+            raise ValueError("The same weights were edited again since; undo the later edit first.")
+        for parameter, before, _ in reversed(self._kept):
+            parameter.data = before
+        self._kept = []
+
+    def __enter__(self) -> "WeightEdit":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.undo()
+
+
+def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> WeightEdit:
+    """Make it impossible to write along a direction: take it out of every matrix and bias that writes to the stream.
+
+    W ← W − (W r) rᵀ for the token and position embeddings, the attention output and the MLP output of every layer, and
+    their biases (Arditi et al. 2024, section 4). Nothing else changes: where the unembedding is tied to the embedding,
+    it gets its own copy first and keeps its values.
+
+    level: what the stream has along the direction instead of 0, at every layer and position. It is written by the
+           embedding, since nothing else can write there any more. 0 is Arditi's version; the mean of harmless prompts
+           is the affine one (Marshall et al. 2024).
+    """
+    unit = _unit(model, direction)
+    edit = WeightEdit(model, "orthogonalized")
+    _untie(model, edit)
+    without = lambda W: W - (W @ unit)[..., None] * unit
+    edit.change(model.W_E, without(model.W_E) + level * unit)
+    if "hook_pos_embed" in model.hook_dict and getattr(model, "W_pos", None) is not None:
+        edit.change(model.W_pos, without(model.W_pos))
+    for block in model.blocks:
+        for owner, names in ((block.attn, ("W_O", "b_O")), (block.mlp, ("W_out", "b_out"))):
+            for name in names:
+                weight = getattr(owner, name, None)
+                if weight is not None:
+                    edit.change(weight, without(weight))
+    return edit
+
+
+def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> list[Hook]:
+    """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the edit."""
+    unit = _unit(model, direction)
+    names = ["blocks.0.hook_resid_pre"]
+    names += [
+        f"blocks.{layer}.hook_{kind}"
+        for layer in range(model.cfg.n_layers)
+        for kind in ("attn_out", "mlp_out")
+    ]
+
+    def take_out(x: Tensor, hook, put: float) -> Tensor:
+        along = unit.to(x)
+        return x + (put - x @ along)[..., None] * along
+
+    return [
+        (name, lambda x, hook, put=level if n == 0 else 0.0: take_out(x, hook, put))
+        for n, name in enumerate(names)
+    ]
+
+
+def load_adapter(model, folder: str | os.PathLike, *, scale: float | int = 1.0) -> WeightEdit:
+    """Add a LoRA adapter in peft's format to the weights: W ← W + scale · α/r · B A (Hu et al. 2021).
+
+    The adapter must have been trained on these weights; those in data/organisms belong to the folded SmolLM2.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(f"There is no adapter in {folder}: adapter_config.json is missing.")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    found = load_file(folder / "adapter_model.safetensors")
+    rank = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    parameters = _named(model)
+    edit = WeightEdit(model, f"adapter {folder.name}")
+    for key, A in found.items():
+        if not key.endswith("lora_A.weight"):
+            continue
+        name = key.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+        delta = (
+            found[key.replace("lora_A", "lora_B")].float() @ A.float() * (scale * config["lora_alpha"] / rank)
+        )
+        weight = parameters.get(name)
+        delta = delta.T if config.get("fan_in_fan_out") else delta
+        if weight is None or weight.shape != delta.shape:
+            edit.undo()
+            raise ValueError(
+                f"This adapter is for another model: it changes {name} {tuple(delta.shape)}, which this model lacks."
+            )
+        edit.change(weight.data, weight.data + delta.to(weight))
+    return edit
+
+
+@torch.no_grad()
+def save_model(model, folder: str | os.PathLike) -> None:
+    """Save the model as it is now in Hugging Face format; `mechlab.load(folder)` and transformers open it.
+
+    Folded weights are saved folded. The file is written only if a model made from it computes the same logits.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = type(model.original_model.config).from_dict(model.original_model.config.to_dict())
+    config.tie_word_embeddings = False
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    have, state = _named(model), {}
+    for name, like in plain.state_dict().items():
+        state[name] = have.get(name, like)
+        if ".c_attn." in name:  # TransformerLens keeps queries, keys and values apart
+            parts = [have[name.replace("c_attn", part)] for part in "qkv"]
+            state[name] = torch.cat(parts, dim=-1)
+    if model.b_U.abs().max() > 0:  # what folding made of the last norm's bias
+        last = next(name for name in state if name.endswith(("ln_f.bias", "norm.bias")))
+        state[last] = torch.linalg.lstsq(model.W_U.T.double(), model.b_U.double()[:, None]).solution[:, 0]
+    plain.load_state_dict({name: weight.detach().float().cpu() for name, weight in state.items()})
+    probe = torch.arange(1, 9)[None]
+    off = (plain(probe).logits - model(probe.to(model.cfg.device)).cpu()).abs().max().item()
+    if not off < 1e-2:
+        raise ValueError(
+            f"A model of Hugging Face's {type(plain).__name__} with these weights gives other logits (off by {off:.2g}), "
+            "so nothing was saved."
+        )
+    plain.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _named(model) -> dict[str, torch.nn.Parameter]:
+    """Parameters by the names that Hugging Face's model has for them."""
+    found: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in model.original_model.named_parameters(remove_duplicate=False):
+        found.setdefault(name.replace("._original_component", ""), parameter)
+    return found
+
+
+def _untie(model, edit: WeightEdit) -> None:
+    """Give the unembedding its own memory where it shares the embedding's."""
+    if model.W_E.data_ptr() != model.W_U.data_ptr():
+        return
+    shared = next(p for p in model.original_model.parameters() if p.data_ptr() == model.W_E.data_ptr())
+    for module in model.original_model.modules():
+        if not isinstance(module, torch.nn.Embedding) and module._parameters.get("weight") is shared:
+            module._parameters["weight"] = torch.nn.Parameter(
+                shared.data.clone(), requires_grad=shared.requires_grad
+            )
+
+
+def _unit(model, direction: Tensor) -> Float[Tensor, "d_model"]:
+    if tuple(direction.shape) != (model.cfg.d_model,):
+        raise ValueError(
+            f"The direction is {tuple(direction.shape)}; the stream has {model.cfg.d_model} dimensions."
+        )
+    unit = direction.detach().to(model.W_E) / direction.norm()
+    if not torch.isfinite(unit).all():
+        raise ValueError("The direction is zero or NaN: it points nowhere.")
+    return unit
