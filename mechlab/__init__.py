@@ -49,6 +49,13 @@ _PUBLIC = {
     # intervention: which activations carry the answer, ...
     "activation_patching": "intervention.patching", "causal_tracing": "intervention.tracing",
     "subject_positions": "intervention.tracing",
+    # ... can it be turned like a knob, removed for good, rewritten
+    "contrast_vectors": "intervention.steering", "steering_sweep": "intervention.steering",
+    "SteeringVectors": "intervention.steering", "Monitor": "intervention.steering",
+    "orthogonalize": "intervention.weights", "write_hooks": "intervention.weights",
+    "load_adapter": "intervention.weights", "save_model": "intervention.weights",
+    "Fact": "intervention.rome", "edit_fact": "intervention.rome", "key_covariance": "intervention.rome",
+    "load_covariance": "intervention.rome",
     # pictures
     "Picture": "plots", "attention_view": "patterns",
     # reading the code

@@ -227,3 +227,23 @@ def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **l
         for plane, title in zip(planes, titles, strict=True)
     ]
     return Picture(fig, f"{name}. " + "; ".join(told) + ".")
+
+
+def effect_and_cost(effect: Scores, cost: Scores, **layout) -> Picture:
+    """Effect against cost in perplexity, one line for each label of the first dimension, a point for each of the second."""
+    rows, columns = effect.dims
+    fig = figure("Effect and cost", f"{cost.name} (log scale)", effect.name, **layout)
+    for n in range(effect.size(rows)):
+        symbol = ("circle", "square", "diamond", "cross", "triangle-up", "x")[n % 6]
+        fig.add_scatter(
+            x=_floats(cost.values[n]), y=_floats(effect.values[n]), mode="lines+markers", name=f"{rows} {effect.label(rows, n)}",
+            text=[f"{columns} {effect.label(columns, i)}" for i in range(effect.size(columns))], marker={"symbol": symbol, "size": 8},
+            hovertemplate="%{text}: effect %{y:.2f}, perplexity × %{x:.2f}",
+        )  # fmt: skip
+    fig.update_xaxes(type="log")
+    fig.add_hline(y=0, line_color=GREY)
+    best = [
+        f"{rows} {effect.label(rows, n)} reaches {effect.values[n].max():.2f} at {cost.values[n][effect.values[n].argmax()]:.2f} times the perplexity"
+        for n in range(effect.size(rows))
+    ]
+    return Picture(fig, f"{effect.name} against {cost.name}: {'; '.join(best)}.")

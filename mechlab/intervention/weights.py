@@ -9,6 +9,7 @@ back, so the model is bit for bit what it was. As a context manager it undoes it
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.hooks import Hook
+from mechlab.intervention.matrices import matrices_of
 
 
 class WeightEdit:
@@ -149,28 +151,31 @@ def load_adapter(model, folder: str | os.PathLike, *, scale: float | int = 1.0) 
 def save_model(model, folder: str | os.PathLike) -> None:
     """Save the model as it is now in Hugging Face format; `mechlab.load(folder)` and transformers open it.
 
-    Folded weights are saved folded. The file is written only if a model made from it computes the same logits.
+    Folded weights are saved folded. The file is written only if a model made from it predicts the same.
     """
     from transformers import AutoModelForCausalLM
 
-    config = type(model.original_model.config).from_dict(model.original_model.config.to_dict())
-    config.tie_word_embeddings = False
+    own = {"tie_word_embeddings": False, "output_attentions": False}  # TransformerLens turns the second on
+    config = type(model.original_model.config).from_dict(model.original_model.config.to_dict() | own)
     plain = AutoModelForCausalLM.from_config(config).eval()
     have, state = _named(model), {}
     for name, like in plain.state_dict().items():
         state[name] = have.get(name, like)
         if ".c_attn." in name:  # TransformerLens keeps queries, keys and values apart
-            parts = [have[name.replace("c_attn", part)] for part in "qkv"]
-            state[name] = torch.cat(parts, dim=-1)
+            layer = matrices_of(model, int(re.search(r"\d+", name)[0]))
+            state[name] = torch.cat(
+                [part[name.endswith("bias")] for part in (layer.Q, layer.K, layer.V)], dim=-1
+            )
     if model.b_U.abs().max() > 0:  # what folding made of the last norm's bias
         last = next(name for name in state if name.endswith(("ln_f.bias", "norm.bias")))
         state[last] = torch.linalg.lstsq(model.W_U.T.double(), model.b_U.double()[:, None]).solution[:, 0]
     plain.load_state_dict({name: weight.detach().float().cpu() for name, weight in state.items()})
     probe = torch.arange(1, 9)[None]
-    off = (plain(probe).logits - model(probe.to(model.cfg.device)).cpu()).abs().max().item()
+    logits = plain(probe).logits, model(probe.to(model.cfg.device)).cpu()
+    off = (logits[0].log_softmax(-1) - logits[1].log_softmax(-1)).abs().max().item()
     if not off < 1e-2:
         raise ValueError(
-            f"A model of Hugging Face's {type(plain).__name__} with these weights gives other logits (off by {off:.2g}), "
+            f"A model of Hugging Face's {type(plain).__name__} with these weights gives other predictions (off by {off:.2g}), "
             "so nothing was saved."
         )
     plain.save_pretrained(folder)
