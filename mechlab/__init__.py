@@ -55,7 +55,7 @@ _PUBLIC = {
     "orthogonalize": "intervention.weights", "write_hooks": "intervention.weights",
     "load_adapter": "intervention.weights", "save_model": "intervention.weights",
     "Fact": "intervention.rome", "edit_fact": "intervention.rome", "key_covariance": "intervention.rome",
-    "load_covariance": "intervention.rome",
+    "load_covariance": "intervention.rome", "edit_scores": "intervention.rome",
     # pictures
     "Picture": "plots", "attention_view": "patterns",
     # reading the code

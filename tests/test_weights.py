@@ -203,7 +203,8 @@ def test_a_stored_covariance_is_the_same(tiny, tmp_path):
 def test_the_edit_says_the_new_answer_and_is_of_rank_one(model):
     covariance = ml.key_covariance(model, 1, TEXTS)
     before, W = said(model, FACT.text, " Paris"), model.blocks[1].mlp.W_out.clone()
-    with ml.edit_fact(model, FACT, 1, covariance, steps=40):
+    alone = torch.zeros(0, 1, dtype=torch.long)  # no prefixes
+    with ml.edit_fact(model, FACT, 1, covariance, steps=40, prefixes=alone):
         after, change = said(model, FACT.text, " Paris"), model.blocks[1].mlp.W_out - W
         assert torch.linalg.matrix_rank(change, rtol=1e-3) == 1
         for other in (0, 2):
@@ -233,6 +234,26 @@ def test_the_covariance_protects_ordinary_keys(model):
         with ml.edit_fact(model, FACT, 1, given, ridge=1e-3):
             moved[name] = (keys @ (model.blocks[1].mlp.W_out - W)).pow(2).mean().item()
     assert moved["covariance"] < moved["identity"]
+
+
+def test_a_model_of_another_kind_finds_the_same_value(model, monkeypatch):
+    expected = rome.fact_value(model, FACT, 1, steps=6)
+    monkeypatch.setattr(
+        rome.Resume, "__init__", lambda *a, **k: (_ for _ in ()).throw(rome.NotResumable("no"))
+    )
+    assert torch.allclose(rome.fact_value(model, FACT, 1, steps=6), expected, atol=1e-2)
+
+
+def test_without_prefixes_there_is_one_context(model):
+    none = torch.zeros(0, 1, dtype=torch.long)
+    key, written = rome.fact_key(model, FACT, 1, none)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(FACT.text)
+    place = model.to_str_tokens(FACT.text).index(" John")
+    assert torch.allclose(key, cache["post", 1][0, place], atol=1e-5)
+    assert torch.allclose(written, cache["mlp_out", 1][0, place], atol=1e-5)
+    several, _ = rome.fact_key(model, FACT, 1)
+    assert not torch.allclose(several, key, atol=1e-3)
 
 
 def test_several_edits_add_up(model):

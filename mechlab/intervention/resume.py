@@ -169,7 +169,7 @@ class Resume:
             ends = torch.as_tensor(metric.end, device=stream.device).expand(prompts) % self.base.shape[1]
             ends = ends if ends.min() >= first else None  # it reads what cannot change
         read = first if ends is None else int(ends.min())
-        stream = self._run(layer, stream.flatten(0, 1), first, middle, edit, read - first, dtype)
+        stream = self.finish(layer, stream.flatten(0, 1), first, middle, edit, read - first, dtype)
         stream = self._norm(stream).unflatten(0, (copies, prompts))
         W_U, b_U = self.model.W_U, self.model.b_U
         if ends is None:
@@ -182,8 +182,17 @@ class Resume:
         read_out = torch.einsum("cpd,dpt->cpt", stream, W_U[:, ids]) + b_U[ids]
         return metric.of(read_out.flatten(0, 1)).view(copies, prompts)
 
-    def _run(self, layer: int, stream, first: int, middle: bool, edit, read: int, dtype) -> Tensor:
-        """The stream at the end, from the `read`th of the given positions on."""
+    def finish(
+        self,
+        layer: int,
+        stream: Tensor,
+        first: int,
+        middle=False,
+        edit: Edit | None = None,
+        read: int = 0,
+        dtype=None,
+    ) -> Float[Tensor, "copy later d_model"]:
+        """The stream at the end, from the `read`th of the given positions on. Gradients flow back to `stream`."""
         edit = edit or (lambda kind, layer, value: value)
         if layer == len(self.layers):
             return stream[:, read:]
@@ -263,7 +272,7 @@ class Resume:
         x = self._norm(stream)
         if W.gate is None:
             return project(self.act(project(x, W.up)), W.down)
-        return project(self.act(project(x, W.gate)).mul_(project(x, W.up)), W.down)
+        return project(self.act(project(x, W.gate)) * project(x, W.up), W.down)
 
     def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
         return self._norm(stream) @ self.model.W_U + self.model.b_U

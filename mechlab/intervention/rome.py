@@ -11,7 +11,7 @@ follow; a question about a neighbour may be answered with the new answer; edits 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.hooks import intervene
+from mechlab.intervention.resume import NotResumable, Resume
 from mechlab.intervention.tracing import subject_positions
 from mechlab.intervention.weights import WeightEdit
-from mechlab.prompts import PromptError
+from mechlab.prompts import PromptError, single_token
+from mechlab.text import own_text
 
-# What is put before the prompt, so that the key and the value do not hang on one context.
-PREFIXES = (
-    "",
-    "Yesterday, I read this. ",
-    "It is well known. ",
-    "And so she wrote: ",
-    "Here is what we found. ",
-)
+Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's first token included
 
 
 @dataclass(frozen=True)
@@ -90,49 +85,52 @@ def edit_fact(
     layer: int,
     covariance: Float[Tensor, "d_mlp d_mlp"],
     *,
-    prefixes: Sequence[str] = PREFIXES,
-    steps: int = 25,
-    rate: float = 0.5,
+    prefixes: Prefixes = None,
     ridge: float = 0.01,
+    **descent,
 ) -> WeightEdit:
     """Write one fact into the MLP of `layer`. The model is changed until `.undo()`; several edits add up.
 
     covariance: of the layer's keys on ordinary text (`key_covariance`); the identity gives the cheap version
-    steps:      of gradient descent (Adam) for the value; it stops early once the new answer has probability .9
+    prefixes:   beginnings, so that key and value do not hang on one context (default: six of the model's own texts)
     ridge:      added to the covariance's diagonal, in shares of its mean
+    descent:    steps, rate, decay, kl, clamp of `fact_value`
     """
-    _check(model, layer, covariance)
+    if not 0 <= layer < model.cfg.n_layers:
+        raise ValueError(f"There is no layer {layer}: the model has layers 0 to {model.cfg.n_layers - 1}.")
+    if tuple(covariance.shape) != (model.cfg.d_mlp, model.cfg.d_mlp):
+        raise ValueError(
+            f"The covariance is {tuple(covariance.shape)}; the MLP of this model has {model.cfg.d_mlp} neurons."
+        )
     key, written = fact_key(model, fact, layer, prefixes)
-    change = fact_value(model, fact, layer, prefixes, steps=steps, rate=rate) - written
+    change = fact_value(model, fact, layer, prefixes, **descent) - written
     spread = covariance.double() + ridge * covariance.double().diagonal().mean() * torch.eye(len(covariance))
     direction = torch.linalg.solve(spread, key.double().cpu()).to(key)
-    update = torch.outer(direction, change) / (key @ direction)
     edit = WeightEdit(model, f"{fact.text} →{fact.answer}, layer {layer}")
     W_out = model.blocks[layer].mlp.W_out
-    edit.change(W_out, W_out.detach() + update)
+    edit.change(W_out, W_out.detach() + torch.outer(direction, change) / (key @ direction))
     return edit
 
 
 @torch.no_grad()
 def fact_key(
-    model, fact: Fact, layer: int, prefixes: Sequence[str] = PREFIXES
+    model, fact: Fact, layer: int, prefixes: Prefixes = None
 ) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
-    """k: what the neurons do at the subject's last token, the mean over prefixes; and what the MLP writes there."""
+    """k: what the neurons do at the subject's last token, the mean over prefixes and none; and what the MLP writes there."""
     post, out = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
     keys, written = [], []
-    for prefix in prefixes:
-        tokens, place = _placed(model, prefix, fact)
+    for tokens, place in _contexts(model, fact, prefixes):
         _, cache = model.run_with_cache(tokens, names_filter=[post, out], stop_at_layer=layer + 1)
-        keys.append(cache[post][0, place])
-        written.append(cache[out][0, place])
-    return torch.stack(keys).mean(0), torch.stack(written).mean(0)
+        keys.append(cache[post][:, place])
+        written.append(cache[out][:, place])
+    return torch.cat(keys).mean(0), torch.cat(written).mean(0)
 
 
 def fact_value(
     model,
     fact: Fact,
     layer: int,
-    prefixes: Sequence[str] = PREFIXES,
+    prefixes: Prefixes = None,
     *,
     steps: int = 25,
     rate: float = 0.5,
@@ -142,33 +140,30 @@ def fact_value(
 ) -> Float[Tensor, "d_model"]:
     """v*: what the MLP should write at the subject's last token, so that the model goes on with the new answer.
 
-    Minimises −log p(answer), averaged over prefixes, plus `kl` times the change of what the model says after
-    "{subject} is a", plus `decay` times the size; no further than `clamp` times what the MLP writes now.
+    Minimises −log p(answer), averaged over contexts, plus `kl` times the change of what the model says after
+    "{subject} is a", plus `decay` times the squared size; no further than `clamp` times what the MLP writes now. Stops
+    early once the new answer has probability .9. An answer of several tokens is asked for token by token.
     """
-    runs = [_placed(model, prefix, fact, fact.answer) for prefix in prefixes]
-    essence = _placed(model, "", Fact("{} is a", fact.subject, fact.answer))
     answer = model.to_tokens(fact.answer, prepend_bos=False)[0]
-    name = f"blocks.{layer}.hook_mlp_out"
-    with torch.no_grad():
-        _, now = fact_key(model, fact, layer, prefixes)
-        before = model(essence[0])[0, -1].log_softmax(-1)
+    asked = len(answer) + 1  # the last positions: the one before each token of the answer, and the end
+    runs = [
+        _later(model, tokens, place, layer, asked)
+        for tokens, place in _contexts(model, fact, prefixes, answer)
+    ]
+    ((bare, place),) = _contexts(model, Fact("{} is a", fact.subject, fact.answer), bare=True)
+    essence = _later(model, bare, place, layer, 1)
+    _, now = fact_key(model, fact, layer, prefixes)
     delta = torch.zeros_like(now, requires_grad=True)
+    before = essence(delta)[0, -1].detach()
     optimizer = torch.optim.Adam([delta], lr=rate)
-
-    def log_probs(tokens: Tensor, place: int) -> Float[Tensor, "pos d_vocab"]:
-        at = torch.zeros(tokens.shape[1], 1, device=tokens.device)
-        at[place] = 1.0
-        with intervene(model, [(name, lambda x, hook: x + at * delta)]):
-            return model(tokens)[0].log_softmax(-1)
-
     for _ in range(steps):
-        said = [log_probs(tokens, place)[-len(answer) - 1 : -1] for tokens, place in runs]
-        told = torch.stack([rows.gather(-1, answer[:, None]).sum() for rows in said])
-        after = log_probs(*essence)[-1]
-        drift = (before.exp() * (before - after)).sum()
-        loss = -told.mean() + kl * drift + decay * (delta.norm() / now.norm()) ** 2
+        said = torch.cat([run(delta)[:, :-1] for run in runs])
+        told = said.gather(-1, answer.expand(len(said), -1)[..., None]).sum((1, 2))
         if told.exp().mean() > 0.9:
             break
+        after = essence(delta)[0, -1]
+        drift = (before.exp() * (before - after)).sum()
+        loss = -told.mean() + kl * drift + decay * (delta.norm() / now.norm()) ** 2
         optimizer.zero_grad()
         (delta.grad,) = torch.autograd.grad(loss, [delta])  # the weights gather no gradients
         optimizer.step()
@@ -177,19 +172,69 @@ def fact_value(
     return (now + delta).detach()
 
 
-def _placed(model, prefix: str, fact: Fact, answer: str = "") -> tuple[Int[Tensor, "1 pos"], int]:
-    """The prompt after a prefix, its tokens followed by the answer's, and the place of the subject's last token."""
-    text = prefix + fact.text
-    tokens = model.to_tokens(text)
-    if answer:
-        tokens = torch.cat([tokens, model.to_tokens(answer, prepend_bos=False)], dim=1)
-    return tokens, subject_positions(model, text, fact.subject)[-1]
+@torch.no_grad()
+def edit_scores(
+    model, fact: Fact, old: str, paraphrases: Sequence[str], neighbours: Mapping[str, str]
+) -> dict[str, float]:
+    """How an edited model answers, in the paper's terms, all shares from 0 to 1.
+
+    probability: of the new answer; efficacy: it is likelier than the old one; paraphrase: so it is in other words ({}
+    for the subject); neighbourhood: for prompts about other subjects, with their answers before the edit, that answer is
+    likelier than the new one; kept: it is still the likeliest of all.
+    """
+    new, old = single_token(model, fact.answer), single_token(model, old)
+    said = lambda prompt: model(prompt)[0, -1].softmax(-1)
+    asked = said(fact.text)
+    told = [said(prompt.format(fact.subject)) for prompt in paraphrases]
+    others = [(said(prompt), single_token(model, answer)) for prompt, answer in neighbours.items()]
+    share = lambda found: sum(map(bool, found)) / len(found)
+    return {
+        "probability": asked[new].item(),
+        "efficacy": float(asked[new] > asked[old]),
+        "paraphrase": share([p[new] > p[old] for p in told]),
+        "neighbourhood": share([p[own] > p[new] for p, own in others]),
+        "kept": share([p.argmax() == own for p, own in others]),
+    }
 
 
-def _check(model, layer: int, covariance: Tensor) -> None:
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"There is no layer {layer}: the model has layers 0 to {model.cfg.n_layers - 1}.")
-    if tuple(covariance.shape) != (model.cfg.d_mlp, model.cfg.d_mlp):
-        raise ValueError(
-            f"The covariance is {tuple(covariance.shape)}; the MLP of this model has {model.cfg.d_mlp} neurons."
-        )
+def _contexts(
+    model, fact: Fact, prefixes: Prefixes = None, answer: Tensor | None = None, *, bare: bool = False
+) -> Iterator[tuple[Int[Tensor, "context pos"], int]]:
+    """The prompt alone, and after each prefix: tokens, and the place of the subject's last token."""
+    tokens = model.to_tokens(fact.text)
+    place = subject_positions(model, fact.text, fact.subject)[-1]
+    tail = tokens[:, 1:] if answer is None else torch.cat([tokens[:, 1:], answer[None]], dim=1)
+    yield torch.cat([tokens[:, :1], tail], dim=1), place
+    if bare:
+        return
+    before = own_text(model, length=11, count=6) if prefixes is None else prefixes
+    if before.shape[0]:
+        before = before.to(tokens.device)
+        yield torch.cat([before, tail.expand(len(before), -1)], dim=1), place + before.shape[1] - 1
+
+
+def _later(
+    model, tokens: Int[Tensor, "context pos"], place: int, layer: int, asked: int
+) -> Callable[[Tensor], Float[Tensor, "context asked d_vocab"]]:
+    """From a vector added to what the MLP writes at `place` to log-probabilities at the last `asked` positions."""
+    try:
+        with torch.no_grad():
+            kept = Resume(model, tokens)
+    except NotResumable:
+
+        def in_full(delta: Tensor) -> Tensor:
+            at = torch.zeros(tokens.shape[1], 1, device=tokens.device)
+            at[place] = 1.0
+            with intervene(model, [(f"blocks.{layer}.hook_mlp_out", lambda x, hook: x + at * delta)]):
+                return model(tokens)[:, -asked:].log_softmax(-1)
+
+        return in_full
+
+    start = kept.resid_pre[layer + 1][:, place:]
+
+    def resumed(delta: Tensor) -> Tensor:
+        stream = torch.cat([start[:, :1] + delta, start[:, 1:]], dim=1)
+        end = kept.finish(layer + 1, stream, place, read=stream.shape[1] - asked)
+        return kept.unembed(end).log_softmax(-1)
+
+    return resumed
