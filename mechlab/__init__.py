@@ -56,6 +56,8 @@ _PUBLIC = {
     "load_adapter": "intervention.weights", "save_model": "intervention.weights",
     "Fact": "intervention.rome", "edit_fact": "intervention.rome", "key_covariance": "intervention.rome",
     "load_covariance": "intervention.rome", "edit_scores": "intervention.rome",
+    # the same experiment many times, here or on a cluster
+    "sweep": "sweeps",
     # pictures
     "Picture": "plots", "attention_view": "patterns",
     # reading the code

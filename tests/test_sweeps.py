@@ -1,0 +1,89 @@
+"""One experiment many times: here, on several processes, on a cluster that loses a worker, and after an interruption."""
+
+import functools
+import os
+import signal
+import threading
+import time
+
+import distributed
+import pytest
+import torch
+
+import mechlab as ml
+
+TINY = functools.partial(ml.tiny, "gqa")  # one object: a process loads it once
+SEEDS = [{"seed": seed} for seed in range(6)]
+
+
+def patched(model, seed, wait=0.0):
+    """Activation patching between two random prompts."""
+    time.sleep(wait)
+    base, source = torch.randint(5, 60, (2, 2, 6), generator=torch.Generator().manual_seed(seed))
+    return ml.activation_patching(model, base, source, ml.logit_difference(7, 9), "z", normalized=False)
+
+
+def counted(model, seed, folder):
+    (folder / f"{seed}-{time.monotonic_ns()}").touch()
+    if seed == 3 and (folder / "fail").exists():
+        raise ValueError("The power went.")
+    return seed * 10
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return ml.sweep(patched, SEEDS, model=TINY)
+
+
+def same(found, expected):
+    return len(found) == len(expected) and all(
+        torch.allclose(one.per_prompt, other.per_prompt, atol=1e-5)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def test_results_come_in_the_order_of_the_tasks(expected):
+    model = TINY()
+    assert same(expected, [patched(model, **task) for task in SEEDS])
+    assert not torch.equal(expected[0].values, expected[1].values)
+
+
+def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(expected):
+    """Two processes reached over TCP; one is killed while it works; its tasks are done by others."""
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, protocol="tcp://", dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert cluster.scheduler_address.startswith("tcp://")
+        pids = client.run(os.getpid)
+        victim = next(iter(pids.values()))
+        threading.Timer(6.0, os.kill, (victim, signal.SIGKILL)).start()
+        found = ml.sweep(patched, [task | {"wait": 2.5} for task in SEEDS], model=TINY, backend="dask")
+        assert victim not in client.run(os.getpid).values()
+    assert same(found, expected)
+
+
+def test_an_interrupted_sweep_is_taken_up_again(tmp_path):
+    calls, kept = tmp_path / "calls", tmp_path / "kept"
+    calls.mkdir()
+    (calls / "fail").touch()
+    tasks = [{"seed": seed, "folder": calls} for seed in range(6)]
+    with pytest.raises(ValueError, match="The power went") as caught:
+        ml.sweep(counted, tasks, model=TINY, keep=kept)
+    assert "In the task {'seed': 3" in "".join(caught.value.__notes__)
+    assert len(list(kept.glob("*.pkl"))) == 3
+    (calls / "fail").unlink()
+    assert ml.sweep(counted, tasks, model=TINY, keep=kept) == [0, 10, 20, 30, 40, 50]
+    runs = [path.name.split("-")[0] for path in calls.iterdir()]
+    assert sorted(runs) == ["0", "1", "2", "3", "3", "4", "5"]  # the first three were not run again
+    assert not list(kept.glob("*.part"))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(TypeError, match="a list of keyword arguments"):
+        ml.sweep(patched, {"seed": 1}, model=TINY)
+    with pytest.raises(TypeError, match="a list of keyword arguments"):
+        ml.sweep(patched, [1, 2], model=TINY)
+    assert ml.sweep(patched, [], model=TINY) == []
