@@ -4,7 +4,7 @@
 
 The layer was chosen on the four facts of the split "choice"; the figures of notebook 34 are those of the ten others.
 rome.csv holds, for each edit alone: split, layer, how (rome; identity: the same with C = I; tuning: gradient descent on
-the same matrix until the new answer has probability .9; piled: the ten edits on top of one another) and the scores of
+the same matrix until the new answer has probability .9; piled: the ten edits on top of one another; none) and the scores of
 `mechlab.edit_scores`.
 """
 
@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from mechlab.intervention.rome import save_covariance
 from mechlab.intervention.weights import WeightEdit
 
 DATA = Path(__file__).parents[1]
-LAYER, LAYERS = 4, (0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 18, 22)
+LAYER, LAYERS = 4, (4, 0, 1, 2, 3, 6, 8, 10, 14, 18, 22)
+TABLE = DATA / "reference" / "rome.csv"
 KINDS = json.loads((DATA / "rome" / "facts.json").read_text())
 
 
@@ -65,43 +67,54 @@ def tuned(model, fact: ml.Fact, layer: int) -> WeightEdit:
 
 
 def main() -> None:
-    model, started, rows = ml.load(quiet=True), time.monotonic(), []
-    texts = ml.own_text(model, length=81)
-    facts = tests(model)
+    model, started = ml.load(quiet=True), time.monotonic()
+    texts, facts = ml.own_text(model, length=81), tests(model)
+    rows = list(csv.DictReader(TABLE.open(encoding="utf-8"))) if TABLE.exists() else []
+    done = {(row["subject"], int(row["layer"]), row["how"]) for row in rows}
 
     def note(row: dict, layer: int, how: str, scores: dict) -> None:
+        """Write the table after each edit: a second call takes up where an interrupted one stopped."""
+        scores = {name: round(value, 4) for name, value in scores.items()}
         rows.append({"split": row["split"], "subject": row["subject"], "layer": layer, "how": how, **scores})
+        with TABLE.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         print(f"{time.monotonic() - started:.0f} s", *rows[-1].values(), file=sys.stderr, flush=True)
 
+    edits = {
+        "none": lambda fact, layer, covariance: nullcontext(),
+        "rome": lambda fact, layer, covariance: ml.edit_fact(model, fact, layer, covariance),
+        "identity": lambda fact, layer, covariance: ml.edit_fact(
+            model, fact, layer, torch.eye(len(covariance))
+        ),
+        "tuning": lambda fact, layer, covariance: tuned(model, fact, layer),
+    }
+    stored = DATA / "rome" / f"smollm2_layer{LAYER}.safetensors"
+    if not stored.exists():
+        save_covariance(stored, ml.key_covariance(model, LAYER, texts))
     for layer in LAYERS:
-        count = None if layer == LAYER else 400  # the sweep does with less text
-        covariance = ml.key_covariance(model, layer, texts[:count])
-        if layer == LAYER:
-            save_covariance(DATA / "rome" / f"smollm2_layer{layer}.safetensors", covariance)
-            covariance = ml.load_covariance(DATA / "rome" / f"smollm2_layer{layer}.safetensors")
-        for row, fact, given in facts:
-            if row["split"] == "choice" or layer == LAYER:
-                with ml.edit_fact(model, fact, layer, covariance):
-                    note(row, layer, "rome", ml.edit_scores(model, fact, **given))
-            if layer == LAYER and row["split"] == "test":
-                note(row, layer, "none", ml.edit_scores(model, fact, **given))
-                with ml.edit_fact(model, fact, layer, torch.eye(len(covariance))):
-                    note(row, layer, "identity", ml.edit_scores(model, fact, **given))
-                with tuned(model, fact, layer):
-                    note(row, layer, "tuning", ml.edit_scores(model, fact, **given))
-    covariance = ml.load_covariance(DATA / "rome" / f"smollm2_layer{LAYER}.safetensors")
+        wanted = [
+            (how, *entry)
+            for entry in facts
+            for how in (edits if layer == LAYER and entry[0]["split"] == "test" else ["rome"])
+            if (layer == LAYER or entry[0]["split"] == "choice")
+            and (entry[0]["subject"], layer, how) not in done
+        ]
+        if wanted:  # the sweep does with less text
+            covariance = (
+                ml.load_covariance(stored) if layer == LAYER else ml.key_covariance(model, layer, texts[:400])
+            )
+        for how, row, fact, given in wanted:
+            with edits[how](fact, layer, covariance):
+                note(row, layer, how, ml.edit_scores(model, fact, **given))
     test = [entry for entry in facts if entry[0]["split"] == "test"]
-    piled = [ml.edit_fact(model, fact, LAYER, covariance) for _, fact, _ in test]
-    for row, fact, given in test:
-        note(row, LAYER, "piled", ml.edit_scores(model, fact, **given))
-    for edit in reversed(piled):
-        edit.undo()
-    with open(DATA / "reference" / "rome.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+    if not any(how == "piled" for *_, how in done):
+        piled = [ml.edit_fact(model, fact, LAYER, ml.load_covariance(stored)) for _, fact, _ in test]
+        for row, fact, given in test:
+            note(row, LAYER, "piled", ml.edit_scores(model, fact, **given))
+        for edit in reversed(piled):
+            edit.undo()
 
 
 if __name__ == "__main__":

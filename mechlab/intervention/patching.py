@@ -75,9 +75,7 @@ def activation_patching(
     run = _runner(model, base, source, metric, site, dtype)
     found = _sweep(run, layers, places, "head" in by)
     if dtype is not None:
-        print(
-            f"{str(dtype).removeprefix('torch.')}: off by at most {run.off:.1g} of the metric's unit, in the patches measured twice."
-        )
+        print(f"{dtype}: off by at most {run.off:.1g} of the metric's unit, in the patches measured twice.")
     ends = run.ends
     names = {"layer": [str(layer) for layer in layers[: len(found)]]}
     change = torch.stack(found, dim=1) - ends[0].view(-1, *[1] * found[0].ndim)
@@ -98,10 +96,8 @@ def activation_patching(
     )
 
 
-def _sweep(
-    run, layers: Sequence[int], places: Mapping[str, Where], apart: bool
-) -> list[Float[Tensor, "prompt place head"]]:
-    """One entry for each layer that was finished; the bar counts the work that is left, not the layers."""
+def _sweep(run, layers: Sequence[int], places: Mapping[str, Where], apart: bool) -> list[Tensor]:
+    """[prompt, place, head] for each layer that was finished; the bar counts the work that is left, not the layers."""
     from tqdm.auto import tqdm
 
     found: list[Tensor] = []
@@ -124,6 +120,7 @@ class InFull:
     @torch.no_grad()
     def __init__(self, model, base, source, metric: Metric, site: str):
         self.model, self.base, self.metric, self.site = model, base, metric, site
+        self.off = 0.0  # always in the model's own precision
         ending, self.axis = SITES[site]
         _, self.cache = model.run_with_cache(source, names_filter=lambda name: name.endswith(ending))
         self.ends = torch.stack([per_prompt(metric, model(tokens)) for tokens in (base, source)])

@@ -17,16 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.caching import free_bytes
-from mechlab.intervention.matrices import Affine, Layer, matrices_of, project
+from mechlab.intervention.matrices import ACTIVATIONS, Affine, Layer, matrices_of, project
 from mechlab.metrics import Metric, Reading, per_prompt
 
-ACTIVATIONS = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 
 # (kind, layer, what it writes to the stream: [copy, later, d_model]) -> what it shall write instead
@@ -51,13 +44,8 @@ class Resume:
 
     @torch.no_grad()
     def __init__(
-        self,
-        model,
-        base: Int[Tensor, "prompt pos"],
-        *,
-        embedded: Tensor | None = None,
-        like: "Resume | None" = None,
-    ):
+        self, model, base: Int[Tensor, "prompt pos"], *, embedded: Tensor | None = None, like: "Resume | None" = None
+    ):  # fmt: skip
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
             raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
@@ -113,9 +101,8 @@ class Resume:
 
     def first_difference(self, other: "Resume") -> int:
         """The first position at which any prompt has another token; before it the two runs are equal."""
-        if self.base.shape != other.base.shape:
-            return 0
-        return int((self.base != other.base).any(0).float().argmax())
+        same = self.base.shape == other.base.shape
+        return int((self.base != other.base).any(0).float().argmax()) if same else 0
 
     def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
         """The metric of the run itself."""
