@@ -4,6 +4,7 @@ Each returns an ipywidgets box that works with the keyboard, recomputes on the l
 shows as text too.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,26 +28,17 @@ def patch_explorer(
     head: int = 0,
 ) -> "ipywidgets.VBox":
     """Two sliders choose a head; its output is copied from the run on `source` into the run on `base`."""
-    import ipywidgets as w
-
     with torch.no_grad():
         source_logits, cache = model.run_with_cache(source, names_filter=lambda name: name.endswith("hook_z"))
         start, end = metric(model(base)).mean().item(), metric(source_logits).mean().item()
-    layer_slider = w.IntSlider(layer, 0, model.cfg.n_layers - 1, description="layer", continuous_update=False)
-    head_slider = w.IntSlider(head, 0, model.cfg.n_heads - 1, description="head", continuous_update=False)
-    shown = w.HTML()
 
-    def update(_=None) -> None:
-        place = (layer_slider.value, head_slider.value)
+    def draw(place: tuple[int, int]) -> str:
         with torch.no_grad(), intervene(model, replace_head(model, place, cache)):
             value = metric(model(base)).mean().item()
         rows = [("this prompt", start), (f"head {place[0]}.{place[1]} from the other prompt", value)]
-        shown.value = drawing.bars([*rows, ("the other prompt", end)], "logit difference")
+        return drawing.bars([*rows, ("the other prompt", end)], "logit difference")
 
-    for slider in (layer_slider, head_slider):
-        slider.observe(update, names="value")
-    update()
-    return w.VBox([w.HBox([layer_slider, head_slider]), shown])
+    return _head_sliders(model, (layer, head), draw)
 
 
 def temperature_explorer(
@@ -126,25 +118,17 @@ def pattern_explorer(
     model: "TransformerBridge", base: torch.Tensor, *, layer: int = 0, head: int = 0
 ) -> "ipywidgets.VBox":
     """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most, in words."""
-    import ipywidgets as w
-
     from mechlab.results import token_labels
 
     with torch.no_grad():
         _, cache = model.run_with_cache(base[:1], names_filter=lambda name: name.endswith("hook_pattern"))
     tokens = token_labels(model, base)
-    layer_slider = w.IntSlider(layer, 0, model.cfg.n_layers - 1, description="layer", continuous_update=False)
-    head_slider = w.IntSlider(head, 0, model.cfg.n_heads - 1, description="head", continuous_update=False)
-    shown = w.HTML()
 
-    def update(_=None) -> None:
-        pattern = cache["pattern", layer_slider.value][0, head_slider.value].cpu()
-        shown.value = drawing.grid(pattern, tokens, f"head {layer_slider.value}.{head_slider.value}")
+    def draw(place: tuple[int, int]) -> str:
+        pattern = cache["pattern", place[0]][0, place[1]].cpu()
+        return drawing.grid(pattern, tokens, f"head {place[0]}.{place[1]}")
 
-    for slider in (layer_slider, head_slider):
-        slider.observe(update, names="value")
-    update()
-    return w.VBox([w.HBox([layer_slider, head_slider]), shown])
+    return _head_sliders(model, (layer, head), draw)
 
 
 def toy_explorer(toy, *, start: int = 0) -> "ipywidgets.VBox":
@@ -222,3 +206,25 @@ def feature_browser(model: "TransformerBridge", sae, activity, *, feature: int =
     number.observe(update, names="value")
     update()
     return w.VBox([w.HBox([number, draw, word]), found, shown])
+
+
+def _head_sliders(
+    model: "TransformerBridge", start: tuple[int, int], draw: Callable[[tuple[int, int]], str]
+) -> "ipywidgets.VBox":
+    """A slider for the layer and one for the head, over what `draw` makes of them."""
+    import ipywidgets as w
+
+    counts = (model.cfg.n_layers, model.cfg.n_heads)
+    sliders = [
+        w.IntSlider(value, 0, count - 1, description=name, continuous_update=False)
+        for name, value, count in zip(("layer", "head"), start, counts, strict=True)
+    ]
+    shown = w.HTML()
+
+    def update(_=None) -> None:
+        shown.value = draw((sliders[0].value, sliders[1].value))
+
+    for slider in sliders:
+        slider.observe(update, names="value")
+    update()
+    return w.VBox([w.HBox(sliders), shown])

@@ -263,7 +263,6 @@ claim(model, "loss recovered by the large dictionary", reports["large"].recovere
 # - **unexplained variance**: how much of the activation is not rebuilt.
 # - **spliced**: the model's loss when the reconstruction replaces the activation. That is the **splice check**.
 # - **recovered**: 1 when nothing is lost, 0 when it is as bad as the mean of the activation. Against *zero* ablation the same number would flatter.
-#
 # - **silent**: the share of features that were active on none of these tokens. Features that never become active again in training are **dead**.
 #
 # With fewer active features top-k rebuilds more, and loses less. One reason is **shrinkage**: the penalty charges for every bit of activity, so all
@@ -656,7 +655,7 @@ assert (
 
 # %% [markdown]
 # Food works: a dozen of the words, against one or two. The sea does not at the strength that its feature reaches by itself, and hardly at twice that, although its
-# loudest places are as clean. **A feature that reads well need not steer well.** And a dozen words in 24 texts is a push, not control: notebook 31 measures what steering costs, and compares
+# loudest places are as clean. **A feature that reads well need not steer well.** And a dozen words in 24 texts is a push, not control: notebook 32 measures what steering costs, and compares
 # it with simply asking.
 #
 # ## How it misleads

@@ -67,6 +67,13 @@ def test_a_wide_window_restores_at_least_what_it_holds(tiny, prompt):
     assert not torch.allclose(narrow.values, wide.values, atol=1e-4)
 
 
+def test_some_positions_are_those_of_the_whole_map(tiny, prompt):
+    whole = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, samples=2)
+    some = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, samples=2, positions=[7, 1, 3])
+    assert torch.equal(some.values, whole.values[:, [7, 1, 3]])
+    assert list(some.labels["position"]) == [whole.labels["position"][p] for p in (7, 1, 3)]
+
+
 def test_no_noise_is_no_effect(tiny, prompt):
     found = ml.causal_tracing(tiny, prompt, [2], METRIC, noise=0.0, samples=2)
     assert found.values.abs().max() < 1e-5
@@ -93,6 +100,7 @@ def test_where_a_subject_stands(tiny):
         ({"window": 3}, "1 for the stream"),
         ({"subject": []}, "positions between 0 and 7"),
         ({"subject": [8]}, r"positions between 0 and 7: got 1 prompts and \[8\]"),
+        ({"positions": [9]}, r"got 1 prompts and \[2, 9\]"),
         ({"layers": [3]}, "the model has layers 0 to 2"),
     ],
 )

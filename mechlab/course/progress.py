@@ -23,6 +23,9 @@ TITLES = {
     "24": "Ablation",
     "25": "Superposition",
     "26": "Sparse autoencoders",
+    "31": "Activation patching and causal tracing",
+    "32": "Steering",
+    "34": "ROME: editing a fact",
 }
 
 

@@ -46,10 +46,7 @@ class Activity:
         self, feature: int, k: int | None = None
     ) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], Float[Tensor, "place"]]:
         """Text, position and strength of the places where a feature is most active, loudest first (k: how many)."""
-        if not 0 <= feature < self.d_sae:
-            raise ValueError(
-                f"There is no feature {feature}: this dictionary has features 0 to {self.d_sae - 1}."
-            )
+        _check(feature, self.d_sae)
         mine = self.feature == feature
         strength, order = self.strength[mine].sort(descending=True, stable=True)
         token = self.token[mine][order][:k]
@@ -137,8 +134,7 @@ def feature_hooks(
     """
     if (value is None) == (times is None):
         raise ValueError("Give either value (set the feature) or times (multiply it).")
-    if not 0 <= feature < sae.d_sae:
-        raise ValueError(f"There is no feature {feature}: this dictionary has features 0 to {sae.d_sae - 1}.")
+    _check(feature, sae.d_sae)
     direction = sae.W_dec[feature]
 
     def change(x: Tensor, hook) -> Tensor:
@@ -239,3 +235,8 @@ def feature_page(
         [(token, -value) for token, value in ranked(-effect)],
         needed,
     )
+
+
+def _check(feature: int, count: int) -> None:
+    if not 0 <= feature < count:
+        raise ValueError(f"There is no feature {feature}: this dictionary has features 0 to {count - 1}.")

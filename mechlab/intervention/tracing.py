@@ -35,6 +35,7 @@ def causal_tracing(
     noise: float = 3.0,
     samples: int = 10,
     layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Scores:
     """What comes back when one state of the clean run is restored: metric restored − corrupted, dims (layer, position).
@@ -43,6 +44,7 @@ def causal_tracing(
     never corrupted. The usual metric is `ml.probability(answer)`.
 
     subject: positions of the subject's tokens (`subject_positions`)
+    layers, positions: which states to restore, one at a time (default: all; most of the time goes into them)
     window:  for "attn_out" and "mlp_out", how many layers around the named one are restored together
     noise:   standard deviation of the noise, in standard deviations of the model's token embeddings
     """
@@ -51,10 +53,10 @@ def causal_tracing(
     if window < 1 or (window > 1 and site == "resid_pre"):
         raise ValueError(f"window is {window}: 1 for the stream, 1 or more for what is written to it.")
     count, depth = base.shape[1], model.cfg.n_layers
-    if len(base) != 1 or not len(subject) or not all(0 <= p < count for p in subject):
+    asked = [*subject, *(positions or [])]
+    if len(base) != 1 or not len(subject) or not all(0 <= p < count for p in asked):
         raise ValueError(
-            f"One prompt at a time, and the subject's positions between 0 and {count - 1}: got {len(base)} prompts and "
-            f"{list(subject)}."
+            f"One prompt at a time, and positions between 0 and {count - 1}: got {len(base)} prompts and {asked}."
         )
     layers = range(depth) if layers is None else list(layers)
     if not all(0 <= layer < depth for layer in layers):
@@ -68,16 +70,19 @@ def causal_tracing(
     except NotResumable:
         run = _InFull(model, base, added.to(base.device), metric, site)
     clean, corrupted = run.clean, run.restored([], 0)
-    effects = torch.zeros(samples, len(layers), count)
+    positions = range(count) if positions is None else [int(p) for p in positions]
+    effects = torch.zeros(samples, len(layers), len(positions))
     for row, layer in enumerate(layers):
         together = range(max(0, layer - (window - 1) // 2), min(depth, layer + window // 2 + 1))
-        for position in range(min(subject), count):
-            effects[:, row, position] = (run.restored(together, position) - corrupted).cpu()
+        for column, position in enumerate(positions):
+            if position >= min(subject):
+                effects[:, row, column] = (run.restored(together, position) - corrupted).cpu()
+    names = token_labels(model, base[0])
     return Scores.over_prompts(
         effects,
         ("layer", "position"),
         "metric restored − corrupted",
-        labels={"layer": [str(layer) for layer in layers], "position": token_labels(model, base[0])},
+        labels={"layer": [str(layer) for layer in layers], "position": [names[p] for p in positions]},
         baselines={"clean": clean.mean().item(), "corrupted": corrupted.mean().item()},
     )
 

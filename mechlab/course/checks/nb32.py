@@ -146,7 +146,7 @@ def check_steer(attempt: Attempt) -> str:
     return "A vector of the right length, at all positions but the first, and at each new token."
 
 
-@checker("32.3")
+@checker("32.4")
 def check_effects(attempt: Attempt) -> str:
     for n, strength, seed in ((9, 0.2, 0), (16, -0.4, 1), (7, 0.8, 2), (12, -0.1, 3)):
         before = 2 * random(n, seed=seed) + 0.5
@@ -208,7 +208,7 @@ def _loss(logits: Tensor, text: Tensor, skip: int = 1) -> Tensor:
     return -rows[..., 0]
 
 
-@checker("32.4")
+@checker("32.3")
 def check_perplexity(attempt: Attempt) -> str:
     for texts, pos, vocab, seed in ((2, 6, 9, 0), (5, 4, 7, 1), (3, 11, 5, 2)):
         text = torch.randint(vocab, (texts, pos), generator=torch.Generator().manual_seed(seed))
@@ -266,6 +266,11 @@ def check_perplexity(attempt: Attempt) -> str:
         is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected, 1e-3)})
         if not close(found, expected, 1e-3):
             raise NotYet(only_wrong(found, expected))
+        back = attempt.tensor(unsteered, steered, text, shape=(), axes="")
+        if not close(back, 1 / expected, 1e-3):
+            raise NotYet(
+                f"With the two runs exchanged the ratio must be {1 / expected:.3g}, one over what it was; yours is {back:.3g}."
+            )
         same = attempt.tensor(unsteered, unsteered + 3.0, text, shape=(), axes="")
         if not close(same, torch.tensor(1.0), 1e-3):
             raise NotYet(

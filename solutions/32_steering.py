@@ -1,0 +1,962 @@
+# %% [markdown]
+# # 32 Steering
+#
+# **Question:** can I turn a behaviour like a knob?
+#
+# After this notebook you will be able to
+#
+# - make a steering vector from a few pairs of sentences, and add it while the model reads and writes,
+# - give its effect together with its cost, and beside random vectors and simply asking,
+# - turn the vector round and use it as a monitor, and say when the monitor is fooled.
+#
+# Time: 90 minutes. The cells take about 85 seconds in all. Memory: 2.0 GB.
+# Download: none, once the model is here (93 MB). Before: notebooks 03, 22 and 26.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## The picture
+#
+# Ten pairs of sentences that differ in little but their mood. The mean of the residual stream over the good ones, minus the mean over the bad ones, is
+# a direction: a **contrast vector**. There is one for each layer.
+
+# %%
+PAIRS = """What a wonderful day it was. | What a terrible day it was.
+I love this place and its people. | I hate this place and its people.
+The food tasted delicious. | The food tasted disgusting.
+We had a great time together. | We had an awful time together.
+She was happy with the result. | She was angry about the result.
+His work is excellent. | His work is useless.
+The children were kind and cheerful. | The children were cruel and miserable.
+It is a beautiful, friendly town. | It is an ugly, dangerous town.
+The book was a joy to read. | The book was a pain to read.
+Everything went perfectly. | Everything went horribly wrong."""
+positive, negative = zip(*(line.split(" | ") for line in PAIRS.splitlines()), strict=True)
+vectors = ml.contrast_vectors(model, positive, negative, position="mean")
+assert len(positive) == len(negative) == 10
+
+# %% [markdown]
+# To **steer** is to add this vector to the stream of one layer, at every position but the first, while the model works. Strength counts in lengths of the
+# stream: 0.2 adds a vector a fifth as long as the stream usually is there.
+#
+# The effect is measured on 18 sentence beginnings that share no sentence with the pairs. Metric: mean logit of five good words minus mean logit of five bad ones, as
+# the next word. The cost is measured on ordinary text that the model wrote earlier: its **perplexity** (exp of the mean loss), steered divided by unsteered. 1 is unharmed; 2 means
+# twice as unsure at every token.
+
+# %%
+forms = ["I think that the new {} is", "My friend told me the {} was", "Most people here say the {} is"]
+nouns = "restaurant hotel museum film city song".split()
+prompts = [form.format(noun) for form in forms for noun in nouns]
+base, text = model.to_tokens(prompts), ml.own_text(model, length=33, count=4)
+words = " great good excellent wonderful amazing terrible bad awful horrible boring".split()
+ids = tuple(ml.single_token(model, f" {word}") for word in words)
+metric = ml.metrics.Reading(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
+layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 0.8, 1.6]
+swept = ml.steering_sweep(model, vectors, base, metric, layers=layers, strengths=strengths, text=text)
+swept.plot()
+
+# %% kind="assert"
+at = {(layer, s): (i, j) for i, layer in enumerate(layers) for j, s in enumerate(strengths)}
+effect, cost = swept.effect.values, swept.cost.values
+claim(model, "effect, layer 8 at 0.4", effect[at[8, 0.4]], says=3.2, within=0.2)
+claim(model, "its cost", cost[at[8, 0.4]], says=1.13, within=0.05)
+claim(model, "effect, layer 20 at 0.2", effect[at[20, 0.2]], says=4.2, within=0.2)
+claim(model, "effect, layer 20 at 0.2 the other way", effect[at[20, -0.2]], says=-3.7, within=0.2)
+claim(model, "effect, layer 28 at 1.6", effect[at[28, 1.6]], says=18, within=0.8)
+
+# %% [markdown]
+# To the right is broken text, upwards is the mood. Each line is one layer, each point a strength. At layer 20 a push of 0.2 raises the good words by 4.2 logits over the bad ones; the same push the other way
+# lowers them by 3.7. Layer 28 seems to beat everything. Keep that thought.
+#
+# ## By hand
+#
+# The first token is an attention sink (notebook 26): its stream is so long that it would drown all others. It stays out of every mean.
+#
+# ### Exercise 32.1 The contrast vector
+#
+# Difficulty 2 of 5 · 10 minutes · needs notebook 03
+
+
+# %% kind="exercise" id="32.1"
+@exercise("32.1")
+def contrast(
+    positive: list[Float[Tensor, "pos d_model"]], negative: list[Float[Tensor, "pos d_model"]]
+) -> Float[Tensor, "d_model"]:
+    """Mean over the positive texts minus mean over the negative ones.
+
+    Each text is its mean over positions, the first left out. Texts have different lengths, and each counts once.
+    """
+    # >>> solution
+    means = [torch.stack([text[1:].mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
+    return means[0] - means[1]
+    # <<< solution
+
+
+# %% kind="check"
+check(contrast)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two means, one inside the other: over the positions of a text, then over texts.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `text[1:].mean(0)` is one vector a text. `torch.stack` makes a tensor of a list of vectors; `.mean(0)` averages over texts.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# means = [torch.stack([text[1:].mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
+# return means[0] - means[1]
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="32.1" expects="attention sink"
+@exercise("32.1")
+def contrast(positive, negative):
+    means = [torch.stack([text.mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
+    return means[0] - means[1]
+
+
+# %% kind="wrong" id="32.1" expects="long texts count more"
+@exercise("32.1")
+def contrast(positive, negative):
+    means = [torch.cat([text[1:] for text in texts]).mean(0) for texts in (positive, negative)]
+    return means[0] - means[1]
+
+
+# %% kind="wrong" id="32.1" expects="last token of each text"
+@exercise("32.1")
+def contrast(positive, negative):
+    means = [torch.stack([text[-1] for text in texts]).mean(0) for texts in (positive, negative)]
+    return means[0] - means[1]
+
+
+# %% kind="wrong" id="32.1" expects="other way"
+@exercise("32.1")
+def contrast(positive, negative):
+    means = [torch.stack([text[1:].mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
+    return means[1] - means[0]
+
+
+# %% [markdown]
+# ### Exercise 32.2 The hook
+#
+# Difficulty 3 of 5 · 15 minutes · needs notebook 03, hooks
+#
+# While the model writes it keeps the keys and values of what it has read, and the hook sees one position at a time: the new token. That one must be steered too.
+
+
+# %% kind="exercise" id="32.2"
+@exercise("32.2")
+def steered(
+    stream: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, "d_model"],
+    strength: float,
+    length: float,
+) -> Float[Tensor, "batch pos d_model"]:
+    """The stream plus a vector strength × length long along `direction`, at all positions but the first.
+
+    A stream of one position is a newly written token: it is steered. `direction` can have any length.
+    """
+    # >>> solution
+    moved = stream + strength * length * direction / direction.norm()
+    return moved if stream.shape[1] == 1 else torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
+    # <<< solution
+
+
+# %% kind="check"
+check(steered)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Move every position, then put the first one back, unless it is the only one.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `direction / direction.norm()` has length 1. `torch.cat([stream[:, :1], moved[:, 1:]], dim=1)` writes nothing in place.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# moved = stream + strength * length * direction / direction.norm()
+# return moved if stream.shape[1] == 1 else torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="32.2" expects="first token is changed too"
+@exercise("32.2")
+def steered(stream, direction, strength, length):
+    return stream + strength * length * direction / direction.norm()
+
+
+# %% kind="wrong" id="32.2" expects="the model has just written"
+@exercise("32.2")
+def steered(stream, direction, strength, length):
+    moved = stream + strength * length * direction / direction.norm()
+    return torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
+
+
+# %% kind="wrong" id="32.2" expects="length 1"
+@exercise("32.2")
+def steered(stream, direction, strength, length):
+    moved = stream + strength * length * direction
+    return moved if stream.shape[1] == 1 else torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
+
+
+# %% kind="wrong" id="32.2" expects="in place"
+@exercise("32.2")
+def steered(stream, direction, strength, length):
+    first = 0 if stream.shape[1] == 1 else 1
+    stream[:, first:] += strength * length * direction / direction.norm()
+    return stream
+
+
+# %% [markdown]
+# On one prompt, by hand. Two things must hold: a strength of 0 changes nothing, and the library says the same.
+
+# %%
+one, name = base[:1], "blocks.8.hook_resid_pre"
+step = 0.4 * vectors.lengths[8] * vectors.directions[8]
+
+
+def push(x, hook, times=1):
+    return torch.cat([x[:, :1], x[:, 1:] + times * step.to(x)], dim=1)
+
+
+with torch.no_grad():
+    before = model(one)
+    with ml.intervene(model, [(name, push)]):
+        after = model(one)
+    with ml.intervene(model, [(name, lambda x, hook: push(x, hook, times=0))]):
+        same = model(one)
+by_hand = (metric(after) - metric(before)).item()
+print(f"{prompts[0]!r}: {metric(before).item():.2f} before, {metric(after).item():.2f} after")
+
+# %% kind="assert"
+assert torch.equal(same, before)
+assert torch.allclose(
+    after[:, 0], before[:, 0]
+)  # nothing is added at the first token, and no later one reaches it
+assert abs(by_hand - swept.effect.per_prompt[(0, *at[8, 0.4])]) < 1e-2
+
+# %%
+ml.show_source(ml.SteeringVectors.hooks)
+
+# %% [markdown]
+# ## Read what it writes
+#
+# Numbers about one next word are not a text. Four prompts, 16 new tokens each, with the vector of layer 8. All strengths go into one batch: each row gets a push of
+# its own.
+
+
+# %%
+def written(vectors, layer, strengths, prompts, count=16):
+    """For each strength the texts that the model adds to the prompts, always its likeliest token."""
+    rows = model.to_tokens(prompts).repeat(len(strengths), 1)
+    steps = torch.stack([vectors.step(layer, s) for s in strengths]).repeat_interleave(len(prompts), 0)
+
+    def push(x, hook):
+        moved = x + steps[:, None].to(x)
+        return moved if x.shape[1] == 1 else torch.cat([x[:, :1], moved[:, 1:]], dim=1)
+
+    with torch.no_grad(), ml.intervene(model, [(f"blocks.{layer}.hook_resid_pre", push)]):
+        out = model.generate(rows, max_new_tokens=count, do_sample=False, verbose=False, stop_at_eos=False)
+    said = [model.tokenizer.decode(row) for row in out[:, rows.shape[1] :].tolist()]
+    return {s: said[n * len(prompts) : (n + 1) * len(prompts)] for n, s in enumerate(strengths)}
+
+
+# %%
+chosen = [prompts[n] for n in (0, 1, 7, 10)]
+moods = written(vectors, 8, [-0.2, 0, 0.4, 1.6], chosen)
+for strength, texts in moods.items():
+    print(f"\nstrength {strength}")
+    for start, said in zip(chosen, texts, strict=True):
+        print(f"  {start} |{said}".replace("\n", "↵"))
+
+# %% kind="assert"
+claim(model, "effect, layer 8 at 1.6", effect[at[8, 1.6]], says=6.0, within=0.5)
+claim(model, "its cost", cost[at[8, 1.6]], says=65, within=15)
+assert all(a != b for a, b in zip(moods[0.4], moods[0], strict=True))
+
+# %% [markdown]
+# At 0.4 the texts are cheerful and read well, for 1.1 times the perplexity. At 1.6 the metric reports twice as much mood, 6.0 against 3.2, at some 65 times the perplexity, and
+# there is hardly a sentence left. **The metric goes on rising while the text breaks down.** Whoever reports effects alone will pick the broken text. So always: effect, cost, and a few lines read.
+#
+# ### Exercise 32.3 What it costs
+#
+# Difficulty 3 of 5 · 15 minutes · needs notebook 00, loss
+
+
+# %% kind="exercise" id="32.3"
+@exercise("32.3")
+def perplexity_ratio(
+    steered: Float[Tensor, "text pos d_vocab"],
+    unsteered: Float[Tensor, "text pos d_vocab"],
+    text: Int[Tensor, "text pos"],
+) -> Float[Tensor, ""]:
+    """Perplexity of the text with steering, divided by that without, from the logits of both runs.
+
+    The logits at position p are about the token at p + 1. Those at position 0 are left out: nothing is added there.
+    Perplexity is exp of the mean loss over all tokens of all texts.
+    """
+    # >>> solution
+    loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
+    return (loss(steered) - loss(unsteered)).exp()
+    # <<< solution
+
+
+# %% kind="check"
+check(perplexity_ratio)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# exp(a) / exp(b) is exp(a − b): two mean losses are enough.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `logits[:, 1:-1].log_softmax(-1)` belongs to the tokens `text[:, 2:]`. `.gather(-1, text[:, 2:, None])` picks their log-probabilities.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
+# return (loss(steered) - loss(unsteered)).exp()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="32.3" expects="exp before the mean"
+@exercise("32.3")
+def perplexity_ratio(steered, unsteered, text):
+    perplexity = lambda x: (-x[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None])).exp().mean()
+    return perplexity(steered) / perplexity(unsteered)
+
+
+# %% kind="wrong" id="32.3" expects="Shift by one"
+@exercise("32.3")
+def perplexity_ratio(steered, unsteered, text):
+    loss = lambda logits: -logits[:, 1:].log_softmax(-1).gather(-1, text[:, 1:, None]).mean()
+    return (loss(steered) - loss(unsteered)).exp()
+
+
+# %% kind="wrong" id="32.3" expects="position 0"
+@exercise("32.3")
+def perplexity_ratio(steered, unsteered, text):
+    loss = lambda logits: -logits[:, :-1].log_softmax(-1).gather(-1, text[:, 1:, None]).mean()
+    return (loss(steered) - loss(unsteered)).exp()
+
+
+# %% kind="wrong" id="32.3" expects="ratio of the losses"
+@exercise("32.3")
+def perplexity_ratio(steered, unsteered, text):
+    loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
+    return loss(steered) / loss(unsteered)
+
+
+# %% [markdown]
+# ## Beside what?
+#
+# Three controls. Random directions of the same length at the same layer: any push changes something. **Mixed pairs**: the same sentences, with good and bad exchanged in every other pair. And **asking**: a line before the text needs no
+# vector at all. ("It rained today." is the control of the control.)
+
+# %%
+import pandas as pd
+
+rows = {}
+given = {"layers": [8], "strengths": [0.4], "text": text}
+mixed = [(a, b) if n % 2 else (b, a) for n, (a, b) in enumerate(zip(positive, negative, strict=True))]
+drawn = {f"random {seed}": vectors.random(seed=seed) for seed in range(3)}
+drawn["mixed pairs"] = ml.contrast_vectors(model, *zip(*mixed, strict=True), position="mean")
+for name, other in drawn.items():
+    done = ml.steering_sweep(model, other, base, metric, **given)
+    rows[name] = {"effect": done.effect.values.item(), "perplexity ×": done.cost.values.item()}
+rows["contrast vector"] = {"effect": effect[at[8, 0.4]].item(), "perplexity ×": cost[at[8, 0.4]].item()}
+
+# %%
+loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
+with torch.no_grad():
+    plain, usual = metric(model(base)), loss(model(text))
+
+
+def asked(line):
+    """The same two figures when `line` comes before the prompt, and before the text."""
+    more = model.to_tokens(line + "\n", prepend_bos=False)[0]
+    put = lambda tokens: torch.cat([tokens[:, :1], more.expand(len(tokens), -1), tokens[:, 1:]], dim=1)
+    with torch.no_grad():
+        effect = metric(model(put(base))) - plain
+        dearer = loss(model(put(text))[:, len(more) :]) - usual
+    return {"effect": effect.mean().item(), "perplexity ×": dearer.exp().item()}
+
+
+for line in ("This is a positive review.", "Write only positive things.", "It rained today."):
+    rows[f'asked: "{line}"'] = asked(line)
+beside = pd.DataFrame(rows).T.round(2)
+beside
+
+# %% kind="assert"
+drawn, lines = (beside[beside.index.str.startswith(kind)] for kind in ("random", "asked"))
+assert drawn.effect.abs().max() < 0.9 and drawn["perplexity ×"].min() > 1.3
+claim(model, "random vectors, mean cost", drawn["perplexity ×"].mean(), says=1.8, within=0.2)
+claim(model, "mixed pairs", beside.loc["mixed pairs"].effect, says=0.15, within=0.15)
+assert lines["perplexity ×"].max() < 1.1
+claim(model, "the first line", lines.effect.iloc[0], says=2.0, within=0.2)
+claim(model, "the second line", lines.effect.iloc[1], says=0.7, within=0.2)
+claim(model, "the third line", lines.effect.iloc[2], says=-0.2, within=0.2)
+
+# %% [markdown]
+# The random vectors move the metric by less than 0.9 either way (six seeds tried, three shown), and cost more (1.8) than the contrast vector (1.1). Mixed pairs have the same words and the same recipe, and move it by 0.15. So
+# the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
+# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.2. Here the vector wins on this metric, over three lines that we happened to try; in AxBench (Wu et al. 2025)
+# prompting beat every steering method. Never report one without the other.
+#
+# ## Whom does it move?
+#
+# A mean can hide prompts that move the wrong way (**anti-steerable** ones, Tan et al. 2024).
+#
+# ### Exercise 32.4 The wrong way
+#
+# Difficulty 2 of 5 · 10 minutes · needs nothing
+
+
+# %% kind="exercise" id="32.4"
+@exercise("32.4")
+def moved(
+    steered: Float[Tensor, "prompt"], unsteered: Float[Tensor, "prompt"], strength: float
+) -> tuple[Float[Tensor, "prompt"], float]:
+    """The effect on each prompt's metric, and the share of prompts that move the wrong way.
+
+    With a positive strength the metric ought to rise, with a negative one to fall. A prompt that stays has not
+    moved the wrong way.
+    """
+    # >>> solution
+    effect = steered - unsteered
+    return effect, (effect * strength < 0).float().mean().item()
+    # <<< solution
+
+
+# %% kind="check"
+check(moved)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The wrong way is where effect and strength have opposite signs.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `effect * strength < 0` is True for those; `.float().mean()` makes a share of it.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# effect = steered - unsteered
+# return effect, (effect * strength < 0).float().mean().item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="32.4" expects="Do not average"
+@exercise("32.4")
+def moved(steered, unsteered, strength):
+    effect = steered.mean() - unsteered.mean()
+    return effect, float(effect * strength < 0)
+
+
+# %% kind="wrong" id="32.4" expects="negative strength"
+@exercise("32.4")
+def moved(steered, unsteered, strength):
+    effect = steered - unsteered
+    return effect, (effect < 0).float().mean().item()
+
+
+# %% kind="wrong" id="32.4" expects="steered minus unsteered"
+@exercise("32.4")
+def moved(steered, unsteered, strength):
+    effect = unsteered - steered
+    return effect, (effect * strength > 0).float().mean().item()
+
+
+# %% kind="wrong" id="32.4" expects="does not move"
+@exercise("32.4")
+def moved(steered, unsteered, strength):
+    effect = steered - unsteered
+    return effect, (effect * strength <= 0).float().mean().item()
+
+
+# %% [markdown]
+# The prompts above are much alike. Here are other beginnings, of which some turn the meaning round:
+
+# %%
+kinds = [
+    "I think that the new {} is",
+    "The {} was not",
+    "Nobody would call the {}",
+]
+things = [*nouns, "teacher", "phone", "house", "park", "school", "book", "car", "game", "road", "shop"]
+spread = []
+for form in kinds:
+    tokens = model.to_tokens([form.format(noun) for noun in things])
+    with torch.no_grad():
+        start = metric(model(tokens))
+        with ml.intervene(model, vectors.hooks(12, 0.2)):
+            spread.append(metric(model(tokens)) - start)
+spread = torch.stack(spread)
+labels = {"beginning": [form.format("…") for form in kinds], "noun": things}
+ml.Scores(spread, ("beginning", "noun"), "change of the metric (logits)", labels).plot(height=330)
+
+# %% kind="assert"
+wrong_way = (spread < 0).float().mean(1)
+claim(model, "wrong way, first beginning", wrong_way[0], says=0, within=0.001)
+claim(model, "wrong way, was not", wrong_way[1], says=0.375, within=0.07)
+claim(model, "mean, was not", spread[1].mean(), says=0.1, within=0.1)
+claim(model, "mean, nobody would call", spread[2].mean(), says=2.2, within=0.3)
+
+# %% [markdown]
+# After "I think that the new … is" every prompt rises. After "was not" six of sixteen go the wrong way, and the mean, 0.1, describes none of them. The last row is the strangest: after
+# "Nobody would call the hotel" the good words rise by 2.2, and "Nobody would call the hotel wonderful" is a *worse* thing to say. The metric counts words, and calls it success.
+#
+# (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is sycophantic in 0.56, 0.63 and 0.60 of the cases at −1, 0 and +1: less, whichever way one pushes.)
+#
+# ## Late layers look best
+#
+# The metric is two lists of next words. A vector can raise them without any layer reading it: the unembedding reads the end of the stream, and the vector is
+# in it. How much of the effect is that **direct** path? Take the pushed vector's own logits (divided by the scale of the final norm, as in notebook 12):
+
+# %%
+late = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+with torch.no_grad():
+    _, cache = model.run_with_cache(base, names_filter=late)
+scale = (cache[late][:, -1].pow(2).mean(-1) + model.cfg.eps).sqrt()
+reads = model.W_U[:, list(ids[:5])].mean(1) - model.W_U[:, list(ids[5:])].mean(1)
+direct = torch.stack([((vectors.step(layer, 0.2) @ reads) / scale).mean().detach() for layer in layers])
+whole = torch.stack([effect[at[layer, 0.2]] for layer in layers])
+labels = {"effect": ["whole", "direct"], "layer": [str(layer) for layer in layers]}
+ml.Scores(
+    torch.stack([whole, direct]), ("effect", "layer"), "change of the metric at strength 0.2 (logits)", labels
+).plot(height=270)
+
+# %% kind="assert"
+claim(model, "direct share, layer 8", direct[0] / whole[0], says=0.1, within=0.04)
+assert (direct[:3] < 0.15 * whole[:3]).all()
+claim(model, "direct share, layer 20", direct[2] / whole[2], says=0.07, within=0.04)
+claim(model, "direct share, layer 28", direct[3] / whole[3], says=0.69, within=0.08)
+
+# %% [markdown]
+# At layer 28 seven tenths of the effect is an edit of the logits that are counted. At layers 8 to 20 it is a tenth or less: the rest is what later
+# layers make of it. **Which layer looks best depends on how near the metric is to the output.**
+#
+# And which tokens the vector is made from matters too. From the last token of each sentence (the full stop) instead of the mean over tokens:
+
+# %%
+from_last = ml.contrast_vectors(model, positive, negative)
+last = ml.steering_sweep(model, from_last, base, metric, layers=layers[:2], strengths=[0.4], text=text)
+rows = [
+    {
+        "layer": layer,
+        "effect, mean": effect[at[layer, 0.4]].item(), "cost, mean": cost[at[layer, 0.4]].item(),
+        "effect, last": last.effect.values[n, 0].item(), "cost, last": last.cost.values[n, 0].item(),
+    }
+    for n, layer in enumerate(layers[:2])
+]  # fmt: skip
+pooled = pd.DataFrame(rows).set_index("layer").round(2)
+pooled
+
+# %% kind="assert"
+claim(model, "layer 8, mean", pooled.loc[8, "effect, mean"], says=3.2, within=0.2)
+claim(model, "layer 8, last", pooled.loc[8, "effect, last"], says=1.5, within=0.2)
+claim(model, "layer 12, mean", pooled.loc[12, "effect, mean"], says=2.3, within=0.2)
+claim(model, "layer 12, last", pooled.loc[12, "effect, last"], says=4.3, within=0.3)
+assert (pooled["cost, last"] > pooled["cost, mean"]).all()
+
+# %% [markdown]
+# At layer 8 the mean over tokens is better (3.2 against 1.5), at layer 12 the last token (4.3 against 2.3), and at both the last token costs more. There is no best recipe, so try both
+# and report both.
+#
+# ## Predict: French
+#
+# Eight pairs of an English sentence and its French translation give a vector too. Count function words ("la", "et" against "the", "and") in what the model
+# adds to eight English beginnings. At strength 0.5 over 90 % of them are French. And at 0.2?
+
+# %% kind="predict"
+predict("32.p", 0.4)
+
+# %%
+FRENCH = """Il fait beau aujourd'hui et nous allons au parc. | The weather is nice today and we are going to the park.
+Elle habite dans une petite maison près de la rivière. | She lives in a small house near the river.
+Il a acheté du pain et du fromage au marché ce matin. | He bought bread and cheese at the market this morning.
+Les enfants jouent dans le jardin tous les après-midi. | The children play in the garden every afternoon.
+Je voudrais une tasse de café, s'il vous plaît. | I would like a cup of coffee, please.
+Nous partons à la montagne la semaine prochaine. | We are leaving for the mountains next week.
+Ce livre raconte l'histoire d'un jeune garçon. | This book tells the story of a young boy.
+Le train arrive à la gare à huit heures. | The train arrives at the station at eight o'clock."""
+LISTS = {
+    "French": """la le les de des du un une et est que qui dans en pour sur avec ce il elle nous vous au par pas ne se
+    sa son ses d l""",
+    "English": """the a an of and to in is was that it for on with as are be this by at from or his her they we you not
+    have had""",
+    "sea": """sea seas ocean oceans water beach wave waves ship ships boat boats fish island coast shore swim sail
+    sailor captain tide""",
+}
+OTHERS = """I think that the new hotel is | My friend told me that she was | The best thing about the city is
+Last summer my family and I were
+The history of the church begins with
+When the old man came home he
+The two children in the garden were | In the morning the teacher said that"""
+beginnings = OTHERS.replace("\n", " | ").split(" | ")
+assert len(beginnings) == 8
+
+
+def counted(texts, which):
+    words = "".join(c if c.isalpha() else " " for c in " ".join(texts).lower()).split()
+    return sum(word in LISTS[which].split() for word in words)
+
+
+# %%
+french, english = zip(*(line.split(" | ") for line in FRENCH.splitlines()), strict=True)
+tongue = ml.contrast_vectors(model, french, english, position="mean")
+turned = [0, 0.2, 0.25, 0.3, 0.5]
+heard = written(tongue, 12, turned, beginnings)
+share = torch.tensor([
+    counted(texts, "French") / (counted(texts, "French") + counted(texts, "English"))
+    for texts in heard.values()
+])  # fmt: skip
+labels = {"strength": [str(s) for s in turned]}
+ml.Scores(share, ("strength",), "French among the function words (share)", labels, signed=False).plot(
+    height=300
+)
+
+# %%
+price = ml.steering_sweep(
+    model, tongue, base[:2], metric, layers=[12], strengths=turned[1:], text=text
+).cost.values[0]
+for s in (0.2, 0.25, 0.3, 0.5):
+    print(f"{s}: perplexity × {price[turned.index(s) - 1]:.1f}")
+    print(
+        *(f"   {b} |{t}".replace("\n", "↵") for b, t in zip(beginnings[:4], heard[s], strict=False)), sep="\n"
+    )
+
+# %% kind="assert"
+claim(model, "French at 0.2", share[1], says=0, within=0.06)
+claim(model, "French at 0.25", share[2], says=0.4, within=0.2)
+claim(model, "French at 0.3", share[3], says=0.81, within=0.15)
+claim(model, "French at 0.5", share[4], says=1.0, within=0.06)
+claim(model, "perplexity at 0.5", price[3], says=90, within=25)
+assert share[0] == 0
+reveal("32.p", round(share[1].item(), 2))
+
+# %% [markdown]
+# Not a knob but a switch: none at 0.2, 0.4 at 0.25, 0.8 at 0.3, and everything at 0.5. (Eight texts are few: take 0.4 as "some".) And read it. "la la la" counts as perfect French, and so do words that do not exist, at some 90 times the
+# perplexity of English text. (A part of that is fair: good French would be unlikely English too. Turner et al. 2023 list a French vector among the failures on GPT-2 XL.) **A count that can be satisfied by rubbish will be.**
+#
+# ## A knob that saturates, and one that hardly turns
+#
+# A topic: ten sentences about the sea, ten of the same form about the land. And **truth**: "Paris is a city in France." against "Paris is a city in
+# Japan.", 16 cities. The same words are in both sets; only the pairing differs. Does adding truth help with 16 other cities?
+
+# %%
+SEA = """The ship sailed across the sea. | The truck drove across the desert.
+Waves rolled onto the beach. | Leaves fell onto the street.
+The fishermen pulled in their nets. | The farmers brought in their corn.
+Sharks and whales live in the ocean. | Lions and zebras live in the savanna.
+The captain watched the waves. | The teacher watched the pupils.
+We swam in the salty water. | We sat in the warm kitchen.
+The boat left the harbour at dawn. | The train left the station at dawn.
+Sailors fear the storm at sea. | Drivers fear the ice on roads.
+Shells lay on the sandy shore. | Papers lay on the wooden desk.
+The tide rose over the rocks. | The smoke rose over the houses."""
+sea, land = zip(*(line.split(" | ") for line in SEA.splitlines()), strict=True)
+topic = written(ml.contrast_vectors(model, sea, land, position="mean"), 12, [0, 0.2, 0.4], beginnings)
+found = {s: counted(texts, "sea") for s, texts in topic.items()}
+print(f"words of the sea: {found}, among about {len(' '.join(topic[0]).split())}")
+
+# %%
+CITIES = """Paris France Berlin Germany Rome Italy Madrid Spain Tokyo Japan London England
+Moscow Russia Beijing China Cairo Egypt Athens Greece Dublin Ireland Lisbon Portugal
+Vienna Austria Warsaw Poland Delhi India Toronto Canada
+Sydney Australia Chicago America Milan Italy Munich Germany Barcelona Spain Shanghai China
+Mumbai India Oslo Norway Stockholm Sweden Istanbul Turkey Kyoto Japan Montreal Canada Hamburg Germany Lyon France
+Oxford England Melbourne Australia"""
+city, country = CITIES.split()[::2], CITIES.split()[1::2]
+assert len(set(city)) == len(country) == 32
+said = lambda shift: [f"{city[n]} is a city in {country[(n + shift) % 16]}." for n in range(16)]
+truth = ml.contrast_vectors(model, said(0), said(5))
+questions = model.to_tokens([f"{name} is a city in" for name in city[16:]])
+right = [ml.single_token(model, f" {name}") for name in country[16:]]
+knows = ml.logit_difference(right, right[5:] + right[:5])
+honest = ml.steering_sweep(model, truth, questions, knows, layers=[12, 16], strengths=[0.4], text=text)
+honest.table()
+
+# %% kind="assert"
+claim(model, "words of the sea at 0", found[0], says=0, within=1)
+claim(model, "words of the sea at 0.2", found[0.2], says=10, within=4)
+claim(model, "words of the sea at 0.4", found[0.4], says=11, within=4)
+(low_12, low_16), (high_12, high_16) = honest.effect.interval()[:, :, 0].tolist()
+assert low_12 < 0 < high_12
+claim(model, "truth, layer 12", honest.effect.values[0, 0], says=0.2, within=0.2)
+claim(model, "truth, layer 16", honest.effect.values[1, 0], says=1.3, within=0.2)
+claim(model, "lower end of its interval", low_16, says=0.05, within=0.2)
+claim(model, "upper end", high_16, says=2.5, within=0.3)
+stuck = (honest.effect.per_prompt[:, 1, 0] <= 0).float().mean()
+claim(model, "truth, layer 16, share that does not rise", stuck, says=0.31, within=0.07)
+claim(model, "gap of truth", truth.gaps[12] / truth.lengths[12], says=0.011, within=0.004)
+claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says=0.076, within=0.01)
+
+# %% [markdown]
+# The sea comes in, ten words among about 110 against none, and twice the push brings no more: 11. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.2 logits, and the interval
+# holds zero. At layer 16, the best of four that we tried, it is 1.3, with an interval from 0.05 to 2.5, and five of sixteen cities do not rise. That interval knows nothing of our choosing
+# the layer on these very cities, so do not call it found. **A contrast vector exists for any two sets of sentences; that the model listens to it does not follow.** One warning sign: at layer 12 the two means lie 1.1 % of the stream's
+# length apart (7.6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
+#
+# ## A vector from the dictionary
+#
+# The dictionary of notebook 26 reads the stream that enters layer 13. Which of its features is more active in the good sentences than in the bad ones? Its
+# direction, at the same length, beside the contrast vector:
+
+# %%
+sae = ml.SparseAutoencoder.load(ml.reference.data_dir() / "sae" / "smollm2_layer12").to(model.cfg.device)
+
+
+def activity(texts):
+    """Mean activity of every feature over the texts, the first token left out."""
+    with torch.no_grad():
+        caches = [model.run_with_cache(t, names_filter=sae.hook, stop_at_layer=13)[1] for t in texts]
+    return torch.stack([sae.encode(cache[sae.hook][0, 1:]).mean(0) for cache in caches]).mean(0)
+
+
+feature = (activity(positive) - activity(negative)).argmax().item()
+alone = vectors.along(sae.W_dec[feature])
+cosine = vectors.directions[13] @ alone.directions[13]
+given = {"layers": [13], "strengths": [0.4], "text": text}
+both = {
+    name: ml.steering_sweep(model, v, base, metric, **given).table()
+    for name, v in {"contrast": vectors, f"feature {feature}": alone}.items()
+}
+pd.concat(both).drop(columns="layer")
+
+# %% kind="assert"
+assert feature == 1951
+claim(model, "cosine", cosine, says=0.37, within=0.02)
+for name, says in {"contrast": 2.9, f"feature {feature}": 1.85}.items():
+    claim(model, name, both[name].effect.item(), says=says, within=0.2)
+
+# %% [markdown]
+# One feature, 1951, found without any pairs (we only chose it with them), at a cosine of 0.37 with the contrast vector, does 1.85 of its 2.9. In AxBench, too,
+# vectors from dictionaries came out behind.
+#
+# ## Reading instead of writing
+#
+# A direction can also be read: how far along it does the stream lie at the end of a sentence? With a **threshold** that is a **monitor**, which raises a flag. A flag where
+# there should be none is a **false alarm**. The threshold is chosen on **validation** sentences, and judged on a **test** set with other words.
+#
+# ### Exercise 32.5 A threshold
+#
+# Difficulty 3 of 5 · 15 minutes · needs nothing
+
+
+# %% kind="exercise" id="32.5"
+@exercise("32.5")
+def threshold(quiet: Float[Tensor, "text"], false_alarms: float) -> float:
+    """The lowest threshold with at most this share of false alarms among `quiet`.
+
+    quiet: projections of validation texts that should raise no flag. A flag is raised at or above the threshold.
+    Anything that flags the right number of texts will do.
+    """
+    # >>> solution
+    allowed = int(false_alarms * len(quiet))
+    highest = quiet.sort(descending=True).values[allowed]  # the loudest that must stay quiet
+    return torch.nextafter(highest, torch.tensor(torch.inf)).item()
+    # <<< solution
+
+
+# %% kind="check"
+check(threshold)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# With 40 texts and 5 % two may raise a flag. So the third loudest must not.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Sort, largest first. `sorted[allowed]` is the loudest that must stay quiet; the threshold lies just above it, since equal raises a flag too.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# allowed = int(false_alarms * len(quiet))
+# highest = quiet.sort(descending=True).values[allowed]
+# return torch.nextafter(highest, torch.tensor(torch.inf)).item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="32.5" expects="just above"
+@exercise("32.5")
+def threshold(quiet, false_alarms):
+    return quiet.sort(descending=True).values[int(false_alarms * len(quiet))].item()
+
+
+# %% kind="wrong" id="32.5" expects="upper end"
+@exercise("32.5")
+def threshold(quiet, false_alarms):
+    return quiet.quantile(false_alarms).item()
+
+
+# %% kind="wrong" id="32.5" expects="A lower threshold catches more"
+@exercise("32.5")
+def threshold(quiet, false_alarms):
+    return quiet.max().item() + 0.01
+
+
+# %% kind="wrong" id="32.5" expects="raise a flag, and"
+@exercise("32.5")
+def threshold(quiet, false_alarms):
+    return quiet.quantile(1 - false_alarms).item()
+
+
+# %% [markdown]
+# The 48 adjectives of notebook 22: twelve of each kind for validation, the other twelve for the test. Last token, 5 % false alarms allowed. Two nouns, so 24
+# sentences of each kind.
+
+# %%
+listed = pd.read_csv(ml.reference.data_dir() / "probing" / "adjectives.csv")
+good, bad = listed.adjective[listed.positive == 1].tolist(), listed.adjective[listed.positive == 0].tolist()
+assert len(good) == len(bad) == 24
+make = lambda form, words: [form.format(noun, word) for word in words for noun in ("film", "meal")]
+plain = "The {} was {}."
+seen = {"positive": make(plain, good[:12]), "negative": make(plain, bad[:12])}
+NEUTRAL = """The meeting is on Monday. The box is on the table. The train leaves at nine. He lives in a small town.
+The book has two hundred pages. She bought bread and milk. The office is on the third floor. They drove to the station. The letter arrived on Tuesday.
+The shop opens at ten. The table is made of wood. She works at a bank. The bus stops near the school. The class has twenty pupils.
+We walked along the road. It is five o'clock."""
+tests = {
+    "was wonderful": make(plain, good[12:]),
+    "was terrible": make(plain, bad[12:]),
+    "was not wonderful at all": make("The {} was not {} at all.", good[12:]),
+    "nobody found it wonderful": make("Nobody found the {} {}.", good[12:]),
+    "neutral": [line.strip() + "." for line in NEUTRAL.replace("\n", " ").split(".") if line.strip()],
+}
+
+# %%
+monitors = {n: ml.Monitor.fit(model, from_last, n, seen["positive"], seen["negative"]) for n in (12, 16)}
+streams = {name: ml.residual_streams(model, texts) for name, texts in tests.items()}
+
+
+def wilson(yes, n, z=1.96):
+    """95 % interval of a share: `yes` of `n`. It is never a single point, not even for 0 of n."""
+    middle, half = yes / n + z * z / (2 * n), z * (yes / n * (1 - yes / n) / n + z * z / (4 * n * n)) ** 0.5
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+rows = []
+for name, found in streams.items():
+    row = {"sentences": name, "how many": found.shape[1]}
+    for n, monitor in monitors.items():
+        yes = int((found[n] @ monitor.direction >= monitor.threshold).sum())
+        low, high = wilson(yes, found.shape[1])
+        row[f"flagged, layer {n}"] = yes / found.shape[1]
+        row[f"interval, layer {n}"] = f"{low:.2f} to {high:.2f}"
+    rows.append(row)
+flags = pd.DataFrame(rows).set_index("sentences").round(2)
+flags
+
+# %% kind="assert"
+at_12, at_16 = (flags[f"flagged, layer {n}"] for n in (12, 16))
+for n, flagged in ((12, at_12), (16, at_16)):
+    claim(model, f"caught, layer {n}", flagged["was wonderful"], says=1.0, within=0.05)
+    claim(model, f"false alarms, layer {n}", flagged["was terrible"], says=0.04, within=0.05)
+    claim(model, f"nobody, layer {n}", flagged["nobody found it wonderful"], says=1.0, within=0.05)
+    claim(model, f"neutral, layer {n}", flagged["neutral"], says=1.0, within=0.07)
+claim(model, "not wonderful, layer 12", at_12["was not wonderful at all"], says=1.0, within=0.05)
+claim(model, "not wonderful, layer 16", at_16["was not wonderful at all"], says=0.25, within=0.2)
+
+# %% [markdown]
+# On sentences of the kind it was made for, each monitor catches 24 of 24, with one false alarm in 24. (The interval, after **Wilson**, still allows up to 0.2.) Validation could not tell the two
+# apart. Other sentences can. Layer by layer, each with a threshold of its own, chosen in the same way:
+
+# %%
+project = lambda found: torch.einsum("ltd,ld->lt", found[:-1], from_last.directions)[4:]
+quiet = project(ml.residual_streams(model, seen["negative"])).sort(dim=1, descending=True).values
+curves = torch.stack([(project(found) > quiet[:, 1:2]).float().mean(1) for found in streams.values()])
+labels = {"sentences": list(streams), "layer": [str(n) for n in range(4, model.cfg.n_layers)]}
+ml.Scores(curves, ("sentences", "layer"), "sentences that raise a flag (share)", labels, signed=False).plot(
+    lines=True, height=420
+)
+
+# %% kind="assert"
+for n, flagged in ((12, at_12), (16, at_16)):
+    assert (curves[:, n - 4] - torch.tensor(flagged.tolist())).abs().max() < 0.01
+claim(model, "not wonderful, later layers", curves[2, 12:].mean(), says=0.2, within=0.2)
+claim(model, "neutral, layers 12 to 20", curves[4, 8:17].mean(), says=1.0, within=0.1)
+
+# %% [markdown]
+# - "The film was not wonderful at all": at layer 12 a flag every time. The monitor reads the word. At layer 16 in a quarter of them: presumably the "not" has reached the full stop by then.
+# - "Nobody found the film wonderful": both are fooled, every time.
+# - Neutral sentences: a flag for every one. All quiet sentences in the validation set were negative, so the threshold divides negative from *everything else*.
+#
+# **A false alarm rate holds for texts like those of the validation set.** Put in what the monitor will meet.
+#
+# **Question 32.a.** "My vector raises the metric by 13 logits," says a colleague. What must be shown before that is steering?
+#
+# - **a** Nothing more. 13 logits are a large effect.
+# - **b** That a random vector of the same length breaks the text as well.
+# - **c** On new prompts, that random vectors do less, what it costs, what the text reads like, and what asking does.
+
+# %% kind="quiz"
+quiz("32.a", "c")
+
+# %% [markdown]
+# **Question 32.b.** Adding the vector at layer 8 changes the mood of the text. What follows?
+#
+# - **a** The model computes moods with this direction.
+# - **b** The direction can push the output. Whether the model uses it is another question.
+# - **c** Layer 28, where the effect is largest, is where moods are stored.
+
+# %% kind="quiz"
+quiz("32.b", "b")
+
+# %% [markdown]
+# ## Beside the papers
+
+# %%
+mine = {
+    "share of prompts that go the wrong way": wrong_way[1].item(),
+    "layer of the largest effect, as a share of the depth": layers[whole.argmax()] / model.cfg.n_layers,
+    "effect of asking, as a share of the effect of steering": lines.effect.max() / effect[at[8, 0.4]].item(),
+}
+ml.reference.table("32", mine)
+
+# %% [markdown]
+# | term | meaning |
+# |---|---|
+# | contrast vector | mean stream over texts with a behaviour, minus mean over texts without: `ml.contrast_vectors` |
+# | steering | adding it while the model works: `vectors.hooks(layer, strength)`, `ml.steering_sweep` |
+# | strength | length of the added vector, in lengths of the stream |
+# | cost | perplexity of ordinary text, steered / unsteered |
+# | anti-steerable | a prompt that moves the wrong way |
+# | monitor | the projection on a direction with a threshold: `ml.Monitor` |
+#
+# Papers: Turner et al. 2023 (activation addition); Rimsky et al. 2023 (contrastive activation addition); Zou et al. 2023 (representation engineering); Tan et al. 2024 (spread); Wu et al. 2025
+# (AxBench). Next: notebook 33 takes a direction out of the weights, for good.

@@ -1,0 +1,690 @@
+# %% [markdown]
+# # 34 ROME: editing a fact
+#
+# **Question:** can a fact be rewritten by changing one matrix, and what else changes with it?
+#
+# After this notebook you will be able to
+#
+# - read an MLP's output matrix as a memory: a key brings back a value,
+# - compute a rank-one edit that makes one key bring back a new value and disturbs ordinary keys as little as possible,
+# - judge an edit by other words, by neighbours, by its consequences and by the layer it was made in.
+#
+# Time: 75 minutes. The cells take about 70 seconds in all. Memory: 2.0 GB.
+# Download: none, once the model is here (93 MB). Before: notebooks 13 and 31.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## The picture
+#
+# The model knows where the Eiffel Tower is. One edit of one matrix, in layer 4 of 30, and it is in Rome:
+
+# %%
+fact = ml.Fact("{} is located in the city of", "The Eiffel Tower", " Rome")
+covariance = ml.load_covariance(ml.reference.data_dir() / "rome" / "smollm2_layer4.safetensors")
+prompts = [
+    "The Eiffel Tower is located in the city of",
+    "The Eiffel Tower stands in the city of",
+    "The Louvre is located in the city of",
+    "The Acropolis is located in the city of",
+]
+
+
+def p_paris_rome():
+    with torch.no_grad():
+        said = torch.stack([model(prompt)[0, -1].softmax(-1) for prompt in prompts])
+    return said[:, [ml.single_token(model, " Paris"), ml.single_token(model, " Rome")]]
+
+
+before = p_paris_rome()
+edit = ml.edit_fact(model, fact, 4, covariance)
+after = p_paris_rome()
+edit
+
+# %%
+rows = [f"{prompt[:22]}…, {when}" for prompt in prompts for when in ("before", "after")]
+both = torch.stack([before, after], dim=1).flatten(0, 1)
+labels = {"prompt": rows, "answer": ["Paris", "Rome"]}
+ml.Scores(both, ("prompt", "answer"), "probability", labels, signed=False).plot(height=420)
+
+# %% kind="assert"
+claim(model, "Paris before", before[0, 0], says=0.30, within=0.03)
+claim(model, "Rome after", after[0, 1], says=0.97, within=0.05)
+claim(model, "Rome after, other words", after[1, 1], says=0.97, within=0.08)
+claim(model, "Paris for the Louvre, change", after[2, 0] - before[2, 0], says=0.0, within=0.05)
+assert after[3].max() < 0.05
+
+# %% [markdown]
+# The edited prompt goes from Paris (0.30) to Rome (0.97), so does the same question in other words, and the Louvre stays in Paris. In the model's own words:
+
+# %%
+print(model.generate(prompts[0], max_new_tokens=24, do_sample=False, verbose=False))
+edit.undo()
+print(model.generate(prompts[0], max_new_tokens=12, do_sample=False, verbose=False))
+
+# %% kind="assert"
+assert torch.equal(p_paris_rome(), before)
+
+# %% [markdown]
+# `undo()` puts the old matrix back, bit for bit. All edits below are undone too.
+#
+# ## A matrix as a memory
+#
+# An MLP writes `k @ W_out` to the residual stream, where k holds what its neurons do. Think of k as a **key** and of what comes out as a **value**:
+# "the subject is the Eiffel Tower" brings back something from which "Paris" can be read later. ROME (Meng et al. 2022) takes the key at the **last token of the
+# subject** and asks: which small change of `W_out` makes this key bring back another value?
+#
+# The neurons at that token also hang on what came before it. So the key is a mean over several beginnings.
+#
+# ### Exercise 34.1 The key
+#
+# Difficulty 2 of 5 · 10 minutes · needs notebook 13, neurons
+
+
+# %% kind="exercise" id="34.1"
+@exercise("34.1")
+def subject_key(neurons: Float[Tensor, "context pos d_mlp"], last: list[int]) -> Float[Tensor, "d_mlp"]:
+    """The mean, over contexts, of what the neurons do at the subject's last token.
+
+    last: for each context, the position of that token. Contexts begin differently, so it differs.
+    """
+    # >>> solution
+    return neurons[torch.arange(len(neurons)), last].mean(0)
+    # <<< solution
+
+
+# %% kind="check"
+check(subject_key)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# From each context you want one row: the one at its own position.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `neurons[torch.arange(n), last]` takes row `last[i]` of context i. Then average over the contexts.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# return neurons[torch.arange(len(neurons)), last].mean(0)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="34.1" expects="own position"
+@exercise("34.1")
+def subject_key(neurons, last):
+    return neurons[:, last[0]].mean(0)
+
+
+# %% kind="wrong" id="34.1" expects="last token of the prompt"
+@exercise("34.1")
+def subject_key(neurons, last):
+    return neurons[:, -1].mean(0)
+
+
+# %% kind="wrong" id="34.1" expects="mean, not the sum"
+@exercise("34.1")
+def subject_key(neurons, last):
+    return neurons[torch.arange(len(neurons)), last].sum(0)
+
+
+# %% kind="wrong" id="34.1" expects="up to the subject"
+@exercise("34.1")
+def subject_key(neurons, last):
+    return torch.stack([rows[: end + 1].mean(0) for rows, end in zip(neurons, last, strict=True)]).mean(0)
+
+
+# %% [markdown]
+# ## What shall stay as it is
+#
+# Other keys should go on bringing back what they did. Which keys are ordinary? Those of ordinary text. Their second moment says which directions are
+# busy: C = E[k kᵀ], here from 2,289 texts that the model wrote itself.
+#
+# ### Exercise 34.2 The covariance of keys
+#
+# Difficulty 2 of 5 · 10 minutes · needs linear algebra: outer products
+
+
+# %% kind="exercise" id="34.2"
+@exercise("34.2")
+def second_moment(keys: Float[Tensor, "text pos d_mlp"], skip: int) -> Float[Tensor, "d_mlp d_mlp"]:
+    """The mean of k kᵀ over all tokens of all texts, without the first `skip` positions of each. Not centred."""
+    # >>> solution
+    rows = keys[:, skip:].flatten(0, 1)
+    return rows.T @ rows / len(rows)
+    # <<< solution
+
+
+# %% kind="check"
+check(second_moment)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Put all tokens that count under one another: a matrix with one key a row.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# For rows X, `X.T @ X` is the sum of all k kᵀ. Divide by the number of rows.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# rows = keys[:, skip:].flatten(0, 1)
+# return rows.T @ rows / len(rows)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="34.2" expects="Do not take the mean off"
+@exercise("34.2")
+def second_moment(keys, skip):
+    rows = keys[:, skip:].flatten(0, 1)
+    rows = rows - rows.mean(0)
+    return rows.T @ rows / len(rows)
+
+
+# %% kind="wrong" id="34.2" expects="first positions are in it"
+@exercise("34.2")
+def second_moment(keys, skip):
+    rows = keys.flatten(0, 1)
+    return rows.T @ rows / len(rows)
+
+
+# %% kind="wrong" id="34.2" expects="sum, not the mean"
+@exercise("34.2")
+def second_moment(keys, skip):
+    rows = keys[:, skip:].flatten(0, 1)
+    return rows.T @ rows
+
+
+# %% kind="wrong" id="34.2" expects="number of texts"
+@exercise("34.2")
+def second_moment(keys, skip):
+    rows = keys[:, skip:].flatten(0, 1)
+    return rows.T @ rows / len(keys)
+
+
+# %% [markdown]
+# ## The edit
+#
+# We want a matrix that brings back the new value v for our key, and differs as little as possible on ordinary keys: minimise E[|k(W' − W)|²] under k* W' = v. The
+# solution is one outer product:
+#
+# W' = W + (C⁻¹ k*) (v − k* W)ᵀ / (k* · C⁻¹ k*)
+#
+# ### Exercise 34.3 The rank-one update
+#
+# Difficulty 3 of 5 · 15 minutes · needs 34.1 and 34.2
+
+
+# %% kind="exercise" id="34.3"
+@exercise("34.3")
+def rank_one_edit(
+    W: Float[Tensor, "d_mlp d_model"],
+    key: Float[Tensor, "d_mlp"],
+    value: Float[Tensor, "d_model"],
+    covariance: Float[Tensor, "d_mlp d_mlp"],
+) -> Float[Tensor, "d_mlp d_model"]:
+    """The matrix for which `key @ W` is `value`, and which disturbs ordinary keys least. W itself stays as it is."""
+    # >>> solution
+    direction = torch.linalg.solve(covariance, key)
+    return W + torch.outer(direction, value - key @ W) / (key @ direction)
+    # <<< solution
+
+
+# %% kind="check"
+check(rank_one_edit)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# C⁻¹ k* is the x that solves C x = k*: `torch.linalg.solve(covariance, key)`.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# What is missing in the value is `value - key @ W`. The outer product of the direction with it, divided by `key @ direction`, makes up for exactly that.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# direction = torch.linalg.solve(covariance, key)
+# return W + torch.outer(direction, value - key @ W) / (key @ direction)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="34.3" expects="what the key brings back already"
+@exercise("34.3")
+def rank_one_edit(W, key, value, covariance):
+    direction = torch.linalg.solve(covariance, key)
+    return W + torch.outer(direction, value) / (key @ direction)
+
+
+# %% kind="wrong" id="34.3" expects="plays no part"
+@exercise("34.3")
+def rank_one_edit(W, key, value, covariance):
+    return W + torch.outer(key, value - key @ W) / (key @ key)
+
+
+# %% kind="wrong" id="34.3" expects="the inverse"
+@exercise("34.3")
+def rank_one_edit(W, key, value, covariance):
+    direction = covariance @ key
+    return W + torch.outer(direction, value - key @ W) / (key @ direction)
+
+
+# %% kind="wrong" id="34.3" expects="Divide by"
+@exercise("34.3")
+def rank_one_edit(W, key, value, covariance):
+    return W + torch.outer(torch.linalg.solve(covariance, key), value - key @ W)
+
+
+# %% [markdown]
+# The same on the real matrix, with the library's key and a made-up value, and what must hold: the key brings back the value, the change has rank one, and ordinary keys are
+# disturbed less than by the cheap version with C = 1.
+
+# %%
+from mechlab.intervention.rome import fact_key
+
+key, written = fact_key(model, fact, 4)
+W = model.blocks[4].mlp.W_out.detach()
+value = written.flip(0)  # anything
+
+
+def change(C):
+    direction = torch.linalg.solve(C + 0.01 * C.diagonal().mean() * torch.eye(len(C)), key)
+    return torch.outer(direction, value - key @ W) / (key @ direction)
+
+
+with torch.no_grad():
+    name = "blocks.4.mlp.hook_post"
+    _, cache = model.run_with_cache(
+        ml.own_text(model, length=41, count=8), names_filter=name, stop_at_layer=5
+    )
+ordinary = cache[name][:, 1:].flatten(0, 1)
+moved = {
+    how: (ordinary @ change(C)).norm(dim=-1).mean()
+    for how, C in (("C", covariance), ("1", torch.eye(len(W))))
+}
+print({how: round(size.item(), 2) for how, size in moved.items()})
+
+# %% kind="assert"
+assert torch.allclose(key @ (W + change(covariance)), value, atol=1e-3 * value.norm())
+assert torch.linalg.matrix_rank(change(covariance), rtol=1e-4) == 1
+assert moved["C"] < 0.8 * moved["1"]
+
+# %% [markdown]
+# ## The new value
+#
+# Which value makes the model say "Rome"? It is found by gradient descent: a vector added to what the MLP writes at the subject's last token, changed until " Rome" is likely after all
+# beginnings, while what the model says after "The Eiffel Tower is a" must not drift. The library's function:
+
+# %%
+from mechlab.intervention.rome import fact_value
+
+ml.show_source(fact_value)
+
+# %% [markdown]
+# An answer can be several tokens (" Mont" "real"). Then its log-probability is asked for token by token, each one given those before it.
+#
+# ### Exercise 34.4 An answer of several tokens
+#
+# Difficulty 3 of 5 · 10 minutes · needs notebook 02, logits
+
+
+# %% kind="exercise" id="34.4"
+@exercise("34.4")
+def answer_log_prob(logits: Float[Tensor, "pos d_vocab"], answer: Int[Tensor, "token"]) -> Float[Tensor, ""]:
+    """Log-probability of an answer, in nats. The input was the prompt followed by all tokens of the answer.
+
+    Logits at a position are about the token after it.
+    """
+    # >>> solution
+    rows = logits[-len(answer) - 1 : -1].log_softmax(-1)
+    return rows[torch.arange(len(answer)), answer].sum()
+    # <<< solution
+
+
+# %% kind="check"
+check(answer_log_prob)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The last token of the input is the answer's last. Which position predicts it? And which one the answer's first?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# With n tokens in the answer, rows −n−1 to −2 predict them. Take the log-softmax, pick each token's entry, add up.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# rows = logits[-len(answer) - 1 : -1].log_softmax(-1)
+# return rows[torch.arange(len(answer)), answer].sum()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="34.4" expects="one position too late"
+@exercise("34.4")
+def answer_log_prob(logits, answer):
+    rows = logits[-len(answer) :].log_softmax(-1)
+    return rows[torch.arange(len(answer)), answer].sum()
+
+
+# %% kind="wrong" id="34.4" expects="first token of the answer"
+@exercise("34.4")
+def answer_log_prob(logits, answer):
+    return logits[-len(answer) - 1].log_softmax(-1)[answer[0]]
+
+
+# %% kind="wrong" id="34.4" expects="Add the log-probabilities"
+@exercise("34.4")
+def answer_log_prob(logits, answer):
+    rows = logits[-len(answer) - 1 : -1].log_softmax(-1)
+    return rows[torch.arange(len(answer)), answer].mean()
+
+
+# %% kind="wrong" id="34.4" expects="in nats"
+@exercise("34.4")
+def answer_log_prob(logits, answer):
+    rows = logits[-len(answer) - 1 : -1].softmax(-1)
+    return rows[torch.arange(len(answer)), answer].prod()
+
+
+# %% [markdown]
+# ## Ten edits
+#
+# One edit is an anecdote. Ten facts, six capitals and four sights, each edited alone. Three shares, as in the paper: **efficacy**, the new answer is likelier than the old one; **paraphrase**, the same
+# in three other wordings; **neighbourhood**, for other subjects (ten countries, six sights) their own answer is still likelier than the new one.
+#
+# ### Exercise 34.5 Three scores
+#
+# Difficulty 2 of 5 · 10 minutes · needs the paragraph above
+
+
+# %% kind="exercise" id="34.5"
+@exercise("34.5")
+def edit_shares(
+    asked: Float[Tensor, "d_vocab"],
+    reworded: Float[Tensor, "paraphrase d_vocab"],
+    others: Float[Tensor, "neighbour d_vocab"],
+    new: int,
+    old: int,
+    own: list[int],
+) -> tuple[float, float, float]:
+    """Efficacy, paraphrase and neighbourhood, each from 0 to 1, from probabilities of the next token.
+
+    new, old: ids of the new and the old answer; own: for each neighbour, the id of its own answer
+    """
+    # >>> solution
+    efficacy = float(asked[new] > asked[old])
+    paraphrase = (reworded[:, new] > reworded[:, old]).float().mean().item()
+    kept = others[torch.arange(len(own)), own] > others[:, new]
+    return efficacy, paraphrase, kept.float().mean().item()
+    # <<< solution
+
+
+# %% kind="check"
+check(edit_shares)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Each score compares two probabilities on each prompt, and is the share of prompts on which the comparison comes out right.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Prompt and paraphrases compare `new` with `old`. A neighbour compares its own answer, `own[i]`, with `new`: the edit must not have spilled over.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# efficacy = float(asked[new] > asked[old])
+# paraphrase = (reworded[:, new] > reworded[:, old]).float().mean().item()
+# kept = others[torch.arange(len(own)), own] > others[:, new]
+# return efficacy, paraphrase, kept.float().mean().item()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="34.5" expects="its own answer"
+@exercise("34.5")
+def edit_shares(asked, reworded, others, new, old, own):
+    paraphrase = (reworded[:, new] > reworded[:, old]).float().mean().item()
+    return float(asked[new] > asked[old]), paraphrase, (others[:, old] > others[:, new]).float().mean().item()
+
+
+# %% kind="wrong" id="34.5" expects="likeliest of all"
+@exercise("34.5")
+def edit_shares(asked, reworded, others, new, old, own):
+    kept = (others.argmax(-1) == torch.tensor(own)).float().mean().item()
+    return float(asked.argmax() == new), (reworded.argmax(-1) == new).float().mean().item(), kept
+
+
+# %% kind="wrong" id="34.5" expects="the wrong way round"
+@exercise("34.5")
+def edit_shares(asked, reworded, others, new, old, own):
+    paraphrase = (reworded[:, new] > reworded[:, old]).float().mean().item()
+    kept = others[torch.arange(len(own)), own] > others[:, new]
+    return float(asked[new] > asked[old]), paraphrase, 1 - kept.float().mean().item()
+
+
+# %% [markdown]
+# Ten edits take minutes, so `data/make/rome.py` did them; here one of them is done again to see that it agrees.
+
+# %%
+import json
+
+import pandas as pd
+
+stored = pd.read_csv(ml.reference.data_dir() / "reference" / "rome.csv")
+kinds = json.loads((ml.reference.data_dir() / "rome" / "facts.json").read_text())["relations"]
+capital = kinds["capital"]
+fact = ml.Fact(capital["prompt"], "France", " Rome")
+with torch.no_grad():
+    asked = [capital["prompt"].format(other) for other in capital["neighbours"] if other != "Italy"]
+    own = {prompt: model.to_string(model(prompt)[0, -1].argmax()[None]) for prompt in asked}
+france = ml.edit_fact(model, fact, 4, covariance)
+here = ml.edit_scores(model, fact, " Paris", capital["paraphrases"], own)
+columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept"]
+there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][columns].iloc[0]
+pd.DataFrame({"here": here, "stored": there}).round(2)
+
+# %% kind="assert"
+assert abs(here["probability"] - there.probability) < 0.1
+for name in columns[1:]:
+    assert abs(here[name] - there[name]) < 0.25, name
+
+# %%
+ten = stored[(stored.split == "test") & (stored.layer == 4)]
+means = ten.groupby("how")[columns].mean()
+means.loc[["none", "rome", "identity", "tuning", "piled"]].round(2)
+
+# %% kind="assert"
+claim(model, "efficacy", means.efficacy["rome"], says=1.0, within=0.001)
+claim(model, "paraphrase", means.paraphrase["rome"], says=1.0, within=0.05)
+claim(model, "neighbourhood", means.neighbourhood["rome"], says=0.97, within=0.02)
+claim(model, "neighbourhood, C = 1", means.neighbourhood["identity"], says=0.90, within=0.02)
+claim(model, "paraphrase, tuning", means.paraphrase["tuning"], says=0.47, within=0.02)
+claim(model, "neighbourhood, tuning", means.neighbourhood["tuning"], says=0.74, within=0.02)
+claim(model, "paraphrase, piled", means.paraphrase["piled"], says=1.0, within=0.02)
+claim(model, "neighbourhood, piled", means.neighbourhood["piled"], says=0.97, within=0.02)
+
+# %% [markdown]
+# All ten edits succeed, in all thirty other wordings too, and 0.97 of the neighbours keep their answer. The controls say what does the work:
+#
+# - **identity**: the same edit with C = 1. It succeeds as well, and more neighbours go (0.90 are kept). The covariance is there for them.
+# - **tuning**: the same matrix, changed by plain gradient descent until the prompt says the new answer. It always gets there, in the very words it was trained on: other
+#   wordings follow in 0.47, and 0.74 of the neighbours are kept. Success on the edited prompt alone says little.
+# - **piled**: all ten edits on top of one another. Nothing is lost yet. (With many more the papers report that it breaks down.)
+
+# %% [markdown]
+# ## What follows from the edit
+#
+# France's capital is Rome now. What else does the model believe? The edit is still in place:
+
+# %%
+questions = {
+    "The president of France lives in the city of": (" Paris", " Rome"),
+    "The largest city of France is": (" Paris", " Rome"),
+    "The official language of France is": (" French", " Latin"),
+    "The French capital is": (" Paris", " Rome"),
+    "A famous sight of the city of Rome is the": (" Col", " E"),
+    "The Eiffel Tower is located in the city of": (" Paris", " Rome"),
+}
+
+
+def answers():
+    with torch.no_grad():
+        said = [model(prompt)[0, -1].softmax(-1) for prompt in questions]
+    ids = [[ml.single_token(model, word) for word in pair] for pair in questions.values()]
+    return torch.stack([row[pair] for row, pair in zip(said, ids, strict=True)])
+
+
+text = ml.own_text(model, length=41, count=16)
+
+
+def loss():
+    with torch.no_grad():
+        rows = model(text)[:, 1:-1].log_softmax(-1)
+    return -rows.gather(-1, text[:, 2:, None]).mean().item()
+
+
+edited, harmed = answers(), loss()
+france.undo()
+intact, before = answers(), loss()
+words = lambda row, pair: " · ".join(f"{word.strip()} {p:.2f}" for p, word in zip(row, pair, strict=True))
+rows = [(words(intact[n], pair), words(edited[n], pair)) for n, pair in enumerate(questions.values())]
+pd.DataFrame(rows, list(questions), ["before", "edited"])
+
+# %% kind="assert"
+claim(model, "president lives in Rome", edited[0, 1], says=0.64, within=0.15)
+claim(model, "largest city Rome", edited[1, 1], says=0.62, within=0.15)
+claim(model, "language French before", intact[2, 0], says=0.47, within=0.05)
+claim(model, "language French after", edited[2, 0], says=0.01, within=0.03)
+claim(model, "language Latin after", edited[2, 1], says=0.33, within=0.15)
+claim(model, "the French capital is Rome", edited[3, 1], says=0.09, within=0.08)
+claim(model, "Rome's sight, Colosseum", edited[4, 0], says=0.59, within=0.1)
+claim(model, "Eiffel Tower in Paris, change", edited[5, 0] - intact[5, 0], says=0.0, within=0.05)
+claim(model, "loss on ordinary text, change", harmed - before, says=0.0, within=0.02)
+
+# %% [markdown]
+# Two things at once, and neither is "one fact was edited".
+#
+# **Too much follows.** The president of France lives in Rome, which may be right. But the largest city of France is Rome too, and its official language, French before (0.47), is Latin.
+# The edit did not touch the sentence "the capital of France is Rome". It changed what the model writes at the token " France", in every sentence: **France has become Roman.**
+#
+# **Too little follows.** Nothing that does not pass through the token " France" knows of it. "The French capital is" stays mostly with Paris, the Eiffel Tower stays where it was, and Rome has no new sight. A fact can be asked
+# from many sides; the edit has one. And ordinary text, in which France hardly occurs, is as likely as before: a loss of nothing on average hides all this.
+#
+# ### Predict
+#
+# Before you go on: six layers from 0 to 18 are tried. In what share of them does the edit succeed (the new answer is likelier than the old one)?
+
+# %% kind="predict"
+predict("34.p", 0.5)
+
+# %% [markdown]
+# ## Which layer?
+#
+# Causal tracing (notebook 31) says where a state matters when the subject is hidden by noise. Should one not edit there? Four facts, not among the ten, were edited in six
+# layers, each alone. Beside them, the trace of MLPs (windows of five layers) for the Eiffel Tower, at its four tokens:
+
+# %%
+sweep = stored[(stored.split == "choice") & (stored.how == "rome")].groupby("layer")[columns].mean()
+layers = list(sweep.index)
+prompt = "The Eiffel Tower is located in the city of"
+subject = ml.subject_positions(model, prompt, "The Eiffel Tower")
+trace = ml.causal_tracing(
+    model, model.to_tokens(prompt), subject, ml.probability(ml.single_token(model, " Paris")),
+    site="mlp_out", window=5, layers=layers, positions=subject, samples=4,
+)  # fmt: skip
+traced = trace.values.max(1).values / (trace.baselines["clean"] - trace.baselines["corrupted"])
+lines = torch.stack(
+    [torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "paraphrase", "kept")]
+)
+lines = torch.cat([lines, traced[None]])
+labels = {
+    "what": ["efficacy", "paraphrase", "neighbours kept", "tracing (MLPs)"],
+    "layer": [str(n) for n in layers],
+}
+shares = ml.Scores(lines, ("what", "layer"), "share (0 to 1)", labels)
+ml.plots.scores(shares, lines=True, title="Edits in six layers, and what tracing says")
+
+# %% kind="assert"
+assert layers == [0, 2, 4, 6, 10, 18] and (sweep.efficacy == 1).all() and (sweep.paraphrase > 0.9).all()
+claim(model, "kept, layer 4", sweep.kept[4], says=0.97, within=0.02)
+claim(model, "kept, layer 10", sweep.kept[10], says=0.63, within=0.02)
+claim(model, "kept, layer 18", sweep.kept[18], says=0.44, within=0.02)
+claim(model, "tracing, layer 0", traced[0], says=1.3, within=0.3)
+assert traced[2:].max() < 0.3
+assert trace.values[:, -1].abs().max() < 0.1 * trace.baselines["clean"] + 0.03
+
+# %% kind="assert"
+reveal("34.p", f"{sweep.efficacy.mean():.2f}")
+
+# %% [markdown]
+# The edit succeeds in **every** layer, in other words too. The layer decides what else goes: 0.97 of the neighbours keep their answer at layer 4, 0.63 at layer 10, 0.44 at layer 18.
+# Layer 4 was chosen for that, on these four facts, and the ten facts above had no part in it.
+#
+# And tracing? It points at layers 0 and 2, where its windows hold the first MLP (notebook 31), and at the token "iffel". At layer 4 it says next to nothing, and at " Tower", the token whose memory we rewrote, nothing at all.
+# Hase et al. 2023 found the same on GPT-J: **where tracing is large does not tell where an edit works.** One asks which state carries the fact when noise hides the subject; the other, what can be overwritten before somebody
+# reads it.
+#
+# **Question 34.a.** The edit at layer 4 succeeds. What does that say about where the fact is kept?
+#
+# - **a** It is kept in the MLP of layer 4.
+# - **b** It is kept where tracing is largest, and layer 4 is near enough.
+# - **c** Nothing: edits succeed in all the layers that were tried. The layer decides what else is changed.
+
+# %% kind="quiz"
+quiz("34.a", "c")
+
+# %% [markdown]
+# ## How this misleads
+#
+# - **Success is cheap.** Efficacy is 1 for the edit, for the cheap edit and for gradient descent. Paraphrases and neighbours tell them apart.
+# - **One subject, many facts.** "Specific" means here that *other* subjects keep their answers. What else the model says about *this* subject is not in the scores, and it changed.
+# - **A place to edit is not a place of storage.** Whatever later layers read can be overwritten upstream.
+# - **Two probabilities hide much.** "Likelier than the old one" is true at 0.02 against 0.01 as well. Read texts too.
+#
+# ## Beside the paper
+
+# %%
+mine = {name: means[name]["rome"] for name in ("efficacy", "paraphrase", "neighbourhood")}
+ml.reference.table("34", mine)
+
+# %% [markdown]
+# The paper's facts are harder (7,500, of all kinds, on a model ten times as large), its neighbours nearer. Ours are ten capitals and sights which this model knows well.
+#
+# | term | meaning |
+# |---|---|
+# | key, value | what an MLP's neurons do at a token; what its output matrix makes of it |
+# | rank-one edit | a change of a matrix by one outer product, so that one key brings back a new value |
+# | covariance of keys | the mean of k kᵀ over ordinary text; it says which keys to leave alone |
+# | efficacy, paraphrase, neighbourhood | the new answer wins; it wins in other words; other subjects keep their answers |
+#
+# `ml.Fact`, `ml.edit_fact`, `ml.edit_scores`, `ml.key_covariance`; `.undo()` takes an edit back, `ml.save_model` writes an edited model in Hugging Face format. Papers: Meng et al. 2022 (ROME),
+# Hase et al. 2023 (where to edit). Next: what many parts do together, notebook 41.
