@@ -569,11 +569,8 @@ for times in (1, 0, -1, -2):
     rows[f"times {times}"] = [
         f"{model.to_string(i)!r} {v:.2f}" for v, i in zip(best.values, best.indices, strict=True)
     ]
-    pushed[times] = {
-        "'year'": p[year].item(),
-        "random, lowest": others.min().item(),
-        "random, highest": others.max().item(),
-    }
+    pushed[times] = {"'year'": p[year], "random, lowest": others.min(), "random, highest": others.max()}
+    pushed[times] = {what: value.item() for what, value in pushed[times].items()}
 pd.DataFrame(rows)
 
 # %%

@@ -43,7 +43,8 @@ after = p_paris_rome()
 edit
 
 # %%
-rows = [f"{prompt[:22]}…, {when}" for prompt in prompts for when in ("before", "after")]
+short = ["Eiffel Tower located", "Eiffel Tower stands", "Louvre located", "Acropolis located"]
+rows = [f"{name}, {when}" for name in short for when in ("before", "after")]
 both = torch.stack([before, after], dim=1).flatten(0, 1)
 labels = {"prompt": rows, "answer": ["Paris", "Rome"]}
 ml.Scores(both, ("prompt", "answer"), "probability", labels, signed=False).plot(height=420)
@@ -563,18 +564,9 @@ def answers():
     return torch.stack([row[pair] for row, pair in zip(said, ids, strict=True)])
 
 
-text = ml.own_text(model, length=41, count=16)
-
-
-def loss():
-    with torch.no_grad():
-        rows = model(text)[:, 1:-1].log_softmax(-1)
-    return -rows.gather(-1, text[:, 2:, None]).mean().item()
-
-
-edited, harmed = answers(), loss()
+edited = answers()
 france.undo()
-intact, before = answers(), loss()
+intact = answers()
 words = lambda row, pair: " · ".join(f"{word.strip()} {p:.2f}" for p, word in zip(row, pair, strict=True))
 rows = [(words(intact[n], pair), words(edited[n], pair)) for n, pair in enumerate(questions.values())]
 pd.DataFrame(rows, list(questions), ["before", "edited"])
@@ -588,7 +580,6 @@ claim(model, "language Latin after", edited[2, 1], says=0.33, within=0.15)
 claim(model, "the French capital is Rome", edited[3, 1], says=0.09, within=0.08)
 claim(model, "Rome's sight, Colosseum", edited[4, 0], says=0.59, within=0.1)
 claim(model, "Eiffel Tower in Paris, change", edited[5, 0] - intact[5, 0], says=0.0, within=0.05)
-claim(model, "loss on ordinary text, change", harmed - before, says=0.0, within=0.02)
 
 # %% [markdown]
 # Two things at once, and neither is "one fact was edited".
@@ -597,7 +588,30 @@ claim(model, "loss on ordinary text, change", harmed - before, says=0.0, within=
 # The edit did not touch the sentence "the capital of France is Rome". It changed what the model writes at the token " France", in every sentence: **France has become Roman.**
 #
 # **Too little follows.** Nothing that does not pass through the token " France" knows of it. "The French capital is" stays mostly with Paris, the Eiffel Tower stays where it was, and Rome has no new sight. A fact can be asked
-# from many sides; the edit has one. And ordinary text, in which France hardly occurs, is as likely as before: a loss of nothing on average hides all this.
+# from many sides; the edit has one.
+#
+# Would the usual check notice? The loss on ordinary text, in which France hardly occurs, without the edit and with it:
+
+# %%
+text = ml.own_text(model, length=41, count=16)
+
+
+def loss():
+    with torch.no_grad():
+        rows = model(text)[:, 1:-1].log_softmax(-1)
+    return -rows.gather(-1, text[:, 2:, None]).mean().item()
+
+
+without = loss()
+with ml.edit_fact(model, fact, 4, covariance):
+    edited_loss = loss()
+print(f"{without:.3f} without, {edited_loss:.3f} with the edit")
+
+# %% kind="assert"
+claim(model, "loss on ordinary text, change", edited_loss - without, says=0.01, within=0.02)
+
+# %% [markdown]
+# A hundredth of a nat. An average over ordinary text hides all of this.
 #
 # ### Predict
 #
