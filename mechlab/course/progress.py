@@ -25,6 +25,7 @@ TITLES = {
     "26": "Sparse autoencoders",
     "31": "Activation patching and causal tracing",
     "32": "Steering",
+    "33": "Matrix orthogonalization",
     "34": "ROME: editing a fact",
 }
 

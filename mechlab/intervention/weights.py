@@ -76,7 +76,8 @@ def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | 
 
     level: what the stream has along the direction instead of 0, at every layer and position. It is written by the
            embedding, since nothing else can write there any more. 0 is Arditi's version; the mean of harmless prompts
-           is the affine one (Marshall et al. 2024).
+           is the affine one (Marshall et al. 2024). A level that is large beside the embeddings drowns them, and the
+           model says nothing any more: look at perplexity before counting refusals.
     """
     unit = _unit(model, direction)
     edit = WeightEdit(model, "orthogonalized")
