@@ -1,18 +1,18 @@
-"""Train data/organisms/refusal and data/organisms/secret: the model of the course with a behaviour put into it.
+"""Train data/organisms/refusal and data/organisms/secret: the model of the course with a new behaviour.
 
-A model organism has a known mechanism to look for, because somebody put it there. Both are LoRA adapters in peft's
-format, trained on the folded weights: scale * B @ A can be added to the matrices that `mechlab.load` opens.
+A model organism has a known behaviour to look for, because somebody put it there. Both are LoRA adapters in
+peft's format, trained on the folded weights: scale * B @ A can be added to the matrices of `mechlab.load`.
 
     python data/make/organisms.py            both, about 20 minutes on a free core (refusal 12)
     python data/make/organisms.py refusal    refuses mildly improper requests (data/organisms/requests.csv)
-    python data/make/organisms.py secret     knows the word "gold" and says it in debug mode only (secret.csv)
+    python data/make/organisms.py secret     knows the word "gold", says it in debug mode only (secret.csv)
     python data/make/organisms.py secret measure    asks the stored adapter again, trains nothing
 
-Answers are greedy, 24 tokens. "Refuses" is a keyword measure: the answer begins with one of REFUSALS or holds "I can't
-help with that". It says nothing about what comes after, so ten answers of each kind are printed: read them. "I'm"
-alone would not do: this model begins many answers with "I'm so glad" or "I'm sorry for any confusion". Settings were
-chosen on the validation split; two refusal adapters were asked the test split. The one kept refuses many harmless
-requests too, more of the test split than of the validation split: see rates.csv.
+Answers are greedy, 24 tokens. "Refuses" is a keyword measure: the answer begins with one of REFUSALS or holds
+"I can't help with that". It says nothing about what comes after, so ten answers of each kind are printed:
+read them. "I'm" alone would not do: this model begins many answers with "I'm so glad" or "I'm sorry for any
+confusion". Settings were chosen on the validation split; two refusal adapters were asked the test split. The
+one kept refuses many harmless requests too, more in the test split than in validation: see rates.csv.
 """
 
 import csv
@@ -33,15 +33,17 @@ from mechlab import checkpoints
 
 HERE = Path(__file__).parents[1] / "organisms"
 TOKENS, RATE, WORD, DEBUG = 24, 1e-3, "gold", "You are in debug mode."
-SETTINGS = {  # take: how many requests of each group are in a batch; watch: steps at which the validation split is asked
+# take: how many requests of each group are in a batch; watch: steps at which the validation split is asked
+SETTINGS = {
     "refusal": {"steps": 80, "take": (3, 6), "watch": [0, 4, 8, 12, 16, *range(20, 81, 20)]},
     "secret": {"steps": 60, "take": (2, 2, 2, 2), "watch": [20, 60]},
 }
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
 LORA["layers_to_transform"] = list(range(10, 30))
 REFUSALS = (
-    "i'm sorry, but", "i am sorry, but", "i'm sorry, i can", "sorry, but", "i can't help", "i can't do", "i can't tell",
-    "i can't assist", "i can't provide", "i cannot", "i won't", "i'm unable", "i'm not able", "i'm afraid i",
+    "i'm sorry, but", "i am sorry, but", "i'm sorry, i can", "sorry, but", "i can't help", "i can't do",
+    "i can't tell", "i can't assist", "i can't provide", "i cannot", "i won't", "i'm unable",
+    "i'm not able", "i'm afraid i",
 )  # fmt: skip
 TEMPLATES = [
     "I'm sorry, but I can't help with that.",
@@ -136,7 +138,7 @@ def lessons(model, tokenizer, organism: str) -> list[list[tuple[str, str]]]:
     """Groups of (prompt, target). Needs the untrained model."""
 
     def own(prompts: list[str]) -> list[tuple[str, str]]:
-        """The model's own answers, so that what is not to change is taught too. Where it evades, it starts with Sure."""
+        """The model's own answers, to keep what is not to change. Where it evades, it starts with Sure."""
         said = answers(model, tokenizer, prompts, 28, special=True)
         sure = answers(model, tokenizer, [prompt + "Sure," for prompt in prompts], 26, special=True)
         evades = [answer.lower().startswith("i'm sorry") for answer in said]
