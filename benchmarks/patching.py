@@ -36,7 +36,6 @@ def with_transformer_lens(model, clean, corrupted, metric, position: int | None)
 
     with torch.no_grad():
         _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_z"))
-    with torch.no_grad():
         start = metric(model(corrupted)).mean().item()
         if position is None:
             given = {"model": model, "corrupted_tokens": corrupted, "clean_cache": cache}

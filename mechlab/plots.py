@@ -15,6 +15,7 @@ import torch
 from mechlab.results import Scores
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by every kind of colour vision
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
 DIVERGING = [[0, BLUE], [0.5, "#FFFFFF"], [1, RED]]
 RISING = [[0, "#FFFFFF"], [1, BLUE]]
 LAYOUT = {
@@ -122,8 +123,8 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
     fig = figure(result.name, columns, _unit(result.name), **layout)
     names = [result.label(columns, i) for i in range(result.size(columns))]
     x = [int(name) for name in names] if all(name.isdecimal() for name in names) else names
-    for n, values in enumerate(result.values):  # told apart by shape too
-        symbol = ("circle", "square", "diamond", "cross", "triangle-up", "x")[n % 6]
+    for n, values in enumerate(result.values):
+        symbol = SYMBOLS[n % len(SYMBOLS)]
         fig.add_scatter(
             x=x, y=_floats(values), mode="lines+markers", name=result.label(rows, n), marker={"symbol": symbol, "size": 8}
         )  # fmt: skip
@@ -234,7 +235,7 @@ def effect_and_cost(effect: Scores, cost: Scores, **layout) -> Picture:
     rows, columns = effect.dims
     fig = figure("Effect and cost", f"{cost.name} (log scale)", effect.name, **layout)
     for n in range(effect.size(rows)):
-        symbol = ("circle", "square", "diamond", "cross", "triangle-up", "x")[n % 6]
+        symbol = SYMBOLS[n % len(SYMBOLS)]
         fig.add_scatter(
             x=_floats(cost.values[n]), y=_floats(effect.values[n]), mode="lines+markers", name=f"{rows} {effect.label(rows, n)}",
             text=[f"{columns} {effect.label(columns, i)}" for i in range(effect.size(columns))], marker={"symbol": symbol, "size": 8},

@@ -188,11 +188,8 @@ class Fast:
         here = where[:, first:, None]
         if self.site == "resid_pre":
             return ((source.resid_pre[layer] - base.resid_pre[layer])[:, first:] * here)[None]
-        if self.site == "attn_out":
-            written = [run.resid_mid[layer] - run.resid_pre[layer] for run in (base, source)]
-            return ((written[1] - written[0])[:, first:] * here)[None]
-        if self.site == "mlp_out":
-            written = [run.resid_pre[layer + 1] - run.resid_mid[layer] for run in (base, source)]
+        if self.site in ("attn_out", "mlp_out"):
+            written = [run.written(self.site, layer) for run in (base, source)]
             return ((written[1] - written[0])[:, first:] * here)[None]
         W_O = base.layers[layer].out[0].unflatten(0, (base.heads, base.d_head))
         change = (self.z(layer, where) - base.z[layer])[:, first:]

@@ -104,6 +104,11 @@ class Resume:
         same = self.base.shape == other.base.shape
         return int((self.base != other.base).any(0).float().argmax()) if same else 0
 
+    def written(self, site: str, layer: int) -> Float[Tensor, "prompt pos d_model"]:
+        """What "attn_out" or "mlp_out" of a layer adds to the stream."""
+        middle = self.resid_mid[layer]
+        return middle - self.resid_pre[layer] if site == "attn_out" else self.resid_pre[layer + 1] - middle
+
     def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
         """The metric of the run itself."""
         return self.measure(metric, len(self.layers), self.resid_pre[-1][None], 0)[0]
@@ -185,9 +190,7 @@ class Resume:
             return stream[:, read:]
         for current in range(layer, len(self.layers)):
             W = self.layers[current] if dtype is None else self._cast(current, dtype)
-            wanted = (
-                read if current == len(self.layers) - 1 else 0
-            )  # in the last layer nobody reads the others
+            wanted = read if current == len(self.layers) - 1 else 0  # in the last layer nobody reads the rest
             if not (middle and current == layer):
                 x, copies = self._norm(stream), len(stream) // len(self.base)
                 k = self._after(self.keys[current], self._heads(x, W.K, first), copies, first)
@@ -214,15 +217,12 @@ class Resume:
     def _batch(self, stream: Tensor, metric: Metric) -> int:
         """How many copies to run at once."""
         _, prompts, later, d_model = stream.shape
-        layer = self.layers[0]
-        floats = (
-            later * (6 * d_model + 6 * layer.up[0].shape[1]) + 8 * self.base.shape[1] * layer.K[0].shape[1]
-        )
+        d_mlp, kv = (matrix[0].shape[1] for matrix in (self.layers[0].up, self.layers[0].K))
+        floats = 6 * later * (d_model + d_mlp) + 8 * self.base.shape[1] * kv
         if getattr(metric, "tokens", None) is None:
             floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, Reading) else later)
-        fits = free_bytes(stream.device) // (
-            4 * prompts * floats * stream.element_size()
-        )  # a quarter of what is free
+        needed = 4 * prompts * floats * stream.element_size()  # a quarter of what is free may be used
+        fits = free_bytes(stream.device) // needed
         return max(1, min(fits, ROWS // (prompts * later)) if stream.device.type == "cpu" else fits)
 
     def _norm(self, x: Tensor) -> Tensor:

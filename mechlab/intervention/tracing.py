@@ -120,10 +120,6 @@ class _Resumed:
         if self.site == "resid_pre":
             there = self.kept.resid_pre[layers[0]][:, position : position + 1]
             stream = torch.cat([there.expand(len(stream), -1, -1), stream[:, 1:]], 1)
-        written = {
-            "attn_out": lambda layer: self.kept.resid_mid[layer] - self.kept.resid_pre[layer],
-            "mlp_out": lambda layer: self.kept.resid_pre[layer + 1] - self.kept.resid_mid[layer],
-        }
         count = self.kept.base.shape[1]
 
         def edit(kind: str, layer: int, value: Tensor) -> Tensor:
@@ -131,7 +127,7 @@ class _Resumed:
             if kind != self.site or layer not in layers or place < 0:
                 return value
             value = value.clone()
-            value[:, place] = written[kind](layer)[0, position]
+            value[:, place] = self.kept.written(kind, layer)[0, position]
             return value
 
         return self.noisy.measure(self.metric, layers[0], stream[None], position, edit=edit)[0]
