@@ -82,7 +82,7 @@ def test_later_parts_can_be_overwritten(run):
         put = lambda x, hook, written=written: torch.cat([x[:, :5], written(other, 1)[:, 5:]], 1)
         with torch.no_grad(), ml.intervene(model, [(f"blocks.1.hook_{kind}", put)]):
             expected = DIFFERENCE(model(base))
-        edit = lambda here, layer, x, kind=kind, written=written: (
+        edit = lambda here, layer, x, copies, kind=kind, written=written: (
             written(other, 1)[:, 5:] if (here, layer) == (kind, 1) else x
         )
         found = kept.measure(DIFFERENCE, 0, kept.resid_pre[0][None, :, 5:], 5, edit=edit)[0]

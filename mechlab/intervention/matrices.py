@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ACTIVATIONS = {
@@ -48,6 +48,19 @@ def project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "c
     return found.to(x.dtype).view(*x.shape[:2], -1)
 
 
+def rotate(
+    x: Float[Tensor, "copy head pos d_head"],
+    turn: tuple[Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]],
+    first: int | Int[Tensor, "copy pos"],
+) -> Float[Tensor, "copy head pos d_head"]:
+    """Queries or keys turned by their positions: from `first` on, or as given. turn: cosines and sines."""
+    where = slice(first, first + x.shape[2]) if isinstance(first, int) else first[:, None]
+    cos, sin = (part[where] for part in turn)
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
+
+
 def matrices_of(model, index: int) -> Layer:
     attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
 
@@ -60,3 +73,50 @@ def matrices_of(model, index: int) -> Layer:
     heads = [affine(attn, name, name) for name in "QKVO"]
     gate = affine(mlp, "gate", "gate") if model.cfg.gated_mlp else None
     return Layer(*heads, gate, affine(mlp, "in", "in"), affine(mlp, "out", "out"))
+
+
+class Arithmetic:
+    """What norms, heads and MLPs compute, from their matrices. A run (`Resume`) brings the model and its sizes."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    def norm_slope(
+        self, x: Float[Tensor, "copy pos d_model"], slope: Float[Tensor, "copy pos reader d_model"]
+    ) -> Float[Tensor, "copy pos reader d_model"]:
+        """The gradient for the stream x, from gradients for what the norm makes of it."""
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        scale = (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        y, scale = (x * scale)[:, :, None], scale[:, :, None]
+        slope = scale * (slope - y * (slope * y).mean(-1, keepdim=True))
+        return slope - slope.mean(-1, keepdim=True) if self.centred else slope
+
+    def heads_of(
+        self, x: Tensor, matrix: Affine, first: int | Tensor | None = None
+    ) -> Float[Tensor, "copy head pos d_head"]:
+        """One vector for each head; queries and keys turned by their positions: from `first` on, or as given."""
+        found = project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return found if first is None or self.turn is None else rotate(found, self.turn, first)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, first: int = 0
+    ) -> Float[Tensor, "copy pos head d_head"]:
+        """What the heads hand to W_O. Query i looks at keys up to `first` + i."""
+        count = q.shape[2]
+        seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
+        if k.shape[1] != v.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if count == 1 else seen, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return z.transpose(1, 2)
+
+    def mlp(self, W: Layer, x: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_model"]:
+        """What the MLP writes, from a stream after its norm."""
+        if W.gate is None:
+            return project(self.act(project(x, W.up)), W.down)
+        return project(self.act(project(x, W.gate)) * project(x, W.up), W.down)
+
+    def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
+        return self.norm(stream) @ self.model.W_U + self.model.b_U

@@ -71,7 +71,7 @@ def activation_patching(
         raise ValueError(
             f'{site!r} can be patched by "position"{" or head" if SITES[site][1] else ""}, not by {by}.'
         )
-    places = _places(model, base, positions, apart="position" in by)
+    places = places_of(model, base, positions, apart="position" in by)
     run = _runner(model, base, source, metric, site, dtype)
     found = _sweep(run, layers, places, "head" in by)
     if dtype is not None:
@@ -224,7 +224,7 @@ def _runner(model, base, source, metric, site, dtype) -> "Fast | InFull":
         return InFull(model, base, source, metric, site)
 
 
-def _places(model, base: Tensor, positions: Positions | None, apart: bool) -> dict[str, Where]:
+def places_of(model, base: Tensor, positions: Positions | None, apart: bool) -> dict[str, Where]:
     """Which positions of each prompt a patch touches: one entry for each place, or one for all together."""
     count = base.shape[1]
     if not isinstance(positions, Mapping):

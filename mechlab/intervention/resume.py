@@ -10,27 +10,29 @@ compared with the model's own logits, and a model that computes something else i
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.caching import free_bytes
-from mechlab.intervention.matrices import ACTIVATIONS, Affine, Layer, matrices_of, project
+from mechlab.intervention.matrices import ACTIVATIONS, Arithmetic, Layer, matrices_of, project
 from mechlab.metrics import Metric, Reading, per_prompt
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 
-# (kind, layer, what it writes to the stream: [copy, later, d_model]) -> what it shall write instead
-Edit = Callable[[str, int, Float[Tensor, "copy later d_model"]], Float[Tensor, "copy later d_model"]]
+# (kind, layer, value) -> what it shall be instead. Kinds: "q" [copy, head, later, d_head]; "k", "v" [copy, head, pos,
+# d_head], for key/value heads or for every query head; "z" [copy, later, head, d_head]; "attn_out", "mlp_in", "mlp_out"
+# [copy, later, d_model]. "later" are the last positions; in the last layer only those that are read.
+Edit = Callable[[str, int, Tensor], Tensor]
 
 
 class NotResumable(ValueError):
     """This model computes something that the short way does not know. Run it in full instead."""
 
 
-class Resume:
+class Resume(Arithmetic):
     """One run of some prompts of equal length, kept so that changed copies can be taken up anywhere in it.
 
     resid_pre: [layer + 1, prompt, pos, d_model], the stream on entering each layer, and at the end
@@ -79,8 +81,12 @@ class Resume:
         pre, mid, z, self.queries, self.keys, self.values = [], [], [], [], [], []
         for number, layer in enumerate(self.layers):
             pre.append(stream)
-            x = self._norm(stream)
-            found = [self._heads(x, layer.Q, first), self._heads(x, layer.K, first), self._heads(x, layer.V)]
+            x = self.norm(stream)
+            found = [
+                self.heads_of(x, layer.Q, first),
+                self.heads_of(x, layer.K, first),
+                self.heads_of(x, layer.V),
+            ]
             if first:
                 found = [
                     torch.cat([past[number][:, :, :first], new], 2)
@@ -92,7 +98,7 @@ class Resume:
             z.append(heads)
             stream = stream + project(heads.flatten(2), layer.out)
             mid.append(stream)
-            stream = stream + self._mlp(layer, stream)
+            stream = stream + self.mlp(layer, self.norm(stream))
         kept = [torch.stack(parts) for parts in ([*pre, stream], mid, z)]
         if first:
             before = (like.resid_pre, like.resid_mid, like.z)
@@ -127,7 +133,7 @@ class Resume:
         """The metric of changed copies of the run, each with all prompts, taken up on entering `layer`.
 
         stream: at positions `first` and later; earlier ones are the base's. middle: between attention and MLP
-        edit:   called on what each later part writes to the stream, ("attn_out" or "mlp_out", layer, value)
+        edit:   called on what each later part computes, for several copies at a time: copies=slice says which
         dtype:  for the matrix products; keys, values and the stream stay as they are
 
         Copies are run in batches that fit into free memory; where memory runs out all the same, in smaller ones.
@@ -140,7 +146,8 @@ class Resume:
         while start < len(stream):
             try:
                 copies = stream[start : start + size]
-                done.append(self._measure(metric, layer, copies, first, middle, edit, dtype))
+                part = edit and partial(edit, copies=slice(start, start + len(copies)))
+                done.append(self._measure(metric, layer, copies, first, middle, part, dtype))
                 start += size
             except RuntimeError as error:
                 if not any(words in str(error).lower() for words in ("out of memory", "can't allocate")):
@@ -156,23 +163,36 @@ class Resume:
     @torch.no_grad()
     def _measure(self, metric, layer, stream, first, middle, edit, dtype) -> Float[Tensor, "copy prompt"]:
         copies, prompts = stream.shape[:2]
-        ends = None
-        if isinstance(metric, Reading):
-            ends = torch.as_tensor(metric.end, device=stream.device).expand(prompts) % self.base.shape[1]
-            ends = ends if ends.min() >= first else None  # it reads what cannot change
+        ends = self._ends(metric, first)
         read = first if ends is None else int(ends.min())
         stream = self.finish(layer, stream.flatten(0, 1), first, middle, edit, read - first, dtype)
-        stream = self._norm(stream).unflatten(0, (copies, prompts))
-        W_U, b_U = self.model.W_U, self.model.b_U
+        return self.read(metric, stream.unflatten(0, (copies, prompts)), first)
+
+    def read(
+        self, metric: Metric, stream: Float[Tensor, "copy prompt later d_model"], first: int
+    ) -> Float[Tensor, "copy prompt"]:
+        """The metric of streams at the end, of which the last positions are given; those before `first` are the base's."""
+        copies, prompts, later = stream.shape[:3]
+        stream, W_U, b_U = self.norm(stream), self.model.W_U, self.model.b_U
+        ends = self._ends(metric, first)
         if ends is None:
             before = self.unembed(self.resid_pre[-1][:, :first])
             return torch.stack([per_prompt(metric, torch.cat([before, x @ W_U + b_U], 1)) for x in stream])
-        stream = stream[:, torch.arange(prompts, device=stream.device), ends - read]
+        stream = stream[:, torch.arange(prompts, device=stream.device), ends - (self.base.shape[1] - later)]
         if metric.tokens is None:
             return torch.stack([metric.of(x @ W_U + b_U) for x in stream])
         ids = metric.ids(prompts, stream.device)
         read_out = torch.einsum("cpd,dpt->cpt", stream, W_U[:, ids]) + b_U[ids]
         return metric.of(read_out.flatten(0, 1)).view(copies, prompts)
+
+    def _ends(self, metric: Metric, first: int) -> Int[Tensor, "prompt"] | None:
+        """The position a metric reads in each prompt; None: it may read any, or one that cannot change."""
+        if not isinstance(metric, Reading):
+            return None
+        ends = (
+            torch.as_tensor(metric.end, device=self.base.device).expand(len(self.base)) % self.base.shape[1]
+        )
+        return ends if ends.min() >= first else None
 
     def finish(
         self,
@@ -192,15 +212,17 @@ class Resume:
             W = self.layers[current] if dtype is None else self._cast(current, dtype)
             wanted = read if current == len(self.layers) - 1 else 0  # in the last layer nobody reads the rest
             if not (middle and current == layer):
-                x, copies = self._norm(stream), len(stream) // len(self.base)
-                k = self._after(self.keys[current], self._heads(x, W.K, first), copies, first)
-                v = self._after(self.values[current], self._heads(x, W.V), copies, first)
-                z = self.attend(self._heads(x[:, wanted:], W.Q, first + wanted), k, v, first + wanted)
-                stream = stream[:, wanted:]
-                stream = stream + edit("attn_out", current, project(z.flatten(2), W.out))
+                x, copies = self.norm(stream), len(stream) // len(self.base)
+                q = edit("q", current, self.heads_of(x[:, wanted:], W.Q, first + wanted))
+                k = self._after(self.keys[current], self.heads_of(x, W.K, first), copies, first)
+                v = self._after(self.values[current], self.heads_of(x, W.V), copies, first)
+                k, v = edit("k", current, k), edit("v", current, v)
+                z = edit("z", current, self.attend(q, k, v, first + wanted))
+                stream = stream[:, wanted:] + edit("attn_out", current, project(z.flatten(2), W.out))
             else:
                 stream = stream[:, wanted:]
-            stream = stream + edit("mlp_out", current, self._mlp(W, stream))
+            x = edit("mlp_in", current, self.norm(stream))
+            stream = stream + edit("mlp_out", current, self.mlp(W, x))
         return stream
 
     def _after(self, kept: Tensor, new: Tensor, copies: int, first: int) -> Tensor:
@@ -224,42 +246,3 @@ class Resume:
         needed = 4 * prompts * floats * stream.element_size()  # a quarter of what is free may be used
         fits = free_bytes(stream.device) // needed
         return max(1, min(fits, ROWS // (prompts * later)) if stream.device.type == "cpu" else fits)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-
-    def _heads(
-        self, x: Tensor, matrix: Affine, first: int | None = None
-    ) -> Float[Tensor, "copy head pos d_head"]:
-        """One vector for each head; of queries and keys, turned by their positions, which begin at `first`."""
-        found = project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        return found if first is None else self._turned(found, first)
-
-    def _turned(self, x: Tensor, first: int) -> Tensor:
-        if self.turn is None:
-            return x
-        cos, sin = (part[first : first + x.shape[2]] for part in self.turn)
-        x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, first: int = 0
-    ) -> Float[Tensor, "copy pos head d_head"]:
-        """What the heads hand to W_O. Query i looks at keys up to `first` + i."""
-        count = q.shape[2]
-        seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
-        z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if count == 1 else seen, enable_gqa=q.shape[1] != v.shape[1]
-        )
-        return z.transpose(1, 2)
-
-    def _mlp(self, W: Layer, stream: Tensor) -> Tensor:
-        x = self._norm(stream)
-        if W.gate is None:
-            return project(self.act(project(x, W.up)), W.down)
-        return project(self.act(project(x, W.gate)) * project(x, W.up), W.down)
-
-    def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
-        return self._norm(stream) @ self.model.W_U + self.model.b_U

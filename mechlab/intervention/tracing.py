@@ -122,9 +122,11 @@ class _Resumed:
             stream = torch.cat([there.expand(len(stream), -1, -1), stream[:, 1:]], 1)
         count = self.kept.base.shape[1]
 
-        def edit(kind: str, layer: int, value: Tensor) -> Tensor:
+        def edit(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
+            if kind != self.site or layer not in layers:
+                return value
             place = value.shape[1] - (count - position)  # the last layer computes only what is read
-            if kind != self.site or layer not in layers or place < 0:
+            if place < 0:
                 return value
             value = value.clone()
             value[:, place] = self.kept.written(kind, layer)[0, position]

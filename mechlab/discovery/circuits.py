@@ -1,0 +1,133 @@
+"""Circuits: which few heads, at which places, do the work?
+
+A circuit names heads by role, each with the positions where the role acts, and perhaps the edges between them. How to
+find one: `path_patching`, `edge_attribution`, `prune`. How to prove one: `knockouts.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mechlab.results import Scores
+
+Head = tuple[int, int]
+
+
+class CircuitError(ValueError):
+    """A circuit that says nothing, or that the model or the prompts do not have."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One head that another reads: through its queries, keys or values, or that the logits read directly.
+
+    effect: what the path does to the metric, a share of the way from base to source (see `path_patching`)
+    """
+
+    sender: Head
+    receiver: Head | None  # None: the logits
+    into: str  # "q", "k", "v" or "logits"
+    effect: float = 0.0
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Heads by role, and where each role acts.
+
+    roles: {"name mover": [(23, 0), (23, 1)], ...}; a head has one role
+    at:    {"name mover": ["end"], ...}: names of positions, as in the prompts; a role that is missing acts everywhere
+    edges: who reads whom, where that was measured
+    mlps:  the layers whose MLP belongs to the circuit; None: MLPs are left alone, as in the IOI paper
+    """
+
+    roles: Mapping[str, Sequence[Head]]
+    at: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    edges: Sequence[Edge] = ()
+    mlps: Sequence[int] | None = None
+
+    def __post_init__(self):
+        roles = {role: tuple(tuple(head) for head in heads) for role, heads in self.roles.items()}
+        object.__setattr__(self, "roles", roles)
+        all_heads = [head for heads in roles.values() for head in heads]
+        twice = sorted({head for head in all_heads if all_heads.count(head) > 1})
+        if twice:
+            raise CircuitError(
+                f"{named(twice)} has two roles: give each head one, and all its positions to it."
+            )
+        unknown = [role for role in self.at if role not in roles]
+        if unknown:
+            raise CircuitError(f"`at` names {unknown[0]!r}, and the roles are {', '.join(map(repr, roles))}.")
+        stray = [e for e in self.edges if not {e.sender, e.receiver} - {None} <= {*all_heads}]
+        if stray:
+            raise CircuitError(
+                f"The edge {stray[0].sender} to {stray[0].receiver} has an end outside the circuit."
+            )
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads, first layers first."""
+        return sorted(head for heads in self.roles.values() for head in heads)
+
+    def role(self, head: Head) -> str:
+        """The role of a head."""
+        for role, heads in self.roles.items():
+            if tuple(head) in heads:
+                return role
+        raise CircuitError(f"Head {named([head])} is not in the circuit: {named(self.heads)}.")
+
+    def positions(self, head: Head) -> tuple[str, ...] | None:
+        """The names of the positions where a head acts; None: everywhere."""
+        at = self.at.get(self.role(head))
+        return None if at is None else tuple(at)
+
+    def without(self, heads: Sequence[Head]) -> "Circuit":
+        """The circuit without some heads, and without the edges from and to them."""
+        gone = {tuple(head) for head in heads}
+        roles = {role: [h for h in mine if h not in gone] for role, mine in self.roles.items()}
+        roles = {role: mine for role, mine in roles.items() if mine}
+        return replace(
+            self,
+            roles=roles,
+            at={role: at for role, at in self.at.items() if role in roles},
+            edges=[e for e in self.edges if e.sender not in gone and e.receiver not in gone],
+        )
+
+    @classmethod
+    def of(cls, heads: Sequence[Head], **given) -> "Circuit":
+        """A circuit of heads that have no role (yet): what an automatic method finds."""
+        return cls({"head": sorted({tuple(head) for head in heads})}, **given)
+
+
+def named(heads: Sequence[Head]) -> str:
+    """Heads as text: 23.0, 23.1."""
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "nothing"
+
+
+def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
+    """Jaccard index of two sets of heads: shared / in either. 1: the same; 0: nothing in common."""
+    one, other = {*map(tuple, one)}, {*map(tuple, other)}
+    if not one | other:
+        raise CircuitError("Both circuits are empty, so their overlap has no meaning.")
+    return len(one & other) / len(one | other)
+
+
+def roc(scores: Scores, truth: Sequence[Head]):
+    """How well the size of a score finds the heads of a known circuit: a table of rates, and the area under it (AUC).
+
+    scores: dims ("layer", "head"). Returns (DataFrame of "false positive rate", "true positive rate", "threshold", AUC).
+    AUC is the probability that a head of the circuit has a larger score than another one; 0.5 is chance.
+    """
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    sizes = scores.values.abs()
+    labels = sizes.new_zeros(sizes.shape)
+    for layer, head in truth:
+        if not (layer < sizes.shape[0] and head < sizes.shape[1]):
+            raise CircuitError(f"The scores have no head {layer}.{head}: they are {tuple(sizes.shape)}.")
+        labels[layer, head] = 1
+    if not 0 < labels.sum() < labels.numel():
+        raise CircuitError("A ROC curve needs heads inside the circuit and heads outside of it.")
+    flat, size = labels.flatten().numpy(), sizes.flatten().numpy()
+    false, true, threshold = roc_curve(flat, size)
+    table = pd.DataFrame({"false positive rate": false, "true positive rate": true, "threshold": threshold})
+    return table, float(roc_auc_score(flat, size))

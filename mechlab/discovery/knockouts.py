@@ -1,0 +1,268 @@
+"""Proving a circuit: knock out everything else, and see what is left.
+
+A head is knocked out by holding its output at the mean over reference prompts in which the task cannot be done (the
+IOI paper: three unrelated names), for each template and each position apart. MLPs, norms and embeddings stay, unless
+the circuit says which MLPs it has.
+
+Three criteria of Wang et al. 2022, section 4. F is the mean metric, M the whole model, C the circuit:
+faithful: F(C) is near F(M). Complete: F(C without K) is near F(M without K), for any part K of the circuit; a gap means
+that the model has something the circuit lacks. Minimal: for each head there is a K so that C without K needs the head.
+Miller et al. 2024: each of these numbers belongs to its ablation, its metric and its prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechlab.discovery.circuits import Circuit, CircuitError, Head, named
+from mechlab.intervention.resume import Resume
+from mechlab.metrics import Metric
+
+
+class Task(Protocol):
+    """Prompts that know their templates and positions, such as `mechlab.ioi.IOIPrompts`."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    metric: Metric
+    templates: Sequence[str]
+    positions: Mapping[str, Int[Tensor, "prompt"]]
+    pairs: Int[Tensor, "prompt"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over prompts with its 95 % bootstrap interval, pairs of prompts drawn together."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Knockouts:
+    """The model on a task's prompts, kept so that it can be run with any heads knocked out.
+
+    intact: [prompt], the metric of the whole model
+    how:    "mean", over the reference prompts of the same template at the same position; "resample", one of them for
+            each prompt; "zero"
+    """
+
+    def __init__(self, model, prompts: Task, reference: Task, how: str = "mean", *, seed: int = 0):
+        if how not in ("mean", "resample", "zero"):
+            raise ValueError(f'how is {how!r}; it must be "mean", "resample" or "zero".')
+        if prompts.tokens.shape[1] < reference.tokens.shape[1]:
+            raise CircuitError(
+                f"The prompts have {prompts.tokens.shape[1]} positions and the reference {reference.tokens.shape[1]}: "
+                "take both from the same templates."
+            )
+        self.model, self.prompts, self.metric, self.how = model, prompts, prompts.metric, how
+        self.run = Resume(model, prompts.tokens)
+        self.intact = self.run.ends(self.metric)
+        self.z, self.mlp_out = torch.zeros_like(self.run.z), torch.zeros_like(self.run.resid_mid)
+        generator = torch.Generator().manual_seed(seed)
+        for template in dict.fromkeys(prompts.templates if how != "zero" else ()):
+            self._stand_in(template, reference, generator)
+
+    def _stand_in(self, template: str, reference: Task, generator: torch.Generator) -> None:
+        """Fill in what the prompts of one template get where something is knocked out."""
+        mine, theirs = (
+            [n for n, other in enumerate(each.templates) if other == template]
+            for each in (self.prompts, reference)
+        )
+        if not theirs:
+            raise CircuitError(f"No reference prompt has the template {template!r}.")
+        usual = Resume(self.model, reference.tokens[theirs], like=self.run)
+        mlps = torch.stack([usual.written("mlp_out", layer) for layer in range(len(usual.layers))])
+        drawn = torch.randint(len(theirs), (len(mine),), generator=generator)
+        for whole, found in ((self.z, usual.z), (self.mlp_out, mlps)):
+            value = found.mean(1, keepdim=True) if self.how == "mean" else found[:, drawn]
+            whole[:, mine, : found.shape[2]] = value.expand(-1, len(mine), *value.shape[2:])
+
+    def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer prompt pos head"]:
+        """Which heads a circuit keeps, where: each prompt at its own positions. None: the whole model."""
+        layers, prompts, count, heads = self.z.shape[:4]
+        if circuit is None:
+            return torch.ones(layers, prompts, count, heads, dtype=torch.bool, device=self.z.device)
+        kept = torch.zeros(layers, prompts, count, heads, dtype=torch.bool, device=self.z.device)
+        for layer, head in circuit.heads:
+            if not (0 <= layer < layers and 0 <= head < heads):
+                raise CircuitError(
+                    f"The circuit names head {layer}.{head}; the model has layers 0 to {layers - 1} and heads 0 to {heads - 1}."
+                )
+            at = circuit.positions((layer, head))
+            if at is None:
+                kept[layer, :, :, head] = True
+                continue
+            for name in at:
+                if name not in self.prompts.positions:
+                    raise CircuitError(
+                        f"The prompts have no position {name!r}; they have {', '.join(map(repr, self.prompts.positions))}."
+                    )
+                kept[layer, torch.arange(prompts), self.prompts.positions[name], head] = True
+        return kept
+
+    def measure(self, circuits: Sequence[Circuit | None]) -> Float[Tensor, "circuit prompt"]:
+        """The metric of each prompt when everything outside a circuit is knocked out."""
+        mlps = [
+            [circuit is None or circuit.mlps is None or layer in circuit.mlps for circuit in circuits]
+            for layer in range(len(self.z))
+        ]
+        return self.measure_kept(torch.stack([self.keeping(c) for c in circuits]), torch.tensor(mlps).T)
+
+    def removing(self, sets: Sequence[Circuit]) -> Float[Tensor, "set prompt"]:
+        """The metric when the whole model is left, without these heads at their positions."""
+        return self.measure_kept(torch.stack([~self.keeping(part) for part in sets]))
+
+    @torch.no_grad()
+    def measure_kept(
+        self,
+        kept: Bool[Tensor, "circuit layer prompt pos head"],
+        mlps: Bool[Tensor, "circuit layer"] | None = None,
+    ) -> Float[Tensor, "circuit prompt"]:
+        """The metric where only what is marked is computed and the rest stands in; taken up at the first knock-out."""
+        count = self.prompts.tokens.shape[1]
+        touched = ~kept.all(4)
+        if mlps is not None and not mlps.all():
+            touched = touched | ~mlps[:, :, None, None].to(touched.device)
+        if not touched.any():
+            return self.intact.expand(len(kept), -1)
+        start = int(touched.any(0).flatten(1).any(1).float().argmax())
+        first = int(touched.flatten(0, 2).any(0).float().argmax())
+
+        def edit(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
+            if kind == "z":
+                late = count - value.shape[1]
+                mine = kept[copies, layer, :, late:, :, None]
+                return torch.where(mine, value.view(*mine.shape[:4], -1), self.z[layer, :, late:]).view_as(
+                    value
+                )
+            if kind == "mlp_out" and mlps is not None and not mlps[copies, layer].all():
+                late = count - value.shape[1]
+                mine = mlps[copies, layer].to(value.device)[:, None, None, None]
+                value = value.unflatten(0, (-1, len(self.intact)))
+                return torch.where(mine, value, self.mlp_out[layer, :, late:]).flatten(0, 1)
+            return value
+
+        stream = self.run.resid_pre[start][:, first:].expand(len(kept), -1, -1, -1)
+        return self.run.measure(self.metric, start, stream, first, edit=edit)
+
+    def mean(self, values: Float[Tensor, "prompt"], draws: int = 2000, seed: int = 0) -> Measured:
+        """The mean over prompts, with an interval."""
+        return self.ratio(values, torch.ones_like(values), draws, seed)
+
+    def ratio(self, top: Tensor, bottom: Tensor, draws: int = 2000, seed: int = 0) -> Measured:
+        """The ratio of two means over prompts, with a 95 % bootstrap interval over pairs of prompts."""
+        pairs = self.prompts.pairs.unique(return_inverse=True)[1]
+        many = int(pairs.max()) + 1
+        sums = [torch.zeros(many).index_add_(0, pairs.cpu(), each.float().cpu()) for each in (top, bottom)]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(many, (draws, many), generator=generator)
+        low, high = (sums[0][drawn].sum(1) / sums[1][drawn].sum(1)).quantile(torch.tensor([0.025, 0.975]))
+        return Measured((sums[0].sum() / sums[1].sum()).item(), low.item(), high.item())
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above zero."""
+
+    circuit: Measured
+    model: Measured
+    share: Measured
+    accuracy: float
+    accuracy_of_model: float
+    per_prompt: Float[Tensor, "prompt"]
+
+    def __str__(self) -> str:
+        return (
+            f"circuit {self.circuit}, model {self.model}: {self.share} of it is left; right in {self.accuracy:.2f} of the "
+            f"prompts (model {self.accuracy_of_model:.2f})"
+        )
+
+
+def faithfulness(knockouts: Knockouts, circuits: Sequence[Circuit]) -> list[Faithfulness]:
+    """How much of the model's metric is left when everything outside the circuit is knocked out, for each circuit."""
+    check_ability(knockouts)
+    intact = knockouts.intact
+    return [
+        Faithfulness(
+            knockouts.mean(found),
+            knockouts.mean(intact),
+            knockouts.ratio(found, intact),
+            (found > 0).float().mean().item(),
+            (intact > 0).float().mean().item(),
+            found,
+        )
+        for found in knockouts.measure(circuits)
+    ]
+
+
+def check_ability(knockouts: Knockouts) -> None:
+    """A `CircuitError` when the model does not do the task: then there is no circuit to find."""
+    ability = knockouts.mean(knockouts.intact)
+    if ability.low <= 0 <= ability.high:
+        raise CircuitError(
+            f"The metric of the whole model is {ability}, not different from zero on these {len(knockouts.intact)} prompts. "
+            "There is no circuit to find: this model does not do the task."
+        )
+
+
+def completeness(knockouts: Knockouts, circuit: Circuit, sets: Mapping[str, Sequence[Head]]):
+    """F(M without K) beside F(C without K), for each set K of the circuit's heads: a table, one row a set.
+
+    "gap" is F(C without K) − F(M without K), with its interval: negative where the model has more to fall back on.
+    """
+    import pandas as pd
+
+    parts = {name: _part(circuit, heads) for name, heads in sets.items()}
+    model = knockouts.removing(list(parts.values()))
+    left = knockouts.measure([circuit.without(heads) for heads in sets.values()])
+    rows = []
+    for name, with_all, with_few in zip(sets, model, left, strict=True):
+        gap = knockouts.mean(with_few - with_all)
+        rows.append(
+            (
+                name,
+                len(sets[name]),
+                with_all.mean().item(),
+                with_few.mean().item(),
+                gap.mean,
+                gap.low,
+                gap.high,
+            )
+        )
+    columns = ["set K", "heads", "model without K", "circuit without K", "gap", "95 % low", "95 % high"]
+    return pd.DataFrame(rows, columns=columns).round(3)
+
+
+def greedy_gap(
+    knockouts: Knockouts, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
+) -> tuple[list[Head], float]:
+    """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022, appendix M.
+
+    Each step adds, of `candidates` heads drawn at random, the one that makes the gap largest. The gap is selected to be
+    large on these prompts: measure it again on others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Head] = []
+    best: tuple[list[Head], float] = ([], 0.0)
+    for _ in range(min(steps, len(circuit.heads) - 1)):
+        left = [head for head in circuit.heads if head not in found]
+        drawn = [left[i] for i in torch.randperm(len(left), generator=generator)[:candidates].tolist()]
+        table = completeness(knockouts, circuit, {named([head]): [*found, head] for head in drawn})
+        number = int(table["gap"].abs().argmax())
+        found.append(drawn[number])
+        if abs(table["gap"][number]) > abs(best[1]):
+            best = ([*found], float(table["gap"][number]))
+    return best
+
+
+def _part(circuit: Circuit, heads: Sequence[Head]) -> Circuit:
+    """Some of the circuit's heads, at their positions; edges and MLPs do not count."""
+    rest = [head for head in circuit.heads if head not in {tuple(h) for h in heads}]
+    return replace(circuit.without(rest), edges=(), mlps=None)
