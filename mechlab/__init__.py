@@ -14,7 +14,7 @@ _PUBLIC = {
     # prompts, metrics, results
     "prompt_pair": "prompts", "PromptPair": "prompts", "PromptError": "prompts", "single_token": "prompts",
     "logit_difference": "metrics", "log_prob": "metrics", "probability": "metrics", "kl_divergence": "metrics",
-    "recovered": "metrics",
+    "recovered": "metrics", "wilson": "metrics",
     "Scores": "results", "token_labels": "results", "own_text": "text",
     # observing: what there is, what it is called, what it costs
     "hook_map": "caching", "cache_bytes": "caching", "only": "caching",
@@ -46,8 +46,16 @@ _PUBLIC = {
     "splice": "discovery.sae_evaluation", "splice_hooks": "discovery.sae_evaluation",
     "token_activations": "discovery.sae_evaluation",
     "feature_activity": "discovery.features", "Activity": "discovery.features", "feature_page": "discovery.features", "feature_hooks": "discovery.features",
-    # intervention: which activations carry the answer, ...
-    "activation_patching": "intervention.patching", "causal_tracing": "intervention.tracing",
+    # ... which few heads do the work, is that all of it
+    "Circuit": "discovery.circuits", "Edge": "discovery.circuits", "CircuitError": "discovery.circuits",
+    "overlap": "discovery.circuits", "roc": "discovery.circuits", "Knockouts": "discovery.knockouts",
+    "faithfulness": "discovery.criteria", "completeness": "discovery.criteria", "greedy_gap": "discovery.criteria",
+    "minimality": "discovery.criteria", "direct_contributions": "discovery.criteria",
+    "attribution_patching": "discovery.attribution_patching", "edge_attribution": "discovery.attribution_patching",
+    "prune": "discovery.pruning",
+    # intervention: which activations carry the answer, who reads whom, ...
+    "activation_patching": "intervention.patching", "path_patching": "intervention.paths",
+    "Resume": "intervention.resume", "causal_tracing": "intervention.tracing",
     "subject_positions": "intervention.tracing",
     # ... can it be turned like a knob, removed for good, rewritten
     "contrast_vectors": "intervention.steering", "steering_sweep": "intervention.steering",
@@ -56,6 +64,8 @@ _PUBLIC = {
     "load_adapter": "intervention.weights", "save_model": "intervention.weights",
     "Fact": "intervention.rome", "edit_fact": "intervention.rome", "key_covariance": "intervention.rome",
     "load_covariance": "intervention.rome", "edit_scores": "intervention.rome",
+    # the IOI task: prompts, the paper's circuit, roles from evidence
+    "ioi_prompts": "ioi.prompts", "IOIPrompts": "ioi.prompts", "find_roles": "ioi.roles",
     # the same experiment many times, here or on a cluster
     "sweep": "sweeps",
     # pictures
@@ -70,6 +80,7 @@ _MODULES = (
     "forward",
     "hooks",
     "intervention",
+    "ioi",
     "metrics",
     "models",
     "plots",

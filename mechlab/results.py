@@ -193,6 +193,11 @@ def distinct(tokens: Sequence[str]) -> list[str]:
     return [f"{token} {i}" if token in twice else token for i, token in enumerate(tokens)]
 
 
+def named(heads: Sequence[tuple[int, int]]) -> str:
+    """Heads as text: 23.0, 23.1."""
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "nothing"
+
+
 def token_labels(model, tokens) -> list[str]:
     """Labels for the positions of one prompt: each token in quotes, with its position: `' John' 2`."""
     return [f"{text!r} {i}" for i, text in enumerate(model.to_str_tokens(tokens))]

@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 MODULES = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
 MODULES += [
     f"mechlab.{path.parent.name}.{path.stem}"
-    for family in ("discovery", "intervention")
+    for family in ("discovery", "intervention", "ioi")
     for path in Path(__file__).parents[1].glob(f"mechlab/{family}/[a-z]*.py")
 ]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.

@@ -86,8 +86,10 @@ def head_scores(model, base: Int[Tensor, "batch pos"], kind: str) -> Scores:
 
 
 @torch.no_grad()
-def copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5) -> Scores:
+def copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5, against: bool = False) -> Scores:
     """OV circuit: of how many tokens would each head raise the same token among its k likeliest, if it looked only there?
+
+    against: among its k unlikeliest instead: a head that writes against what it sees.
 
     Each token's stream after the first layer goes through the head's W_V and W_O, the last norm and the unembedding
     (Wang et al. 2022, section 3). 1: the head copies what it sees. Chance is k / d_vocab. dims ("layer", "head").
@@ -97,9 +99,15 @@ def copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5) -> Scores
     streams, found = _alone(model, tokens), torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for layer in range(model.cfg.n_layers):
         written = _written(model, layer, streams).transpose(0, 1)  # [head, token, d_model]
+        written = -written if against else written
         best = logit_readout(model, written, top_k=k).top_ids
         found[layer] = (best == tokens[None, :, None]).any(-1).float().mean(-1).cpu()
-    return Scores(found, ("layer", "head"), f"copying score (share of tokens in the top {k})", signed=False)
+    return Scores(
+        found,
+        ("layer", "head"),
+        f"copying score (share of tokens in the {'bottom' if against else 'top'} {k})",
+        signed=False,
+    )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ find one: `path_patching`, `edge_attribution`, `prune`. How to prove one: `knock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mechlab.results import Scores
+from mechlab.results import Scores, named
 
 Head = tuple[int, int]
 
@@ -95,11 +95,6 @@ class Circuit:
     def of(cls, heads: Sequence[Head], **given) -> "Circuit":
         """A circuit of heads that have no role (yet): what an automatic method finds."""
         return cls({"head": sorted({tuple(head) for head in heads})}, **given)
-
-
-def named(heads: Sequence[Head]) -> str:
-    """Heads as text: 23.0, 23.1."""
-    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "nothing"
 
 
 def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:

@@ -1,28 +1,24 @@
-"""Proving a circuit: knock out everything else, and see what is left.
+"""Knock-outs: the model with everything outside a circuit held still.
 
 A head is knocked out by holding its output at the mean over reference prompts in which the task cannot be done (the
 IOI paper: three unrelated names), for each template and each position apart. MLPs, norms and embeddings stay, unless
-the circuit says which MLPs it has.
-
-Three criteria of Wang et al. 2022, section 4. F is the mean metric, M the whole model, C the circuit:
-faithful: F(C) is near F(M). Complete: F(C without K) is near F(M without K), for any part K of the circuit; a gap means
-that the model has something the circuit lacks. Minimal: for each head there is a K so that C without K needs the head.
-Miller et al. 2024: each of these numbers belongs to its ablation, its metric and its prompts.
+the circuit says which MLPs it has. What the numbers are good for stands in `criteria.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.discovery.circuits import Circuit, CircuitError, Head, named
+from mechlab.discovery.circuits import Circuit, CircuitError
 from mechlab.intervention.resume import Resume
 from mechlab.metrics import Metric
 
 
+@runtime_checkable
 class Task(Protocol):
     """Prompts that know their templates and positions, such as `mechlab.ioi.IOIPrompts`."""
 
@@ -167,41 +163,6 @@ class Knockouts:
         return Measured((sums[0].sum() / sums[1].sum()).item(), low.item(), high.item())
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above zero."""
-
-    circuit: Measured
-    model: Measured
-    share: Measured
-    accuracy: float
-    accuracy_of_model: float
-    per_prompt: Float[Tensor, "prompt"]
-
-    def __str__(self) -> str:
-        return (
-            f"circuit {self.circuit}, model {self.model}: {self.share} of it is left; right in {self.accuracy:.2f} of the "
-            f"prompts (model {self.accuracy_of_model:.2f})"
-        )
-
-
-def faithfulness(knockouts: Knockouts, circuits: Sequence[Circuit]) -> list[Faithfulness]:
-    """How much of the model's metric is left when everything outside the circuit is knocked out, for each circuit."""
-    check_ability(knockouts)
-    intact = knockouts.intact
-    return [
-        Faithfulness(
-            knockouts.mean(found),
-            knockouts.mean(intact),
-            knockouts.ratio(found, intact),
-            (found > 0).float().mean().item(),
-            (intact > 0).float().mean().item(),
-            found,
-        )
-        for found in knockouts.measure(circuits)
-    ]
-
-
 def check_ability(knockouts: Knockouts) -> None:
     """A `CircuitError` when the model does not do the task: then there is no circuit to find."""
     ability = knockouts.mean(knockouts.intact)
@@ -210,59 +171,3 @@ def check_ability(knockouts: Knockouts) -> None:
             f"The metric of the whole model is {ability}, not different from zero on these {len(knockouts.intact)} prompts. "
             "There is no circuit to find: this model does not do the task."
         )
-
-
-def completeness(knockouts: Knockouts, circuit: Circuit, sets: Mapping[str, Sequence[Head]]):
-    """F(M without K) beside F(C without K), for each set K of the circuit's heads: a table, one row a set.
-
-    "gap" is F(C without K) − F(M without K), with its interval: negative where the model has more to fall back on.
-    """
-    import pandas as pd
-
-    parts = {name: _part(circuit, heads) for name, heads in sets.items()}
-    model = knockouts.removing(list(parts.values()))
-    left = knockouts.measure([circuit.without(heads) for heads in sets.values()])
-    rows = []
-    for name, with_all, with_few in zip(sets, model, left, strict=True):
-        gap = knockouts.mean(with_few - with_all)
-        rows.append(
-            (
-                name,
-                len(sets[name]),
-                with_all.mean().item(),
-                with_few.mean().item(),
-                gap.mean,
-                gap.low,
-                gap.high,
-            )
-        )
-    columns = ["set K", "heads", "model without K", "circuit without K", "gap", "95 % low", "95 % high"]
-    return pd.DataFrame(rows, columns=columns).round(3)
-
-
-def greedy_gap(
-    knockouts: Knockouts, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
-) -> tuple[list[Head], float]:
-    """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022, appendix M.
-
-    Each step adds, of `candidates` heads drawn at random, the one that makes the gap largest. The gap is selected to be
-    large on these prompts: measure it again on others.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    found: list[Head] = []
-    best: tuple[list[Head], float] = ([], 0.0)
-    for _ in range(min(steps, len(circuit.heads) - 1)):
-        left = [head for head in circuit.heads if head not in found]
-        drawn = [left[i] for i in torch.randperm(len(left), generator=generator)[:candidates].tolist()]
-        table = completeness(knockouts, circuit, {named([head]): [*found, head] for head in drawn})
-        number = int(table["gap"].abs().argmax())
-        found.append(drawn[number])
-        if abs(table["gap"][number]) > abs(best[1]):
-            best = ([*found], float(table["gap"][number]))
-    return best
-
-
-def _part(circuit: Circuit, heads: Sequence[Head]) -> Circuit:
-    """Some of the circuit's heads, at their positions; edges and MLPs do not count."""
-    rest = [head for head in circuit.heads if head not in {tuple(h) for h in heads}]
-    return replace(circuit.without(rest), edges=(), mlps=None)

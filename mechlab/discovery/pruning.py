@@ -7,7 +7,6 @@ every trial is taken up in its layer.
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechlab.intervention.resume import ROWS, Resume
 from mechlab.metrics import Metric, Reading
-from mechlab.results import Scores
+from mechlab.results import Scores, named
 
 INPUTS = ("q", "k", "v")
 Head = tuple[int, int]
@@ -31,12 +31,13 @@ At = Sequence[int] | Int[Tensor, "prompt"] | Int[Tensor, "prompt place"] | None
 def path_patching(
     model,
     base: "Int[Tensor, 'prompt pos'] | Resume",
-    source: "Int[Tensor, 'prompt pos'] | Resume",
+    source: "Int[Tensor, 'its_prompt its_pos'] | Resume",
     metric: Metric,
     receivers: Sequence[Head] | None = None,
     into: str = "q",
     *,
     at: At = None,
+    senders: Sequence[Sequence[Head]] | None = None,
     frozen_mlps: bool = False,
     normalized: bool = True,
 ) -> Scores:
@@ -51,6 +52,7 @@ def path_patching(
                  key/value head keep theirs
     at:          where the receivers' queries, keys or values are changed: one position a prompt, or several; None: all.
                  Nothing else counts of the sender: held heads carry nothing from place to place
+    senders:     groups of heads that send together; dims are then ("sender",). None: every head alone
     frozen_mlps: hold the MLPs too
     base, source: tokens, or runs kept in a `Resume`, when many receivers are asked
     """
@@ -58,20 +60,24 @@ def path_patching(
     at = _at(base, metric if receivers is None else None, at)
     layers = len(base.layers) if receivers is None else _checked(base, receivers, into)
     ends = torch.stack([base.ends(metric), source.ends(metric)])
-    senders = _streams(base, source, at, layers, frozen_mlps)
+    heads = [(layer, head) for layer in range(layers) for head in range(base.heads)]
+    groups = [[head] for head in heads] if senders is None else _groups(base, senders, layers)
+    streams = _streams(base, source, at, groups, layers, frozen_mlps)
     if receivers is None:
-        found = _logits(base, metric, [stream for _, stream in senders][-1], at)
+        found = _logits(base, metric, [stream for _, stream in streams][-1], at)
     else:
-        found = _received(base, metric, receivers, into, dict(senders), at)
-    change = (found - ends[0]).T.unflatten(1, (-1, base.heads))
+        found = _received(base, metric, receivers, into, dict(streams), at)
+    change = (found - ends[0]).T
     if normalized:
         change = change / check_gap(ends)
-    return Scores.over_prompts(
-        change,
-        ("layer", "head"),
-        "share of the way from base to source" if normalized else "change of the metric",
-        baselines={"base": ends[0].mean().item(), "source": ends[1].mean().item()},
-    )
+    name = "share of the way from base to source" if normalized else "change of the metric"
+    baselines = {"base": ends[0].mean().item(), "source": ends[1].mean().item()}
+    if senders is None:
+        change = change.unflatten(1, (-1, base.heads))
+        return Scores.over_prompts(change, ("layer", "head"), name, baselines=baselines)
+    labels = {"sender": [named(group) for group in senders]}
+    order = [sorted(groups, key=min).index(group) for group in groups]
+    return Scores.over_prompts(change[:, order], ("sender",), name, labels=labels, baselines=baselines)
 
 
 def check_gap(ends: Float[Tensor, "run prompt"]) -> float:
@@ -93,25 +99,33 @@ def check_gap(ends: Float[Tensor, "run prompt"]) -> float:
 
 @torch.no_grad()
 def _streams(
-    base: Resume, source: Resume, at: Tensor, layers: int, frozen_mlps: bool
+    base: Resume, source: Resume, at: Tensor, groups: Sequence[Sequence[Head]], layers: int, frozen_mlps: bool
 ) -> Iterator[tuple[int, Float[Tensor, "sender prompt place d_model"]]]:
-    """(layer, the stream on entering it, for each sender of the layers below), up to `layers`."""
+    """(layer, the stream on entering it, for each group that begins below), up to `layers`; first ones first."""
     rows = torch.arange(len(at), device=at.device)[:, None]
-    senders = base.resid_pre[0][rows, at][None][:0]
+    begins = torch.tensor(sorted(min(group)[0] for group in groups))
+    sends = torch.zeros(len(groups), len(base.layers), base.heads, device=at.device)
+    for number, group in enumerate(sorted(groups, key=min)):
+        sends[number, [layer for layer, _ in group], [head for _, head in group]] = 1
+    streams = base.resid_pre[0][rows, at][None][:0]
     for layer in range(layers + 1):
-        yield layer, senders
+        yield layer, streams
         if layer == layers:
             return
-        W_O = base.layers[layer].out[0].unflatten(0, (base.heads, base.d_head))
-        change = (source.z[layer] - base.z[layer])[rows, at]
-        new = base.resid_mid[layer][rows, at] + torch.einsum("nphd,hdm->hnpm", change, W_O)
-        senders = torch.cat([senders + base.written("attn_out", layer)[rows, at], new])
+        begun = int((begins <= layer).sum())
+        new = base.resid_mid[layer][rows, at].expand(begun - len(streams), -1, -1, -1)
+        streams = torch.cat([streams + base.written("attn_out", layer)[rows, at], new])
+        mine = sends[:begun, layer]
+        if mine.any():
+            W_O = base.layers[layer].out[0].unflatten(0, (base.heads, base.d_head))
+            change = (source.z[layer] - base.z[layer])[rows, at]
+            streams = streams + torch.einsum("sh,nphd,hdm->snpm", mine, change, W_O)
         if frozen_mlps:
-            senders = senders + base.written("mlp_out", layer)[rows, at]
-        else:
-            some = senders.flatten(0, 1).split(max(1, ROWS // at.shape[1]))
+            streams = streams + base.written("mlp_out", layer)[rows, at]
+        elif begun:
+            some = streams.flatten(0, 1).split(max(1, ROWS // at.shape[1]))
             written = torch.cat([base.mlp(base.layers[layer], base.norm(part)) for part in some])
-            senders = senders + written.view_as(senders)
+            streams = streams + written.view_as(streams)
 
 
 @torch.no_grad()
@@ -165,6 +179,18 @@ def _inputs(
     found = base.heads_of(x, matrix, None if into == "v" else at.repeat(len(senders), 1))
     shared = base.heads // base.kv_heads if into != "q" else 1
     return found.unflatten(0, (len(senders), -1))[:, :, [head // shared for head in heads]]
+
+
+def _groups(base: Resume, senders: Sequence[Sequence[Head]], layers: int) -> list[list[Head]]:
+    groups = [[(int(layer), int(head)) for layer, head in group] for group in senders]
+    for group in groups:
+        wrong = [head for head in group if not (0 <= head[0] < layers and 0 <= head[1] < base.heads)]
+        if wrong or not group:
+            raise ValueError(
+                f"{named(wrong)} cannot send to these receivers: senders are in layers 0 to {layers - 1}, heads 0 to "
+                f"{base.heads - 1}."
+            )
+    return groups
 
 
 def two_runs(model, base, source) -> tuple[Resume, Resume]:

@@ -115,6 +115,13 @@ class Resume(Arithmetic):
         middle = self.resid_mid[layer]
         return middle - self.resid_pre[layer] if site == "attn_out" else self.resid_pre[layer + 1] - middle
 
+    def pattern(self, layer: int) -> Float[Tensor, "prompt head query_pos key_pos"]:
+        """The attention of each query head of a layer."""
+        q = self.queries[layer]
+        k = self.keys[layer].repeat_interleave(self.heads // self.kv_heads, dim=1)
+        fit = (q @ k.transpose(2, 3)) / self.d_head**0.5
+        return fit.masked_fill(torch.ones_like(fit, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
+
     def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
         """The metric of the run itself."""
         return self.measure(metric, len(self.layers), self.resid_pre[-1][None], 0)[0]

@@ -274,7 +274,7 @@ class IOIPrompts:
     def by_length(self) -> list["IOIPrompts"]:
         """The prompts in groups that end at the same position: such groups run fastest."""
         ends = self.positions["end"]
-        return [self.rows((ends == end).nonzero()[:, 0]) for end in ends.unique()]
+        return [self.rows((ends == end).nonzero()[:, 0].tolist()) for end in ends.unique()]
 
     def corrupted(self, how: str = "abc", *, seed: int = 0) -> "IOIPrompts":
         """The same prompts with other names in the same places; templates, lengths and the metric stay.

@@ -1,0 +1,193 @@
+"""IOI prompts: what a name may be, where things stand, and what each corruption changes."""
+
+import pytest
+import torch
+
+import mechlab as ml
+from mechlab.ioi import ALIGNED, NAMES, PAPER_CIRCUIT, TEMPLATES
+from mechlab.ioi.prompts import CORRUPTIONS
+from mechlab.prompts import PromptError
+from tests.test_hooks import hooks_left
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*several tokens")
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny):
+    return ml.ioi_prompts(tiny, 64, templates=TEMPLATES, seed=4)
+
+
+def names(prompts, tokens=None):
+    """IO, S1 and S2 of each prompt, as ids."""
+    tokens = prompts.tokens if tokens is None else tokens
+    rows = torch.arange(len(prompts))
+    return [tokens[rows, prompts.positions[place]] for place in ("IO", "S1", "S2")]
+
+
+def test_sixteen_templates_twice_and_names_enough():
+    assert len(set(TEMPLATES)) == 16 and len(set(NAMES)) == len(NAMES) >= 100
+    for template in TEMPLATES:
+        assert template.endswith(" to") and not template.startswith("{")
+
+
+def test_every_prompt_is_what_it_says(prompts):
+    io, s1, s2 = names(prompts)
+    assert torch.equal(io, prompts.io) and torch.equal(s1, prompts.s) and torch.equal(s2, prompts.s)
+    assert (io != s1).all()
+    at = prompts.positions
+    assert (at["S1+1"] == at["S1"] + 1).all() and (at["S2"] > torch.maximum(at["IO"], at["S1"])).all()
+    for row in range(len(prompts)):
+        text = prompts.text(row)
+        assert text.endswith(" to")
+        assert text.count(prompts.model.to_string(prompts.s[row : row + 1])) == 2
+        assert len(prompts.labels(row)) == at["end"][row] + 1
+        first = "S first" if at["S1"][row] < at["IO"][row] else "IO first"
+        assert prompts.templates[row].endswith(first)
+
+
+def test_pairs_are_balanced(prompts):
+    """The two prompts of a pair are one sentence, with either person named again."""
+    for one, other in torch.arange(64).view(-1, 2):
+        assert prompts.pairs[one] == prompts.pairs[other]
+        assert prompts.io[one] == prompts.s[other] and prompts.s[one] == prompts.io[other]
+        differ = prompts.tokens[one] != prompts.tokens[other]
+        assert differ.sum() == 1 and differ[prompts.positions["S2"][one]]
+
+
+def test_every_template_in_both_orders(prompts):
+    assert len(set(prompts.templates)) == 32
+
+
+def test_padding_is_read_by_nothing(prompts):
+    model = prompts.model
+    with torch.no_grad():
+        together = prompts.metric(model(prompts.tokens))
+        for row in (0, 17, 63):
+            alone = prompts.rows([row])
+            assert alone.tokens.shape[1] == prompts.positions["end"][row] + 1
+            assert torch.allclose(alone.metric(model(alone.tokens)), together[row : row + 1], atol=1e-4)
+
+
+def test_groups_of_one_length_hold_every_prompt(prompts):
+    groups = prompts.by_length()
+    assert sum(len(group) for group in groups) == len(prompts)
+    for group in groups:
+        assert (group.positions["end"] == group.tokens.shape[1] - 1).all()
+
+
+@pytest.mark.parametrize("how", CORRUPTIONS)
+def test_a_corruption_changes_names_and_nothing_else(prompts, how):
+    changed = prompts.corrupted(how, seed=1)
+    differ = (changed.tokens != prompts.tokens).nonzero()
+    allowed = torch.stack([prompts.positions[place] for place in ("IO", "S1", "S2")], 1)
+    assert all(place in allowed[row] for row, place in differ)
+    assert len(differ), "nothing changed"
+    assert torch.equal(changed.io, prompts.io) and torch.equal(changed.s, prompts.s)
+    assert torch.isin(torch.stack(names(changed)), prompts.names).all()
+
+
+def test_what_each_corruption_does(prompts):
+    io, s1, s2 = names(prompts)
+
+    def after(*how):
+        found = prompts
+        for each in how:
+            found = found.corrupted(each)
+        return names(found)
+
+    a, b, c = after("abc")
+    assert (a != b).all() and (b != c).all() and (a != c).all()
+    for row in range(len(io)):
+        assert {a[row].item(), b[row].item(), c[row].item()}.isdisjoint({io[row].item(), s1[row].item()})
+    a, b, c = after("s2")
+    assert torch.equal(a, io) and torch.equal(b, s1) and (c != io).all() and (c != s1).all()
+    a, b, c = after("flip")
+    assert torch.equal(c, io) and torch.equal(b, s1)
+    a, b, c = after("names")
+    assert torch.equal(b, c) and (a != io).all() and (b != s1).all() and (a != b).all()
+    a, b, c = after("swap names")
+    assert torch.equal(a, s1) and torch.equal(b, io) and torch.equal(c, io)
+    a, b, c = after("order")  # positions follow the names
+    assert torch.equal(a, io) and torch.equal(b, s1) and torch.equal(c, s2)
+    a, b, c = after("order", "names")
+    assert torch.equal(b, c) and (a != b).all()
+
+
+def test_the_other_order_has_the_other_template(prompts):
+    other = prompts.corrupted("order")
+    assert all(a != b and a[:12] == b[:12] for a, b in zip(prompts.templates, other.templates, strict=True))
+    assert torch.equal(other.positions["S1"], prompts.positions["IO"])
+
+
+def test_seeds(tiny):
+    first, again, other = (ml.ioi_prompts(tiny, 8, seed=seed).tokens for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_without_the_first_token(tiny):
+    with_it = ml.ioi_prompts(tiny, 4, templates=ALIGNED[:1])
+    without = ml.ioi_prompts(tiny, 4, templates=ALIGNED[:1], prepend_bos=False)
+    assert without.positions["S2"][0] < with_it.positions["S2"][0]
+    assert without.positions["S1+1"][0] == without.positions["S1"][0] + 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": 3}, "an even number"),
+        ({"count": 0}, "count is 0"),
+        ({"templates": ["When {first} met, {subject} spoke to"]}, r"must hold \{second\} once"),
+        ({"templates": ["{first} met {second}, {subject} spoke to"]}, "a word before its first name"),
+        ({"names": ["John", "Mary", "Bartholomew"]}, "Only 2 of 3 names are one token"),
+    ],
+)
+def test_what_is_refused(gqa, given, message):
+    with pytest.raises(PromptError, match=message):
+        ml.ioi_prompts(gqa, **given)
+
+
+@pytest.mark.filterwarnings("default")
+def test_names_of_several_tokens_are_named(gqa):
+    with pytest.warns(UserWarning, match="left out: .*Bartholomew"):
+        ml.ioi_prompts(gqa, 2, names=["John", "Mark", "Paul", "Tom", "Mary", "Sarah", "Bartholomew"])
+
+
+def test_an_unknown_corruption_is_refused(prompts):
+    with pytest.raises(PromptError, match="no corruption 'shuffle'"):
+        prompts.corrupted("shuffle")
+    with pytest.raises(PromptError, match="No prompt is chosen"):
+        prompts.rows([])
+
+
+def test_the_papers_heads():
+    assert len(PAPER_CIRCUIT.heads) == 26
+    assert {role: len(heads) for role, heads in PAPER_CIRCUIT.roles.items()} == {
+        "previous token": 2, "duplicate token": 3, "induction": 4, "S-inhibition": 4, "name mover": 3,
+        "backup name mover": 8, "negative name mover": 2,
+    }  # fmt: skip
+
+
+def test_roles_need_all_three_kinds_of_evidence(gqa):
+    """A random model looks nowhere on purpose: no head gets a role, and the table has every head all the same."""
+    prompts = ml.ioi_prompts(gqa, 16, templates=ALIGNED[:2])
+    with pytest.warns(UserWarning, match="may be chance"):
+        found = ml.find_roles(gqa, prompts, prompts.corrupted("abc"))
+    assert len(found.table) == 12 and set(found.paths) == {"logits"}
+    assert found.circuit.heads == [] and (found.table["role"] == "").all()
+    pattern_sum = found.table[["end→IO", "end→S1", "end→S2"]].sum(axis=1)
+    assert (pattern_sum < 1).all()
+    assert hooks_left(gqa) == 0
+
+
+@pytest.mark.model
+def test_smollm2_does_the_task_and_its_heads_have_roles(smollm2):
+    prompts = ml.ioi_prompts(smollm2, 16)
+    with torch.no_grad():
+        assert prompts.metric(smollm2(prompts.tokens)).mean() > 2.5
+    found = ml.find_roles(smollm2, prompts, prompts.corrupted("abc"))
+    roles = {head: role for role, heads in found.circuit.roles.items() for head in heads}
+    assert roles[(16, 0)] == "previous token" and roles[(17, 4)] == "induction"
+    assert roles[(20, 0)] == roles[(19, 2)] == "S-inhibition" and roles[(23, 0)] == "name mover"
+    assert roles[(23, 3)] == "subject suppressor" and (29, 1) in found.unexplained
+    names = [edge for edge in found.circuit.edges if edge.sender == (20, 0) and edge.into == "q"]
+    assert names and all(edge.effect > 0.05 for edge in names)
