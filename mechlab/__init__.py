@@ -69,7 +69,7 @@ _PUBLIC = {
     # the same experiment many times, here or on a cluster
     "sweep": "sweeps",
     # pictures
-    "Picture": "plots", "attention_view": "patterns",
+    "Picture": "plots", "attention_view": "patterns", "circuit_picture": "graph", "circuit_explorer": "graph",
     # reading the code
     "show_source": "source",
 }  # fmt: skip
@@ -78,6 +78,7 @@ _MODULES = (
     "caching",
     "discovery",
     "forward",
+    "graph",
     "hooks",
     "intervention",
     "ioi",

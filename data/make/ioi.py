@@ -1,0 +1,332 @@
+"""Write data/reference/ioi_smollm2.json: the IOI circuit of the default model, every figure with its interval.
+
+    python data/make/ioi.py             about 70 minutes on one free core; an interrupted run goes on where it stopped
+
+Three sets of prompts, each in balanced pairs. "search": 48 prompts, half of the names, the eight aligned templates; on
+these everything was chosen. "names": 208 prompts, the other half of the names, the same templates. "templates": 208
+prompts, the other half of the names, the eight other templates; asked once, after the circuit was fixed. Means for the
+knock-outs are over ABC prompts of the same names and templates, 24 for each template and order.
+
+How the circuit was put together, on "search" alone: heads with a role by the rules of `mechlab.ioi.roles`; with them
+the heads that look from S2 to S1 and whose removal from that circuit costs most (`CHOSEN`, tried in the order of their
+scores by `attribution_patching` by position), and the two heads of layer 29 with the largest direct paths to the logits.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import mechlab as ml
+from mechlab.discovery.circuits import Circuit
+from mechlab.ioi import ALIGNED, NAMES, TEMPLATES
+from mechlab.ioi.roles import PLACES, RULES, STEPS, THRESHOLDS
+
+PATH = Path(__file__).parents[1] / "reference" / "ioi_smollm2.json"
+COMMAND = "python data/make/ioi.py"
+AT = {role: (rule.at,) for role, rule in RULES.items()} | {"late": ("end",), "other at S2": ("S2",)}
+CHOSEN = {
+    "previous token": "16.0",
+    "duplicate token": "8.1 5.6 15.7 14.3 2.4 9.2 17.0",
+    "induction": "17.4 17.5 17.3 18.6",
+    "S-inhibition": "20.0 19.2",
+    "name mover": "23.0 23.1 23.2 23.7",
+    "subject suppressor": "23.3",
+    "negative name mover": "24.4",
+    "late": "29.0 29.1",
+}
+SMALL = ("subject suppressor",)  # faithful to half, with one head
+OTHERS = OTHER_TEMPLATES = TEMPLATES[8:]
+
+
+def heads(words: str) -> list[tuple[int, int]]:
+    return [tuple(int(part) for part in word.split(".")) for word in words.split()]
+
+
+CIRCUIT = Circuit({role: heads(words) for role, words in CHOSEN.items()}, {role: AT[role] for role in CHOSEN})
+
+
+def prompts(model, name: str):
+    """A set of prompts, and the ABC prompts that its means are taken over."""
+    count, names, templates, seed = {
+        "search": (48, NAMES[::2], ALIGNED, 1),
+        "names": (208, NAMES[1::2], ALIGNED, 11),
+        "templates": (208, NAMES[1::2], OTHERS, 21),
+    }[name]
+    given = {"names": names, "templates": templates}
+    abc = ml.ioi_prompts(model, 24 * 2 * len(templates), seed=seed + 1, **given).corrupted("abc")
+    return ml.ioi_prompts(model, count, seed=seed, **given), abc
+
+
+def knockouts(model, name: str, how: str = "mean") -> ml.Knockouts:
+    return ml.Knockouts(model, *prompts(model, name), how)
+
+
+def row(measured) -> list[float]:
+    return [round(value, 4) for value in (measured.mean, measured.low, measured.high)]
+
+
+def ability(model) -> dict:
+    found = {}
+    for name in ("search", "names", "templates"):
+        asked, _ = prompts(model, name)
+        some = knockouts(model, name)
+        with torch.no_grad():
+            end = torch.cat([model(part)[range(len(part)), at] for part, at in
+                             zip(asked.tokens.split(16), asked.positions["end"].split(16), strict=True)])  # fmt: skip
+        right = end.softmax(-1).gather(1, asked.io[:, None])[:, 0]
+        found[name] = {
+            "prompts": len(asked),
+            "logit difference": row(some.mean(some.intact)),
+            "accuracy": row(some.mean((some.intact > 0).float())),
+            "probability of IO": row(some.mean(right)),
+        }
+    return found
+
+
+def roles(model) -> dict:
+    """The evidence for every head that has a role, or a path or a place in the circuit."""
+    asked, abc = prompts(model, "search")
+    found = ml.find_roles(model, asked, asked.corrupted("abc", seed=3))
+    shown = [head for head in found.table.index if found.table["role"][head] or head in CIRCUIT.heads or head in found.unexplained]
+    table = {f"{a}.{b}": {k: v if isinstance(v, str) else round(v, 3) for k, v in found.table.loc[[(a, b)]].iloc[0].items()}
+             for a, b in shown}  # fmt: skip
+    intervals = {}
+    for name, scores in found.paths.items():
+        low, high = scores.interval()
+        size = scores.size("layer")
+        intervals[name] = {f"{a}.{b}": [round(each[a, b].item(), 4) for each in (scores.values, low, high)]
+                           for a, b in shown if a < size}  # fmt: skip
+    return {
+        "thresholds": THRESHOLDS,
+        "rules": {name: vars(rule) for name, rule in RULES.items()},
+        "table": table,
+        "paths": intervals,
+        "ambiguous": [f"{a}.{b}" for a, b in found.ambiguous],
+        "unexplained": [f"{a}.{b}" for a, b in found.unexplained],
+        "edges": [[list(e.sender), e.receiver and list(e.receiver), e.into, e.effect] for e in found.circuit.edges],
+    }
+
+
+def edges(model) -> list:
+    """The paths between heads of the circuit, into one receiver at a time."""
+    asked, _ = prompts(model, "search")
+    base = ml.Resume(model, asked.tokens)
+    source = ml.Resume(model, asked.corrupted("abc", seed=3).tokens, like=base)
+    ask = lambda senders, receiver, into, at: ml.path_patching(
+        model, base, source, asked.metric, receiver and [receiver], into, senders=[[s] for s in senders],
+        at=None if receiver is None else asked.positions[at],
+    )  # fmt: skip
+    found = []
+    plan = [(None, "logits", None)]
+    plan += [(h, "q", "end") for role in ("name mover", "subject suppressor", "negative name mover", "late") for h in CIRCUIT.roles.get(role, ())]
+    plan += [(h, "v", "S2") for h in CIRCUIT.roles["S-inhibition"]]
+    plan += [(h, "k", "S1+1") for h in CIRCUIT.roles["induction"]]
+    plan += [(h, "q", "S2") for h in CIRCUIT.roles["induction"]]
+    for receiver, into, at in plan:
+        place = (at or "end",)
+        senders = [h for h in CIRCUIT.heads if CIRCUIT.positions(h) == place and (receiver is None or h[0] < receiver[0])]
+        if not senders:
+            continue
+        scores = ask(senders, receiver, "q" if receiver is None else into, at)
+        low, high = scores.interval()
+        for n, sender in enumerate(senders):
+            effect = [round(each[n].item(), 4) for each in (scores.values, low, high)]
+            if abs(effect[0]) >= THRESHOLDS["path"]:
+                found.append([list(sender), receiver and list(receiver), into, *effect])
+    return found
+
+
+def faithful(model) -> dict:
+    """F(C) / F(M) of the circuit and of others, on every set; other ablations and metrics on the held-out names."""
+    from dataclasses import replace
+
+    everywhere = Circuit(CIRCUIT.roles)
+    others = {
+        "circuit": CIRCUIT,
+        "at all positions": everywhere,
+        "nothing": Circuit({}),
+        "subject suppressor alone": Circuit({"subject suppressor": CIRCUIT.roles["subject suppressor"]}, {"subject suppressor": ("end",)}),
+        "suppressor and name movers": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) not in ("subject suppressor", "name mover")]),
+        "without the heads of no role": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) in ("late", "other at S2")]),
+        "without duplicate-token heads": CIRCUIT.without(CIRCUIT.roles["duplicate token"]),
+    }  # fmt: skip
+    found = {}
+    for name in ("search", "names", "templates"):
+        some = knockouts(model, name)
+        found[name] = {
+            label: {"heads": len(circuit.heads), "F": row(each.circuit), "share": row(each.share), "accuracy": each.accuracy}
+            for (label, circuit), each in zip(others.items(), ml.faithfulness(some, list(others.values())), strict=True)
+        }  # fmt: skip
+    for how in ("resample", "zero"):
+        some = knockouts(model, "names", how)
+        each = ml.faithfulness(some, [CIRCUIT])[0]
+        found[f"names, {how} ablation"] = {"circuit": {"F": row(each.circuit), "share": row(each.share), "accuracy": each.accuracy}}
+    asked, abc = prompts(model, "names")
+    end = asked.positions["end"]
+    for label, metric in (
+        ("probability of IO", ml.probability(asked.io, end=end)),
+        ("log-probability of IO", ml.log_prob(asked.io, end=end)),
+    ):
+        some = ml.Knockouts(model, replace_metric(asked, metric), abc)
+        left, nothing = some.measure([CIRCUIT, Circuit({})])
+        found[f"names, {label}"] = {
+            "model": row(some.mean(some.intact)), "circuit": row(some.mean(left)), "nothing": row(some.mean(nothing)),
+        }  # fmt: skip
+    del replace
+    return found
+
+
+def replace_metric(asked, metric):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(tokens=asked.tokens, metric=metric, templates=asked.templates, positions=asked.positions, pairs=asked.pairs)
+
+
+def complete(model) -> dict:
+    """Gaps by role and for random sets on held-out names; the greedy sets are found on "search" and asked again there."""
+    some, search = knockouts(model, "names"), knockouts(model, "search")
+    generator = torch.Generator().manual_seed(0)
+    sets = dict(CIRCUIT.roles)
+    for number in range(10):
+        drawn = torch.rand(len(CIRCUIT.heads), generator=generator) < 0.5
+        sets[f"random {number + 1}"] = [h for h, take in zip(CIRCUIT.heads, drawn, strict=True) if take]
+    on_search = {}
+    for seed in range(3):
+        K, gap = ml.greedy_gap(search, CIRCUIT, candidates=8, steps=8, seed=seed)
+        sets[f"greedy {seed + 1}"] = K
+        on_search[f"greedy {seed + 1}"] = gap
+    table = ml.completeness(some, CIRCUIT, sets)
+    rows = {line["set K"]: {k: v for k, v in line.items() if k != "set K"} for line in table.to_dict("records")}
+    for name, gap in on_search.items():
+        rows[name] |= {"gap where it was found": gap, "K": [f"{a}.{b}" for a, b in sets[name]]}
+    return rows
+
+
+def minimal(model) -> dict:
+    """K is chosen on "search", the change measured on held-out names."""
+    chosen = ml.minimality(knockouts(model, "search"), CIRCUIT)
+    table = ml.minimality(knockouts(model, "names"), CIRCUIT, dict(zip(CIRCUIT.heads, chosen["K"], strict=True)))
+    table["K"] = [[f"{a}.{b}" for a, b in K] for K in table["K"]]
+    return {line["head"]: {k: v for k, v in line.items() if k != "head"} for line in table.to_dict("records")}
+
+
+def backup(model) -> dict:
+    """Who says more when the name movers are gone, and when the suppressor is gone."""
+    some = knockouts(model, "names")
+    before = ml.direct_contributions(some)
+    found = {}
+    for role in ("name mover", "subject suppressor"):
+        part = Circuit({role: CIRCUIT.roles[role]}, {role: ("end",)})
+        after = ml.direct_contributions(some, part)
+        scores = ml.Scores.over_prompts(after.per_prompt - before.per_prompt, ("layer", "head"), "change")
+        low, high = scores.interval()
+        top = scores.values.abs().flatten().argsort(descending=True)[:12].tolist()
+        H = scores.size("head")
+        total = some.removing([part])[0] - some.intact
+        found[role] = {
+            "direct contribution before": round(sum(before.values[h].item() for h in part.heads), 3),
+            "effect of removal": row(some.mean(total)),
+            "changes": {f"{i // H}.{i % H}": [round(each.flatten()[i].item(), 3) for each in (scores.values, low, high)] for i in top},
+        }  # fmt: skip
+    return found
+
+
+def route(model) -> dict:
+    """Where the duplicate-token heads are read: all of them together, into each kind of reader; held heads, live MLPs."""
+    asked, _ = prompts(model, "search")
+    base = ml.Resume(model, asked.tokens)
+    found = {}
+    for how in ("abc", "s2"):
+        source = ml.Resume(model, asked.corrupted(how, seed=3).tokens, like=base)
+        dup = list(CIRCUIT.roles["duplicate token"])
+        early = [h for h in dup if h[0] < 16]
+        readers = {
+            "logits": (None, "q", None),
+            "values of S-inhibition": (list(CIRCUIT.roles["S-inhibition"]), "v", "S2"),
+            "keys of S-inhibition": (list(CIRCUIT.roles["S-inhibition"]), "k", "S2"),
+            "queries of induction": (list(CIRCUIT.roles["induction"]), "q", "S2"),
+            "values of 23.3": ([(23, 3)], "v", "S2"),
+            "values of name movers": (list(CIRCUIT.roles["name mover"]), "v", "S2"),
+            "keys of name movers": (list(CIRCUIT.roles["name mover"]), "k", "S2"),
+            "queries of layers 9 to 16": ([(l, h) for l in range(16, 17) for h in range(9)], "q", "S2"),
+        }
+        for name, (receivers, into, at) in readers.items():
+            scores = ml.path_patching(
+                model, base, source, asked.metric, receivers, into, senders=[early, *[[h] for h in early]],
+                at=None if receivers is None else asked.positions[at],
+            )  # fmt: skip
+            low, high = scores.interval()
+            found[f"{how}: {name}"] = {
+                label: [round(each[n].item(), 4) for each in (scores.values, low, high)]
+                for n, label in enumerate(["together", *scores.labels["sender"][1:]])
+            }
+    return found
+
+
+def signal(model) -> dict:
+    """The metric when 20.0 and 19.2 give, at the end, what they give on another prompt: place against name."""
+    asked, _ = prompts(model, "names")
+    asked = asked.rows(slice(0, 96))
+    base = ml.Resume(model, asked.tokens)
+    found = {}
+    kinds = {
+        "same place, same name": (), "same place, random names": ("names",), "same place, names exchanged": ("swap names",),
+        "other place, same name": ("order",), "other place, random names": ("order", "names"),
+        "other place, names exchanged": ("flip",), "nobody twice": ("s2",),
+    }  # fmt: skip
+    ends = asked.positions["end"]
+    rows = torch.arange(len(asked))
+    SI = CIRCUIT.roles["S-inhibition"]
+    for label, how in kinds.items():
+        other = asked
+        for each in how:
+            other = other.corrupted(each)
+        source = ml.Resume(model, other.tokens) if how else base
+
+        def edit(kind, layer, value, copies, source=source):
+            if kind != "z" or layer not in [a for a, _ in SI]:
+                return value
+            value = value.clone()
+            late = asked.tokens.shape[1] - value.shape[1]
+            for a, b in SI:
+                if a == layer:
+                    value[rows, ends - late, b] = source.z[layer][rows, ends, b]
+            return value
+
+        metric = base.measure(asked.metric, 19, base.resid_pre[19][None, :, int(ends.min()):], int(ends.min()), edit=edit)[0]
+        some = knockout_mean(asked, metric)
+        found[label] = row(some)
+    return found
+
+
+def knockout_mean(asked, values):
+    fake = object.__new__(ml.Knockouts)
+    fake.prompts = asked
+    return fake.mean(values)
+
+
+STAGES = {
+    "ability": ability, "roles": roles, "edges": edges, "faithfulness": faithful, "completeness": complete,
+    "minimality": minimal, "backup": backup, "route of the duplicate-token heads": route, "what S-inhibition carries": signal,
+}  # fmt: skip
+
+
+def main() -> None:
+    done = json.loads(PATH.read_text()) if PATH.exists() else {}
+    circuit = {role: [f"{a}.{b}" for a, b in CIRCUIT.roles[role]] for role in CIRCUIT.roles}
+    if done.get("circuit") != circuit:
+        done = {"model": "smollm2", "command": COMMAND, "circuit": circuit, "positions": {r: list(a) for r, a in CIRCUIT.at.items()}}
+    model = ml.load(quiet=True)
+    wanted = sys.argv[1:] or [name for name in STAGES if name not in done]
+    for name in wanted:
+        start = time.monotonic()
+        done[name] = STAGES[name](model)
+        PATH.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n")
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
