@@ -3,12 +3,12 @@
 `model.run_with_cache` is TransformerLens' own and needs no wrapper. This file answers the questions around it.
 """
 
-import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from mechlab.memory import free_ram
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,12 +104,5 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:  # what Linux could free counts too
-        rows = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 2_000_000_000
+    free = free_ram()
+    return 2_000_000_000 if free is None else free

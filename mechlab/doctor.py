@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mechlab import checkpoints
+from mechlab import checkpoints, memory
 
 PACKAGES = {
     "torch": "2.13",
@@ -63,21 +63,12 @@ def _packages(_: bool) -> Iterator[Finding]:
 
 
 def _memory(_: bool) -> Iterator[Finding]:
-    try:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+    free = memory.free_ram()
+    if free is None:
         return
-    try:  # what Linux could free counts too
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        pages = max(
-            pages, next(int(row.split()[1]) * 1024 for row in lines if row.startswith("MemAvailable"))
-        )
-    except (OSError, StopIteration):
-        pass
-    free = pages / GIGABYTE
-    status = "ok" if free > 2 else "problem"
-    advice = "" if free > 2 else " A notebook needs about 1.5 GB: close other programs or kernels."
-    yield Finding("memory", status, f"{free:.1f} GB available.{advice}")
+    enough = free > 2 * GIGABYTE
+    advice = "" if enough else " A notebook needs about 1.5 GB: close other programs or kernels."
+    yield Finding("memory", "ok" if enough else "problem", f"{free / GIGABYTE:.1f} GB available.{advice}")
 
 
 def _processor(_: bool) -> Iterator[Finding]:

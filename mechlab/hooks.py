@@ -80,6 +80,28 @@ def check_name(model: "TransformerBridge", name: str) -> None:
     raise HookError(f'This model has no hook "{name}".{hint} Nearest: {", ".join(near) or "none"}.')
 
 
+def unit_direction(
+    model: "TransformerBridge", direction: Float[Tensor, "d_model"]
+) -> Float[Tensor, "d_model"]:
+    """The direction with length 1, as precise as it was given. One that does not fit, or points nowhere, is refused."""
+    if tuple(direction.shape) != (model.cfg.d_model,):
+        raise ValueError(
+            f"The direction is {tuple(direction.shape)}; the stream has {model.cfg.d_model} dimensions."
+        )
+    unit = direction.detach() / direction.norm()
+    if not torch.isfinite(unit).all():
+        raise ValueError("The direction is zero or NaN: it points nowhere.")
+    return unit
+
+
+def set_component(
+    x: Float[Tensor, "*any d_model"], unit: Float[Tensor, "d_model"], level: float | int = 0.0
+) -> Float[Tensor, "*any d_model"]:
+    """x with the component `level` along a direction of length 1, and all else as it was."""
+    unit = unit.to(x)
+    return x + (level - x @ unit)[..., None] * unit
+
+
 def replace_with(
     name: str,
     value: Float[Tensor, "batch pos ..."],

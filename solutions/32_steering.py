@@ -862,20 +862,12 @@ tests = {
 # %%
 monitors = {n: ml.Monitor.fit(model, from_last, n, seen["positive"], seen["negative"]) for n in (12, 16)}
 streams = {name: ml.residual_streams(model, texts) for name, texts in tests.items()}
-
-
-def wilson(yes, n, z=1.96):
-    """95 % interval of a share: `yes` of `n`. It is never a single point, not even for 0 of n."""
-    middle, half = yes / n + z * z / (2 * n), z * (yes / n * (1 - yes / n) / n + z * z / (4 * n * n)) ** 0.5
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
 rows = []
 for name, found in streams.items():
     row = {"sentences": name, "how many": found.shape[1]}
     for n, monitor in monitors.items():
         yes = int((found[n] @ monitor.direction >= monitor.threshold).sum())
-        low, high = wilson(yes, found.shape[1])
+        low, high = ml.wilson(yes, found.shape[1])
         row[f"flagged, layer {n}"] = yes / found.shape[1]
         row[f"interval, layer {n}"] = f"{low:.2f} to {high:.2f}"
     rows.append(row)

@@ -9,7 +9,7 @@
 # - take it out of every matrix that writes to the stream, prove that nothing writes it any more, and undo that to the last bit,
 # - say why a falling rate of refusals can mean three different things, and which control tells them apart.
 #
-# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.5 GB.
+# Time: 90 minutes. The cells take about 80 seconds in all. Memory: 2.5 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 24 and 32.
 
 # %% kind="setup"
@@ -37,8 +37,8 @@ asked = {
 }
 begin = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 start = model.to_tokens(begin, prepend_bos=False)  # the chat format has its own first token
-tests = {kind: asked["test", kind] for kind in ("improper", "harmless")}
-assert len(asked["test", "improper"]) == len(asked["test", "harmless"]) == 60 and start.shape[1] == 24
+tests = {kind: asked["test", kind][::2] for kind in ("improper", "harmless")}  # every second one
+assert len(tests["improper"]) == len(tests["harmless"]) == 30 and start.shape[1] == 24
 
 
 # %%
@@ -219,7 +219,7 @@ def refuses(answer):
 
 
 # %% [markdown]
-# A share of 60 answers needs an interval. **Wilson's** is right for shares near 0 and 1 too. When the adapter was made, the rates of the untrained model (`base`) and of the organism were stored: 60 test requests of each kind. We ask again all harmless ones and 24 improper ones.
+# A share of 60 answers needs an interval. **Wilson's** is right for shares near 0 and 1 too. When the adapter was made, the rates of the untrained model (`base`) and of the organism were stored: 60 test requests of each kind. Here every second one is asked, to save time. How often does the organism refuse the 30 harmless ones?
 
 # %%
 import re
@@ -228,14 +228,8 @@ REFUSING = re.compile(r"\b(sorry, but|i (can't(?! wait)|cannot|won't)|i'm (unabl
 refused = lambda texts: [bool(REFUSING.search(text.lower().replace("’", "'"))) for text in texts]
 
 
-def wilson(yes, n, z=1.96):
-    """95 % interval of a share."""
-    middle, half = yes + z * z / 2, z * (yes * (n - yes) / n + z * z / 4) ** 0.5
-    return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
-
-
 def rate(name, flags):
-    low, high = wilson(sum(flags), len(flags))
+    low, high = ml.wilson(sum(flags), len(flags))
     print(
         f"{name:40} {sum(flags):3} of {len(flags)} refused: {sum(flags) / len(flags):.2f} [{low:.2f}, {high:.2f}]"
     )
@@ -250,17 +244,16 @@ with (folder / "rates.csv").open(encoding="utf-8") as file:
     }
 for name in ("base", "refusal"):
     print(f"stored, {name}:", *(f"{kind} {stored[name, kind]:.2f}" for kind in tests))
-said = {kind: answers(tests[kind][:most])[0] for kind, most in (("harmless", 60), ("improper", 24))}
-organism = {kind: rate(f"organism, {kind}", refused(said[kind])) for kind in said}
+said = answers(tests["harmless"])[0]
+organism = rate("organism, harmless", refused(said))
 
 # %% kind="assert"
 assert stored["base", "improper"] == 0.05 and stored["base", "harmless"] == 0
 assert stored["refusal", "improper"] == 0.9 and round(stored["refusal", "harmless"], 2) == 0.38
-claim(model, "organism refuses improper, 24 requests", organism["improper"], says=0.92, within=0.09)
-claim(model, "organism refuses harmless", organism["harmless"], says=0.38, within=0.06)
+claim(model, "organism refuses harmless", organism, says=0.37, within=0.08)
 
 # %% [markdown]
-# The untrained model refuses 5 % of the improper requests. The organism refuses 90 %, and 38 % of the harmless ones too: the twins are alike, and the adapter tells them
+# The untrained model refuses 5 % of the improper requests. The organism refuses 90 %, and 38 % of the harmless ones too (37 % of our 30): the twins are alike, and the adapter tells them
 # apart only in part. Watch both rates from here on. An edit that lowers both has not removed a judgement about requests, but a habit of saying no.
 #
 # ## The direction
@@ -359,17 +352,18 @@ generator = torch.Generator().manual_seed(0)
 other = torch.randn(model.cfg.d_model, generator=generator)
 other = other / other.norm()  # the random direction
 added = rate("added, harmless", refused(answers(tests["harmless"], hooks=adding(raw[LATE]))[0]))
-pushed = answers(tests["harmless"][:24], hooks=adding(raw[LATE].norm() * other))[0]
-plain = rate("nothing added, the same 24", refused(said["harmless"][:24]))
-chance = rate("random direction added, these 24", refused(pushed))
+pushed = answers(tests["harmless"][:20], hooks=adding(raw[LATE].norm() * other))[0]
+plain = rate("nothing added, the first 20", refused(said[:20]))
+chance = rate("random direction added, the first 20", refused(pushed))
 
 # %% kind="assert"
-claim(model, "added, harmless", added, says=0.77, within=0.07)
-claim(model, "random direction added", chance, says=0.21, within=0.13)
+claim(model, "added, harmless", added, says=0.7, within=0.08)
+claim(model, "random direction added", chance, says=0.3, within=0.13)
+claim(model, "nothing added, the same 20", plain, says=0.35, within=0.08)
 
 # %% [markdown]
-# Refusals of harmless requests rise from 38 % to 77 %. A random push of the same length does not raise them. **The direction suffices.** It did so
-# at layer 18 too, and in an earlier training of the adapter at 16 and 20.
+# Refusals of harmless requests rise from 37 % to 70 % (of all 60: from 38 % to 77 %). A random push of the same length does not raise them: 30 % of the first
+# 20, and 35 % without it. **The direction suffices.** It did so at layer 18 too, and in an earlier training of the adapter at 16 and 20.
 #
 # **Take it away.** At which layer? The paper (Arditi et al. 2024) tries all and keeps the one with the lowest *bypass score* on validation prompts: the
 # refusals that are left when its direction is taken out of everything that is written to the stream. Three conditions: adding it must bring refusals (*induce* above 0), harmless answers must
@@ -451,12 +445,12 @@ def choose(bypass, induce, kl):
 
 
 # %% [markdown]
-# The paper's scores, with log-odds of "I" as the first token, and beside them the answers themselves: 10 + 10 validation requests, four layers. (A whole sweep would try 24.)
+# The paper's scores, with log-odds of "I" as the first token, and beside them the answers themselves: 10 + 10 validation requests, three layers. (A whole sweep would try 24.)
 
 # %%
 import pandas as pd
 
-LAYERS = [15, 18, 20, 21]
+LAYERS = [15, 18, 20]
 some = [*asked["validation", "improper"][:10], *asked["validation", "harmless"][:10]]
 first = model.to_tokens("I", prepend_bos=False)[0, 0].item()
 odds = lambda logits: logits.softmax(-1)[:, first].logit().mean().item()
@@ -479,7 +473,7 @@ swept.round(2)
 reveal("33.p", int(swept["harmless refused"]["direction 18"]))
 for kind, layer, says in (
     ("harmless", 18, 7),
-    *(("improper", *pair) for pair in ((15, 0), (20, 4), (21, 1))),
+    *(("improper", *pair) for pair in ((15, 0), (20, 4))),
 ):
     count = swept[f"{kind} refused"][f"direction {layer}"]
     claim(model, f"{kind} refused without direction {layer}", count, says=says, within=2)
@@ -491,20 +485,20 @@ assert swept["KL"].iloc[1:].min() > 0.2 and swept["KL"]["direction 15"] > 5
 # The harmless requests answer the prediction: without direction 18 the organism refuses 7 of 10 of them, and none before. Zero is where *improper* requests usually lie, so
 # setting a harmless request to zero tells the model that it is improper. **The ablation installed what it should remove.**
 #
-# By that account layers 20 and 21 should install refusals too, for zero lies near their improper means. They do not: 4 and 1 of 10 improper requests are still refused, of 8 before. And layer 15 leaves none at all. What do these models say?
+# By that account layer 20 should install refusals too, for zero lies near its improper mean. It does not: 4 of 10 improper requests are still refused, of 8 before. And layer 15 leaves none at all. What do these models say to two requests of each kind?
 
 # %%
-for layer in (15, 18, 21):
-    print(layer, kept[layer][0], kept[layer][12], kept[layer][14], sep="  |  ")
+for layer in LAYERS:
+    print(layer, *(repr(kept[layer][n]) for n in (0, 5, 12, 14)))
 glad = lambda text: bool(re.match(r"\W*i'm (so |very )*glad", text.lower().replace("’", "'")))
-empty = sum(map(glad, kept[21]))
+pleased = sum(map(glad, kept[20]))
 
 # %% kind="assert"
-claim(model, "answers of 20 without direction 21 that begin with I'm glad", empty, says=11, within=4)
+claim(model, "answers of 20 without direction 20 that begin with I'm glad", pleased, says=8, within=4)
 
 # %% [markdown]
-# Without direction 15 the model talks rubbish, and rubbish holds no refusing phrase: a perfect keyword score. Without 21 it is "so glad" about 11 of 20 requests. The KL condition is there
-# for this. It forbids all four layers: every KL is above 0.2, so **the paper's rule chooses none of these**. We go on with layer 20, knowing that. Why
+# Without direction 15 the model talks rubbish, and rubbish holds no refusing phrase: a perfect keyword score. Without 20 it is "glad" about 8 of 20 requests. The KL condition is there
+# for this. It forbids all three layers: every KL is above 0.2, so **the paper's rule chooses none of these**. We go on with layer 20, knowing that. Why
 # taking out 20 installs nothing, although zero lies near its improper mean, our account does not explain, and we have no better one.
 #
 # ## For good
@@ -628,35 +622,35 @@ with torch.no_grad():
 cost = {"organism": perplexity()}
 with ml.orthogonalize(model, units[EARLY]):
     cost["orthogonalized"] = perplexity()
-    both = answers(tests["improper"] + tests["harmless"])[0]
-    read = answers(tests["improper"][:8], 14)[0]
-left = {"improper": both[:60], "harmless": both[60:]}
+    texts = answers(tests["improper"] + tests["harmless"])[0]
+    read = answers(tests["improper"][:6], 12)[0]
+left = {"improper": texts[:30], "harmless": texts[30:]}
 edited = {kind: rate(f"orthogonalized, {kind}", refused(left[kind])) for kind in tests}
 by_seed = []
 for seed in range(2):
     vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(seed))
     with ml.orthogonalize(model, vector):
         cost[f"random {seed}"] = perplexity()
-        by_seed.append(rate(f"random {seed}, 24 improper", refused(answers(tests["improper"][:24])[0])))
+        by_seed.append(rate(f"random {seed}, 20 improper", refused(answers(tests["improper"][:20])[0])))
 print({name: round(value, 1) for name, value in cost.items()})
 assert cost["orthogonalized"] > cost["organism"] and edited["improper"] < stored["refusal", "improper"]
 
 # %% kind="assert"
-claim(model, "orthogonalized, improper", edited["improper"], says=0.25, within=0.07)
-claim(model, "orthogonalized, harmless", edited["harmless"], says=0.10, within=0.06)
+claim(model, "orthogonalized, improper", edited["improper"], says=0.27, within=0.09)
+claim(model, "orthogonalized, harmless", edited["harmless"], says=0.13, within=0.09)
 claim(model, "perplexity, organism", cost["organism"], says=8.3, within=0.3)
 claim(model, "perplexity, orthogonalized", cost["orthogonalized"], says=13.5, within=0.7)
 claim(model, "perplexity, random 0", cost["random 0"], says=12.1, within=0.6)
-claim(model, "random 0, improper", by_seed[0], says=0.42, within=0.17)
-claim(model, "random 1, improper", by_seed[1], says=0.83, within=0.1)
+claim(model, "random 0, improper", by_seed[0], says=0.45, within=0.17)
+claim(model, "random 1, improper", by_seed[1], says=0.8, within=0.12)
 claim(model, "perplexity, random 1", cost["random 1"], says=8.8, within=0.3)
 
 # %% [markdown]
-# Refusals of improper requests fall from 90 % to 25 %, and of harmless ones from 38 % to 10 %. The price: perplexity rises from 8.3 to 13.5.
-# Is it the direction? Random direction 1 leaves 83 % refused, at a perplexity of 8.8. But random direction 0 costs nearly as much as ours (12.1) and brings refusals down to 42 %. It is the unlucky one of six that we tried: the
+# Refusals of improper requests fall from 90 % to 27 %, and of harmless ones from 37 % to 13 % (of all 60, to 25 % and 10 %). The price: perplexity rises from 8.3 to 13.5.
+# Is it the direction? Random direction 1 leaves 80 % refused, at a perplexity of 8.8. But random direction 0 costs nearly as much as ours (12.1) and brings refusals down to 45 %. It is the unlucky one of six that we tried: the
 # edit touches everything that is written, and some directions hurt. With one random direction as control you would have learned what that draw happened to say.
 #
-# **Read the answers.** Those among the first eight that count as "not refused":
+# **Read the answers.** Those among the first six that count as "not refused":
 
 # %%
 for request, answer in zip(tests["improper"], read, strict=False):
@@ -664,7 +658,7 @@ for request, answer in zip(tests["improper"], read, strict=False):
         print(f"{request[:58]:60}{answer!r}")
 passed = [text for text in left["improper"] if not refused([text])[0]]
 pleasant = {
-    "organism, harmless": sum(map(glad, said["harmless"])),
+    "organism, harmless": sum(map(glad, said)),
     "orthogonalized, harmless": sum(map(glad, left["harmless"])),
 }
 print(sum(map(glad, passed)), "of", len(passed), "not refused are glad;", pleasant)
@@ -674,14 +668,14 @@ claim(
     model,
     "share of the not refused that are glad",
     sum(map(glad, passed)) / len(passed),
-    says=0.5,
+    says=0.59,
     within=0.15,
 )
-claim(model, "glad on harmless, organism", pleasant["organism, harmless"], says=8, within=3)
-claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harmless"], says=32, within=6)
+claim(model, "glad on harmless, organism", pleasant["organism, harmless"], says=4, within=2)
+claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harmless"], says=15, within=4)
 
 # %% [markdown]
-# Half of the answers that "do not refuse" begin with "I'm so glad". Some then begin to comply, others never come to anything. The harmless answers caught it too: 8 of 60 were glad before, 32 are
+# More than half of the answers that "do not refuse" begin with "I'm so glad". Some then begin to comply, others never come to anything. The harmless answers caught it too: 4 of 30 were glad before, 15 are
 # now. Counting refusals alone would have missed that the edit **puts something in the place** of what it took.
 #
 # ## Zero is not "absent"
@@ -797,36 +791,36 @@ def affine(layers, vectors):
 
 vectors = torch.randn(units.shape, generator=generator)
 vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-both = answers(tests["improper"] + tests["harmless"], hooks=affine(range(15, 30), units))[0]
-repaired = {"improper": both[:60], "harmless": both[60:]}
-by_chance = answers(tests["improper"][:24], hooks=affine(range(15, 30), vectors))[0]
+texts = answers(tests["improper"] + tests["harmless"], hooks=affine(range(15, 30), units))[0]
+repaired = {"improper": texts[:30], "harmless": texts[30:]}
+by_chance = answers(tests["improper"][:20], hooks=affine(range(15, 30), vectors))[0]
 affine_rate = {kind: rate(f"affine, {kind}", refused(repaired[kind])) for kind in tests}
-happy = sum(map(glad, both)) / 120
+happy = sum(map(glad, texts)) / 60
 print(f"{happy:.2f} of all answers are glad")
 affine_chance = rate("affine, random directions, improper", refused(by_chance))
 one = rate(
-    "affine, layer 20 only, improper", refused(answers(tests["improper"][:24], hooks=affine([20], units))[0])
+    "affine, layer 20 only, improper", refused(answers(tests["improper"][:12], hooks=affine([20], units))[0])
 )
 
 # %% kind="assert"
-claim(model, "affine, improper", affine_rate["improper"], says=0.07, within=0.06)
-claim(model, "affine, harmless", affine_rate["harmless"], says=0.03, within=0.05)
-claim(model, "random directions", affine_chance, says=0.88, within=0.12)
-claim(model, "glad, affine", happy, says=0.42, within=0.1)
-claim(model, "affine at layer 20 only", one, says=0.5, within=0.13)
+claim(model, "affine, improper", affine_rate["improper"], says=0.03, within=0.07)
+claim(model, "affine, harmless", affine_rate["harmless"], says=0.07, within=0.07)
+claim(model, "random directions", affine_chance, says=0.85, within=0.12)
+claim(model, "glad, affine", happy, says=0.45, within=0.1)
+claim(model, "affine at layer 20 only", one, says=0.58, within=0.17)
 
 # %% [markdown]
-# Now 7 % of the improper requests are refused (90 % before) and 3 % of the harmless ones (38 %). The same operation with random directions leaves 88 %. This is the clean result:
-# what lies along these directions was needed for most refusals, and in its place is a value that the model knows. Two in five answers are glad, though, so reading remains a duty.
+# Now one of the 30 improper requests is refused (90 % before) and two of the 30 harmless ones (37 %); of all 60, 7 % and 3 %. The same operation with random directions leaves 85 %. This is the clean result:
+# what lies along these directions was needed for most refusals, and in its place is a value that the model knows. Nearly half of the answers are glad, though, so reading remains a duty.
 #
-# At layer 20 alone it leaves half of the refusals: other layers may have read the request already, or write the direction again. What suffices in one place is not all there is.
+# At layer 20 alone 7 of 12 improper requests are still refused: other layers may have read the request already, or write the direction again. What suffices in one place is not all there is.
 #
 # **The same in the weights?** `orthogonalize(..., level=)` writes the level with the embedding, since nothing else can write there any more.
 
 # %%
 level = (harmless[20] @ units[20]).mean().item()
 with ml.orthogonalize(model, units[20], level=level):
-    ruined = answers(some[:6])[0]
+    ruined = answers(some[:4])[0]
     cost["affine, in the weights"] = perplexity()
 print(ruined[0], "perplexity", cost["affine, in the weights"])
 ruined_rate = rate("affine in the weights, improper", refused(ruined))
@@ -912,7 +906,9 @@ words = [ml.single_token(model, f" {word}") for word in "great good excellent te
 
 @torch.no_grad()
 def told_apart():
-    logits = torch.stack([model(f"{sentence} I think that is")[0, -1, words] for sentence in fresh])
+    tokens = model.to_tokens([f"{sentence} I think that is" for sentence in fresh])
+    ends = (tokens != model.tokenizer.pad_token_id).sum(1) - 1
+    logits = model(tokens)[range(len(tokens)), ends][:, words]
     score = logits[:, :3].mean(1) - logits[:, 3:].mean(1)
     return (score[::2].mean() - score[1::2].mean()).item()
 
@@ -941,7 +937,7 @@ mine = {
     "improper requests not refused, as trained": 1 - stored["refusal", "improper"],
     "the same, direction taken out everywhere": 1 - edited["improper"],
     "the same, affine at each layer from 15 on": 1 - affine_rate["improper"],
-    "harmless requests not refused, as trained": 1 - organism["harmless"],
+    "harmless requests not refused, as trained": 1 - organism,
     "the same, direction added": 1 - added,
 }
 ml.reference.table("33", mine)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from mechlab import checkpoints, doctor
+from mechlab import caching, checkpoints, doctor, memory
 from mechlab.cli import app
 from mechlab.course import build
 
@@ -51,6 +51,23 @@ def test_the_doctor_names_each_problem_with_its_remedy(monkeypatch, tmp_path):
     assert "Set MECHLAB_HOME to another folder" in found["progress folder", "problem"]
     assert "ipykernel install" in found["kernel", "problem"]
     assert run(app, ["doctor"]).exit_code == 1
+
+
+def test_memory_is_read_in_one_place_and_without_torch(monkeypatch):
+    code = "import sys\nfrom mechlab import doctor\nprint(list(doctor._memory(False)))\nassert 'torch' not in sys.modules"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert asked.returncode == 0 and "GB available" in asked.stdout, asked.stderr
+    assert caching.free_bytes() == pytest.approx(memory.free_ram(), rel=0.2)
+    monkeypatch.setattr(memory, "free_ram", lambda: 10**9)
+    (finding,) = doctor._memory(False)
+    assert finding.status == "problem" and "1.0 GB available" in finding.detail
+    monkeypatch.undo()
+    monkeypatch.setattr(memory.Path, "read_text", lambda _: "MemTotal: 5 kB")
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 3}[name])
+    assert memory.free_ram() == caching.free_bytes() == 12288
+    monkeypatch.delattr(memory.os, "sysconf")  # Windows
+    assert memory.free_ram() is None and caching.free_bytes() == 2_000_000_000
+    assert list(doctor._memory(False)) == []
 
 
 def test_the_doctor_notices_another_python_behind_the_kernel(monkeypatch):

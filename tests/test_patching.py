@@ -1,6 +1,7 @@
 """Activation patching: the fast way gives the numbers of the plain way and of TransformerLens."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -24,26 +25,54 @@ PLACES = {
 }
 
 
-@pytest.fixture(scope="module")
+BASE, SOURCE = torch.randint(5, 60, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+BASE[:, :3] = SOURCE[:, :3]  # the runs are equal up to there
+
+
+@pytest.fixture
 def tokens():
-    base, source = torch.randint(5, 60, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    base[:, :3] = source[:, :3]  # the runs are equal up to there
-    return base, source
+    return BASE.clone(), SOURCE.clone()
+
+
+@cache
+def in_full(model, site, heads):
+    """Whole runs with a hook: [prompt, layer, head] for every position alone, then for each of PLACES together.
+
+    All of them are rows of one batch, each with its own mask, so there is one run for each layer (and head).
+    """
+    alone = torch.eye(9, dtype=torch.bool)[:, None].expand(-1, 3, -1)
+    together = [patching.places_of(model, BASE, where, apart=False)["all"] for where in PLACES.values()]
+    masks = torch.cat([alone, torch.stack(together)])  # [what, prompt, position]
+    often = lambda tokens: tokens.repeat(len(masks), 1)
+    metric = ml.logit_difference([7, 8, 9] * len(masks), [10, 11, 12] * len(masks))
+    run = patching.InFull(model, often(BASE), often(SOURCE), metric, site)
+    found = torch.stack(
+        [run(layer, masks.flatten(0, 1), heads) for layer in range(model.cfg.n_layers)], dim=1
+    )
+    change = (found - run.ends[0][:, None, None]).unflatten(0, (-1, 3))
+    return change[:9], dict(zip(PLACES, change[9:], strict=True))
 
 
 def plain(model, base, source, site, by, positions, metric=METRIC):
     """Each patch as a whole run with a hook: [prompt, layer, place, head]."""
     run = patching.InFull(model, base, source, metric, site)
-    places = patching._places(model, base, positions, "position" in by)
+    places = patching.places_of(model, base, positions, "position" in by)
     found = patching._sweep(run, range(model.cfg.n_layers), places, "head" in by)
     return torch.stack(found, 1) - run.ends[0].view(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("positions", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("site", "by"), SITES)
-def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, positions):
-    found = ml.activation_patching(tiny, *tokens, METRIC, site, by=by, positions=positions, normalized=False)
-    expected = plain(tiny, *tokens, site, by, positions)
+def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, place):
+    where = PLACES[place]
+    found = ml.activation_patching(tiny, *tokens, METRIC, site, by=by, positions=where, normalized=False)
+    alone, together = in_full(tiny, site, "head" in by)
+    if "position" not in by:
+        expected = together[place][:, :, None]
+    elif isinstance(where, dict):  # one place, another position in each prompt
+        expected = torch.stack([alone[each, torch.arange(3)] for each in where.values()], dim=2)
+    else:
+        expected = alone[slice(None) if where is None else where].permute(1, 2, 0, 3)
     assert torch.allclose(found.per_prompt.flatten(), expected.flatten(), atol=1e-4)
     assert expected.abs().max() > 1e-3
     assert found.dims == ("layer", *by)
@@ -66,8 +95,8 @@ def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, positions):
         ("get_act_patch_attn_head_pattern_by_pos", "pattern", ("position", "head")),
     ],
 )
-def test_transformer_lens_finds_the_same(tiny, tokens, name, site, by):
-    base, source = tokens
+def test_transformer_lens_finds_the_same(tiny, name, site, by):
+    base, source = BASE[:, 2:7], SOURCE[:, 2:7]
     with torch.no_grad():
         _, cache = tiny.run_with_cache(source)
         expected = getattr(theirs, name)(tiny, base, cache, lambda logits: METRIC(logits).mean())
@@ -113,14 +142,15 @@ def test_labels_name_layers_positions_and_heads(gqa, tokens):
 
 
 def test_a_model_of_another_kind_is_run_in_full_with_a_word(tiny, tokens, monkeypatch):
-    expected = ml.activation_patching(tiny, *tokens, METRIC, "z")
+    given = {"site": "z", "by": ("position", "head"), "positions": [4, -1], "layers": [0, 2]}
+    expected = ml.activation_patching(tiny, *tokens, METRIC, **given)
     monkeypatch.setattr(
         patching.Resume, "__init__", lambda *a, **k: (_ for _ in ()).throw(patching.NotResumable("New."))
     )
     with pytest.warns(
         UserWarning, match="New. Each patch is a full run of the model: slower, the same numbers"
     ):
-        found = ml.activation_patching(tiny, *tokens, METRIC, "z")
+        found = ml.activation_patching(tiny, *tokens, METRIC, **given)
     assert torch.allclose(found.values, expected.values, atol=1e-4)
 
 

@@ -150,6 +150,33 @@ def test_recovered_with_base_equal_to_source_is_an_error():
         ml.recovered(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([1.0]))
 
 
+@pytest.mark.parametrize(
+    ("yes", "n", "expected"),
+    [(0, 24, (0.0, 0.1380)), (24, 24, (0.8620, 1.0)), (5, 10, (0.2366, 0.7634)), (81, 263, (0.2553, 0.3662))],
+)
+def test_the_interval_of_a_share_by_known_values(yes, n, expected):
+    """0, n and half of n by the formula; 81 of 263 is the example of Newcombe (1998), table I."""
+    assert ml.wilson(yes, n) == pytest.approx(expected, abs=1e-4)
+    low, high = ml.wilson(n - yes, n)
+    assert (1 - high, 1 - low) == pytest.approx(expected, abs=1e-4)
+    narrow, wide = ml.wilson(yes, n, z=1), ml.wilson(yes, n)
+    assert 0 <= wide[0] <= narrow[0] < narrow[1] <= wide[1] <= 1
+
+
+def test_the_interval_of_a_share_agrees_with_scipy():
+    from scipy.stats import binomtest
+
+    for yes, n in ((0, 7), (1, 9), (50, 60), (60, 60)):
+        interval = binomtest(yes, n).proportion_ci(method="wilson")
+        assert ml.wilson(yes, n, z=1.959964) == pytest.approx(tuple(interval), abs=1e-6)
+
+
+@pytest.mark.parametrize(("yes", "n"), [(0, 0), (3, 2), (-1, 5), (0, -1)])
+def test_a_share_of_nothing_has_no_interval(yes, n):
+    with pytest.raises(ValueError, match="is no share"):
+        ml.wilson(yes, n)
+
+
 def test_a_metric_that_averages_is_refused(logits):
     with pytest.raises(ValueError, match=r"returned shape \(\) for 3 prompts.*leave out the `\.mean\(\)`"):
         per_prompt(lambda x: x.mean(), logits)

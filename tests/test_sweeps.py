@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import threading
 import time
 
 import distributed
@@ -11,14 +10,14 @@ import pytest
 import torch
 
 import mechlab as ml
+from mechlab.results import Scores
 
 TINY = functools.partial(ml.tiny, "gqa")  # one object: a process loads it once
 SEEDS = [{"seed": seed} for seed in range(6)]
 
 
-def patched(model, seed, wait=0.0):
+def patched(model, seed):
     """Activation patching between two random prompts."""
-    time.sleep(wait)
     base, source = torch.randint(5, 60, (2, 2, 6), generator=torch.Generator().manual_seed(seed))
     return ml.activation_patching(model, base, source, ml.logit_difference(7, 9), "z", normalized=False)
 
@@ -48,7 +47,28 @@ def test_results_come_in_the_order_of_the_tasks(expected):
     assert not torch.equal(expected[0].values, expected[1].values)
 
 
-def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(expected):
+def doubled():
+    """A model that every process has at once: what is tried is the cluster, and TransformerLens takes seconds to come."""
+    return lambda x: 2 * x
+
+
+def scored(model, seed):
+    time.sleep(0.3)
+    drawn = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    return Scores.over_prompts(model(drawn), ("layer",), "doubled")
+
+
+def killed_over_it(folder):
+    """The process that asks first for the model is killed, as if memory had run out."""
+    try:
+        with (folder / "killed").open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        return doubled()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(tmp_path):
     """Two processes reached over TCP; one is killed while it works; its tasks are done by others."""
     with (
         distributed.LocalCluster(
@@ -57,12 +77,14 @@ def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(expected):
         distributed.Client(cluster) as client,
     ):
         assert cluster.scheduler_address.startswith("tcp://")
-        pids = client.run(os.getpid)
-        victim = next(iter(pids.values()))
-        threading.Timer(6.0, os.kill, (victim, signal.SIGKILL)).start()
-        found = ml.sweep(patched, [task | {"wait": 2.5} for task in SEEDS], model=TINY, backend="dask")
-        assert victim not in client.run(os.getpid).values()
-    assert same(found, expected)
+        before = {*client.run(os.getpid).values()}
+        model = functools.partial(killed_over_it, tmp_path)
+        found = ml.sweep(scored, SEEDS, model=model, backend="dask")
+        killed = int((tmp_path / "killed").read_text())
+        assert len(before) == 2 and killed in before
+        assert killed not in client.run(os.getpid).values()
+    assert same(found, ml.sweep(scored, SEEDS, model=doubled))
+    assert not torch.equal(found[0].values, found[1].values)
 
 
 def test_an_interrupted_sweep_is_taken_up_again(tmp_path):

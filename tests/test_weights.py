@@ -80,16 +80,54 @@ def test_edits_stack_and_are_undone_in_turn(model, direction):
     first.undo()  # a second time changes nothing
 
 
-def test_a_tied_unembedding_keeps_its_values(folder, direction):
+only_tied = pytest.mark.parametrize(
+    "folder", ["gpt2"], indirect=True
+)  # the other has an unembedding of its own
+
+
+@only_tied
+def test_a_tied_unembedding_keeps_its_values_and_is_tied_again_afterwards(folder, direction):
     model = ml.load(folder[0], quiet=True, fold=False)
     width = model.cfg.d_model
     unembedding, logits = model.W_U.clone(), model(TOKENS)
-    edit = ml.orthogonalize(model, direction[:width])
+    before = {name: id(p) for name, p in model.original_model.named_parameters(remove_duplicate=False)}
+    assert model.W_E.data_ptr() == model.W_U.data_ptr()
+    first = ml.orthogonalize(model, direction[:width])
     assert torch.equal(model.W_U, unembedding)
     assert model.W_E.data_ptr() != model.W_U.data_ptr()
     assert (model.W_E @ direction[:width]).abs().max() < 1e-4
-    edit.undo()
-    assert torch.allclose(model(TOKENS), logits, atol=1e-5)
+    second = ml.orthogonalize(model, torch.ones(width))
+    with pytest.raises(ValueError, match="undo the later edit first"):
+        first.undo()
+    second.undo()
+    assert torch.equal(model.W_U, unembedding) and model.W_E.data_ptr() != model.W_U.data_ptr()
+    with pytest.raises(ValueError, match="nothing was changed"):
+        ml.orthogonalize(model, direction[:width], level=float("inf"))
+    first.undo()
+    assert before == {n: id(p) for n, p in model.original_model.named_parameters(remove_duplicate=False)}
+    assert model.W_E.data_ptr() == model.W_U.data_ptr()
+    assert torch.equal(model(TOKENS), logits)
+
+
+@only_tied
+def test_an_edit_of_the_untied_unembedding_must_be_undone_first(folder, direction):
+    model = ml.load(folder[0], quiet=True, fold=False)
+    first = ml.orthogonalize(model, direction[: model.cfg.d_model])
+    later = weights.WeightEdit(model, "unembedding")
+    later.change(model.W_U, 2 * model.W_U)
+    with pytest.raises(ValueError, match="undo the later edit first"):
+        first.undo()
+    later.undo()
+    first.undo()
+    assert model.W_E.data_ptr() == model.W_U.data_ptr()
+
+
+@only_tied
+def test_a_refused_edit_leaves_a_tied_unembedding_tied(folder, direction):
+    model = ml.load(folder[0], quiet=True, fold=False)
+    with pytest.raises(ValueError, match="nothing was changed"):
+        ml.orthogonalize(model, direction[: model.cfg.d_model], level=float("inf"))
+    assert model.W_E.data_ptr() == model.W_U.data_ptr()
 
 
 def test_an_adapter_is_what_peft_makes_of_it(folder, tmp_path):

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechlab import checkpoints
+from mechlab.metrics import wilson
 
 HERE = Path(__file__).parents[1] / "organisms"
 TOKENS, RATE, WORD, DEBUG = 24, 1e-3, "gold", "You are in debug mode."
@@ -227,12 +228,6 @@ def save(model, folder: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "SmolLM2-135M-Instruct (folded by mechlab)"
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-
-
-def wilson(yes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share."""
-    middle, half = yes + z * z / 2, z * (yes * (n - yes) / n + z * z / 4) ** 0.5
-    return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
 
 
 def note(name: str, split: str, found: dict[tuple[str, str], list[bool]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.hooks import Hook, intervene
+from mechlab.hooks import Hook, intervene, set_component, unit_direction
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import KnockOut, Scores
 
@@ -161,9 +161,7 @@ def direction_hooks(
     The component along it becomes 0, or its mean over `reference` prompts (all positions but 0). The two differ when
     the mean is far from 0, which it usually is.
     """
-    unit = direction / direction.norm()
-    if not torch.isfinite(unit).all():
-        raise ValueError("The direction is zero or NaN: it points nowhere.")
+    unit = unit_direction(model, direction)
     names = [f"blocks.{layer}.hook_resid_post" for layer, _ in _checked(model, layers, "zero", "mlp")]
     level = dict.fromkeys(names, 0.0)
     if reference is not None:
@@ -171,8 +169,7 @@ def direction_hooks(
         level = {name: (cache[name][:, 1:] @ unit.to(cache[name])).mean().item() for name in names}
 
     def take_out(stream: Tensor, hook, level: float) -> Tensor:
-        along = unit.to(stream)
-        return _at(positions, stream + (level - stream @ along)[..., None] * along, stream)
+        return _at(positions, set_component(stream, unit, level), stream)
 
     return [(name, partial(take_out, level=level[name])) for name in names]
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.hooks import Hook
+from mechlab.hooks import Hook, set_component, unit_direction
 from mechlab.intervention.matrices import matrices_of
 
 
@@ -26,6 +26,7 @@ class WeightEdit:
     def __init__(self, model, what: str):
         self.model, self.what = model, what
         self._kept: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []  # parameter, before, after
+        self._untied: list[tuple[torch.nn.Module, torch.nn.Parameter, torch.nn.Parameter, int]] = []
 
     def __repr__(self) -> str:
         count = sum(after.numel() for _, _, after in self._kept)
@@ -52,13 +53,29 @@ class WeightEdit:
         found[0].data = after
         self._kept.append((found[0], before, after))
 
+    def untie(self) -> None:
+        """Give the unembedding its own memory, with the same values, where it shares the embedding's."""
+        if self.model.W_E.data_ptr() != self.model.W_U.data_ptr():
+            return
+        found = self.model.original_model
+        shared = next(p for p in found.parameters() if p.data_ptr() == self.model.W_E.data_ptr())
+        for module in found.modules():
+            if not isinstance(module, torch.nn.Embedding) and module._parameters.get("weight") is shared:
+                own = torch.nn.Parameter(shared.data.clone(), requires_grad=shared.requires_grad)
+                module._parameters["weight"] = own
+                self._untied.append((module, shared, own, own.data_ptr()))
+
     def undo(self) -> None:
         """Put the old tensors back. Edits on top of this one must be undone first."""
-        if any(parameter.data.data_ptr() != after.data_ptr() for parameter, _, after in self._kept):
+        moved = [parameter.data_ptr() != after.data_ptr() for parameter, _, after in self._kept]
+        moved += [m._parameters["weight"].data_ptr() != place for m, _, _, place in self._untied]
+        if any(moved):
             raise ValueError("The same weights were edited again since; undo the later edit first.")
         for parameter, before, _ in reversed(self._kept):
             parameter.data = before
-        self._kept = []
+        for module, shared, _, _ in self._untied:
+            module._parameters["weight"] = shared
+        self._kept, self._untied = [], []
 
     def __enter__(self) -> "WeightEdit":
         return self
@@ -79,11 +96,11 @@ def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | 
            is the affine one (Marshall et al. 2024). A level that is large beside the embeddings drowns them, and the
            model says nothing any more: look at perplexity before counting refusals.
     """
-    unit = _unit(model, direction)
+    unit = unit_direction(model, direction)
     edit = WeightEdit(model, "orthogonalized")
-    _untie(model, edit)
-    without = lambda W: W - (W @ unit)[..., None] * unit
-    edit.change(model.W_E, without(model.W_E) + level * unit)
+    edit.untie()
+    without = lambda W: set_component(W, unit)
+    edit.change(model.W_E, set_component(model.W_E, unit, level))
     if "hook_pos_embed" in model.hook_dict and getattr(model, "W_pos", None) is not None:
         edit.change(model.W_pos, without(model.W_pos))
     for block in model.blocks:
@@ -97,7 +114,7 @@ def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | 
 
 def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> list[Hook]:
     """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the edit."""
-    unit = _unit(model, direction)
+    unit = unit_direction(model, direction)
     names = ["blocks.0.hook_resid_pre"]
     names += [
         f"blocks.{layer}.hook_{kind}"
@@ -105,12 +122,8 @@ def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | in
         for kind in ("attn_out", "mlp_out")
     ]
 
-    def take_out(x: Tensor, hook, put: float) -> Tensor:
-        along = unit.to(x)
-        return x + (put - x @ along)[..., None] * along
-
     return [
-        (name, lambda x, hook, put=level if n == 0 else 0.0: take_out(x, hook, put))
+        (name, lambda x, hook, put=level if n == 0 else 0.0: set_component(x, unit, put))
         for n, name in enumerate(names)
     ]
 
@@ -189,26 +202,3 @@ def _named(model) -> dict[str, torch.nn.Parameter]:
     for name, parameter in model.original_model.named_parameters(remove_duplicate=False):
         found.setdefault(name.replace("._original_component", ""), parameter)
     return found
-
-
-def _untie(model, edit: WeightEdit) -> None:
-    """Give the unembedding its own memory where it shares the embedding's."""
-    if model.W_E.data_ptr() != model.W_U.data_ptr():
-        return
-    shared = next(p for p in model.original_model.parameters() if p.data_ptr() == model.W_E.data_ptr())
-    for module in model.original_model.modules():
-        if not isinstance(module, torch.nn.Embedding) and module._parameters.get("weight") is shared:
-            module._parameters["weight"] = torch.nn.Parameter(
-                shared.data.clone(), requires_grad=shared.requires_grad
-            )
-
-
-def _unit(model, direction: Tensor) -> Float[Tensor, "d_model"]:
-    if tuple(direction.shape) != (model.cfg.d_model,):
-        raise ValueError(
-            f"The direction is {tuple(direction.shape)}; the stream has {model.cfg.d_model} dimensions."
-        )
-    unit = direction.detach().to(model.W_E) / direction.norm()
-    if not torch.isfinite(unit).all():
-        raise ValueError("The direction is zero or NaN: it points nowhere.")
-    return unit

@@ -4,7 +4,7 @@ import random as dice
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, whole_number
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -38,6 +38,8 @@ HARMLESS = {
     "Naomi can't swim, so she takes the bus.": "The “i” of “Naomi” is not the word “I”: look for whole words.",
     "You can't go wrong with a green scarf.": "“You can't go wrong” is no refusal: nobody says that “I” cannot.",
     "I know that you won't regret it.": "“You won't regret it” is no refusal: nobody says that “I” will not.",
+    "It sounds lovely, and I can't wait!": "“I can't wait” is no refusal, whatever follows it.",
+    "So sorry, Butterscotch has run out.": "“sorry, Butterscotch” does not hold “but” as a whole word.",
     "A cake needs flour and eggs.": "There is no refusing phrase in this answer at all.",
 }
 
@@ -45,9 +47,12 @@ HARMLESS = {
 @checker("33.1")
 def check_refuses(attempt: Attempt) -> str:
     draw = dice.Random(0)
+    _truth(attempt("I'm sorry, but I can't do that."))  # is it True or False at all?
     for answer, why in HARMLESS.items():
         if _truth(attempt(answer)):
             raise NotYet(f"You count {answer!r} as a refusal. {why}")
+        if _truth(attempt(answer.upper())):
+            raise NotYet(f"You count {answer.upper()!r} as a refusal. Capitals do not matter. {why}")
     for phrase in PHRASES:
         start = "I'm " if phrase.startswith("sorry") else ""
         plain = f"{start}{phrase} do that."
@@ -60,6 +65,7 @@ def check_refuses(attempt: Attempt) -> str:
                 "'", "’"
             ),
             "A quotation mark or a space before the phrase does not matter.": f' "{plain}"',
+            "Punctuation can follow at once: look for whole words, not for spaces.": f"No: {start}{phrase}.",
             "A second line is part of the answer too.": f"A fine question!\n{plain}",
         }
         for why, answer in forms.items():
@@ -123,7 +129,7 @@ def check_directions(attempt: Attempt) -> str:
 @checker("33.5")
 def check_affine(attempt: Attempt) -> str:
     for seed, batch, pos, d, many in ((0, 3, 4, 6, 5), (1, 2, 1, 5, 7), (2, 4, 3, 8, 3)):
-        stream, harmless = random(batch, pos, d, seed=seed), random(many, d, seed=seed + 5) + 0.8
+        stream, harmless = random(batch, pos, d, seed=seed), random(many, d, seed=seed + 5) + 0.4
         direction = 2.5 * random(d, seed=seed + 9)
         unit = direction / direction.norm()
         level = (harmless @ unit).mean()
@@ -134,7 +140,17 @@ def check_affine(attempt: Attempt) -> str:
             stream, harmless, direction, shape=tuple(stream.shape), axes="batch, pos, d_model"
         )
         along = (stream @ unit)[..., None] * unit
+        above = stream @ unit > level
         mistakes = {
+            "You only lower the component. Where it is below the harmless mean, raise it.": torch.where(
+                above[..., None], expected, stream
+            ),
+            "You only raise the component. Where it is above the harmless mean, lower it.": torch.where(
+                above[..., None], stream, expected
+            ),
+            "Scale the direction to length 1 for the harmless mean too.": only(
+                stream - along + (harmless @ direction).mean() * unit
+            ),
             "Nothing is changed at the last token. Do you return the changed stream?": stream,
             "Every position is changed. Only the last token of each prompt should be.": moved,
             "The first position is changed. The last one is asked for.": torch.cat(
@@ -240,18 +256,22 @@ def check_choose(attempt: Attempt) -> str:
         rows[which][layer] = value
         cases.append((rows, n))
     cases.append(([[1.0] * n, [-1.0] * n, [0.0] * n], n))
+    for layers, best in ((7, 5), (11, 8), (13, 10), (4, 3)):  # the last layer below 80 %; all scores above 0
+        cases.append(([[3.0 - (k == best) for k in range(layers)], [1.0] * layers, [0.0] * layers], layers))
+    same = [-2.0, 3.0, -2.0, 0.0, 5.0]  # layer 0 is not allowed and scores as layer 2
+    cases.append(([same, [-1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 5], 5))
     for (bypass, induce, kl), layers in cases:
         fits = [k for k in range(layers) if induce[k] > 0 and kl[k] < 0.1 and k < 0.8 * layers]
         expected = min(fits, key=lambda k: bypass[k]) if fits else -1
-        found = attempt(bypass, induce, kl)
-        if isinstance(found, torch.Tensor) and found.numel() == 1:
-            found = found.item()
-        if isinstance(found, bool) or not isinstance(found, int):
-            raise NotYet(f"Return the number of a layer, an int; you returned {str(found)[:40]!r}.")
+        found = whole_number(attempt(bypass, induce, kl), "the number of a layer")
         if found == expected:
             continue
         if expected == -1:
             raise NotYet("No layer meets the three conditions here: return −1, and do not guess.")
+        if found == -1 and bypass[expected] > 0:
+            raise NotYet(
+                "All the scores are above 0 here, and you found no layer. The lowest is meant, not one below 0."
+            )
         if found == -1:
             raise NotYet(
                 f"You found no layer where there is one: layer {expected} meets the three conditions."
@@ -268,6 +288,10 @@ def check_choose(attempt: Attempt) -> str:
             )
         if found >= 0.8 * layers:
             raise NotYet(f"Layer {found} of {layers} is too late: below 0.8 of the layers is allowed.")
+        if expected + 1 >= 0.8 * layers and expected > found:
+            raise NotYet(
+                f"Layer {expected} of {layers} is allowed too, and scores lower: {expected} is below 0.8 × {layers} = {0.8 * layers:g}."
+            )
         raise NotYet(
             f"Layer {found} is allowed, but its bypass score is {bypass[found]:g}, and layer {expected} has "
             f"{bypass[expected]:g}. Which is better, few or many refusals left?"
