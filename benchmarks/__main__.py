@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import attribution, course, load, patching, threads
+from benchmarks import attribution, circuits, course, load, patching, threads
 
 BENCHMARKS = {
     "load": load.main,
     "threads": threads.main,
     "attribution": attribution.main,
     "patching": patching.main,
+    "circuits": circuits.main,
     "course": course.main,
 }
 

@@ -58,6 +58,7 @@ RULES = {
     "name mover": Rule("end→IO", "for", "logits", +1, "end"),
     "negative name mover": Rule("end→IO", "against", "logits", -1, "end"),
     "subject suppressor": Rule("end→S2", "against", "logits", +1, "end"),
+    "subject mover": Rule("end→S1", "for", "logits", -1, "end"),
     "S-inhibition": Rule("end→S2", None, "queries of name movers", +1, "end"),
     "induction": Rule("S2→S1+1", None, "values of S-inhibition", +1, "S2"),
     "duplicate token": Rule("S2→S1", None, "values of S-inhibition", +1, "S2"),
