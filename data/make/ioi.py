@@ -148,6 +148,7 @@ def edges(model) -> list:
         for h in CIRCUIT.roles.get(role, ())
     ]
     plan += [(h, "v", "S2") for h in CIRCUIT.roles["S-inhibition"]]
+    plan += [(h, "k", "S2") for h in CIRCUIT.roles["name mover"]]
     plan += [(h, "k", "S1+1") for h in CIRCUIT.roles["induction"]]
     plan += [(h, "q", "S2") for h in CIRCUIT.roles["induction"]]
     for receiver, into, at in plan:
