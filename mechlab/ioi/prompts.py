@@ -49,160 +49,18 @@ OTHERS = (
 )
 TEMPLATES = ALIGNED + OTHERS
 
-NAMES = [
-    "James",
-    "John",
-    "Robert",
-    "Michael",
-    "David",
-    "William",
-    "Richard",
-    "Joseph",
-    "Thomas",
-    "Charles",
-    "Daniel",
-    "Matthew",
-    "Anthony",
-    "Paul",
-    "Steven",
-    "Andrew",
-    "George",
-    "Kevin",
-    "Brian",
-    "Edward",
-    "Jason",
-    "Ryan",
-    "Jacob",
-    "Eric",
-    "Stephen",
-    "Larry",
-    "Scott",
-    "Benjamin",
-    "Samuel",
-    "Gregory",
-    "Alexander",
-    "Patrick",
-    "Jack",
-    "Dennis",
-    "Tyler",
-    "Aaron",
-    "Adam",
-    "Nathan",
-    "Henry",
-    "Peter",
-    "Walter",
-    "Carl",
-    "Simon",
-    "Oliver",
-    "Arthur",
-    "Louis",
-    "Philip",
-    "Bruce",
-    "Martin",
-    "Keith",
-    "Leo",
-    "Tom",
-    "Jim",
-    "Joe",
-    "Luke",
-    "Ian",
-    "Sean",
-    "Chris",
-    "Mary",
-    "Patricia",
-    "Jennifer",
-    "Linda",
-    "Elizabeth",
-    "Barbara",
-    "Susan",
-    "Jessica",
-    "Sarah",
-    "Karen",
-    "Lisa",
-    "Nancy",
-    "Sandra",
-    "Margaret",
-    "Emily",
-    "Michelle",
-    "Carol",
-    "Amanda",
-    "Melissa",
-    "Stephanie",
-    "Rebecca",
-    "Sharon",
-    "Laura",
-    "Dorothy",
-    "Amy",
-    "Angela",
-    "Emma",
-    "Nicole",
-    "Anna",
-    "Samantha",
-    "Katherine",
-    "Christine",
-    "Helen",
-    "Rachel",
-    "Maria",
-    "Catherine",
-    "Heather",
-    "Diane",
-    "Olivia",
-    "Julie",
-    "Victoria",
-    "Ruth",
-    "Lauren",
-    "Kelly",
-    "Christina",
-    "Andrea",
-    "Hannah",
-    "Martha",
-    "Sara",
-    "Sophia",
-    "Alice",
-    "Isabella",
-    "Julia",
-    "Charlotte",
-    "Diana",
-    "Kate",
-    "Jane",
-    "Lucy",
-    "Claire",
-    "Ella",
-    "Jenny",
-    "Molly",
-    "Clara",
-    "Ellen",
-    "Sally",
-    "Annie",
-]
-PLACES = [
-    "store",
-    "school",
-    "park",
-    "office",
-    "hospital",
-    "station",
-    "garden",
-    "beach",
-    "kitchen",
-    "library",
-    "market",
-    "museum",
-]
-OBJECTS = [
-    "book",
-    "ring",
-    "drink",
-    "key",
-    "ticket",
-    "flower",
-    "basket",
-    "camera",
-    "necklace",
-    "watch",
-    "blanket",
-    "lamp",
-]
+NAMES = """
+    James John Robert Michael David William Richard Joseph Thomas Charles Daniel Matthew Anthony Paul Steven Andrew
+    George Kevin Brian Edward Jason Ryan Jacob Eric Stephen Larry Scott Benjamin Samuel Gregory Alexander Patrick
+    Jack Dennis Tyler Aaron Adam Nathan Henry Peter Walter Carl Simon Oliver Arthur Louis Philip Bruce Martin Keith
+    Leo Tom Jim Joe Luke Ian Sean Chris Mary Patricia Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Karen
+    Lisa Nancy Sandra Margaret Emily Michelle Carol Amanda Melissa Stephanie Rebecca Sharon Laura Dorothy Amy Angela
+    Emma Nicole Anna Samantha Katherine Christine Helen Rachel Maria Catherine Heather Diane Olivia Julie Victoria
+    Ruth Lauren Kelly Christina Andrea Hannah Martha Sara Sophia Alice Isabella Julia Charlotte Diana Kate Jane Lucy
+    Claire Ella Jenny Molly Clara Ellen Sally Annie
+""".split()  # noqa: SIM905 - a list of 124 lines reads worse
+PLACES = "store school park office hospital station garden beach kitchen library market museum".split()  # noqa: SIM905
+OBJECTS = "book ring drink key ticket flower basket camera necklace watch blanket lamp".split()  # noqa: SIM905
 
 # what a corruption does to the three names (IO, S1, S2); "?" is a name drawn anew, another one each time
 CORRUPTIONS = {
@@ -293,9 +151,8 @@ class IOIPrompts:
             io, s1 = self.tokens[rows, places["io"]], self.tokens[rows, places["s1"]]
             tokens[rows, places["io"]], tokens[rows, places["s1"]] = s1, io
             after = self.positions | {"IO": places["s1"], "S1": places["io"], "S1+1": places["io"] + 1}
-            other = {" S first": " IO first", " IO first": " S first"}
             turned = tuple(
-                t.replace(end, new) for t in self.templates for end, new in other.items() if t.endswith(end)
+                f"{t.split(',')[0]}, {'IO' if t.endswith(' S first') else 'S'} first" for t in self.templates
             )
             return replace(self, tokens=tokens, positions=after, templates=turned)
         before = {name: self.tokens[rows, at] for name, at in places.items()}

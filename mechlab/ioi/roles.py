@@ -38,10 +38,11 @@ PLACES = {  # where a head of the circuit looks, from where
 class Rule:
     """What a head must show to have a role.
 
-    looks:  a place of `PLACES` that gets at least `THRESHOLDS["attention"]` of its attention
+    looks:  a place of `PLACES`, or "end→S" (S1 and S2 together), that gets at least `THRESHOLDS["attention"]` of its attention
     copies: "for", "against": at least `THRESHOLDS["copying"]` of the names; None: not asked
     serves: who reads it, and the sign that the path must have (0: either), at least `THRESHOLDS["path"]`
     at:     the position where it acts
+    over:   a place that must get less
     """
 
     looks: str
@@ -49,6 +50,7 @@ class Rule:
     serves: str
     sign: int
     at: str
+    over: str | None = None
 
 
 THRESHOLDS = {"attention": 0.15, "copying": 0.25, "path": 0.01}
@@ -58,7 +60,7 @@ RULES = {
     "name mover": Rule("end→IO", "for", "logits", +1, "end"),
     "negative name mover": Rule("end→IO", "against", "logits", -1, "end"),
     "subject suppressor": Rule("end→S2", "against", "logits", +1, "end"),
-    "subject mover": Rule("end→S1", "for", "logits", -1, "end"),
+    "subject mover": Rule("end→S", "for", "logits", -1, "end", over="end→IO"),
     "S-inhibition": Rule("end→S2", None, "queries of name movers", +1, "end"),
     "induction": Rule("S2→S1+1", None, "values of S-inhibition", +1, "S2"),
     "duplicate token": Rule("S2→S1", None, "values of S-inhibition", +1, "S2"),
@@ -97,7 +99,7 @@ class Roles:
 
 
 def attention_to(prompts: IOIPrompts, run: Resume) -> dict[str, Float[Tensor, "layer head"]]:
-    """How much of its attention each head gives from one place of the prompt to another (`PLACES`), on average."""
+    """How much of its attention each head gives from one place of the prompt to another (`PLACES`; "end→S" is both S), on average."""
     rows, found = torch.arange(len(prompts)), {name: [] for name in PLACES}
     for layer in range(len(run.layers)):
         pattern = run.pattern(layer)
@@ -105,7 +107,8 @@ def attention_to(prompts: IOIPrompts, run: Resume) -> dict[str, Float[Tensor, "l
             at = prompts.positions[query], prompts.positions[key]
             seen = at[0] >= at[1]  # a query does not look ahead: "S1+1" may be the first name's
             found[name].append(pattern[rows, :, at[0], at[1]][seen].mean(0))
-    return {name: torch.stack(each).cpu() for name, each in found.items()}
+    looks = {name: torch.stack(each).cpu() for name, each in found.items()}
+    return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
 
 def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts, *, log=None) -> Roles:
@@ -157,6 +160,8 @@ def _decide(fits: dict, serves: str, path: Scores, looks: Mapping, copies: Mappi
         if rule.serves != serves:
             continue
         fit = looks[rule.looks] >= THRESHOLDS["attention"]
+        if rule.over:
+            fit = fit & (looks[rule.looks] > looks[rule.over])
         if rule.copies:
             fit = fit & (copies[rule.copies] >= THRESHOLDS["copying"])
         effect = path.values * rule.sign if rule.sign else path.values.abs()

@@ -1,0 +1,121 @@
+"""Write docs/ioi_report.md from its text (data/make/ioi_report.txt) and data/reference/ioi_smollm2.json.
+
+    python data/make/ioi_report.py
+
+In the text, {faithfulness/names/circuit/share} stands for a figure: three numbers become "0.98 [0.87, 1.10]", and
+{.../share.mean} is the first alone. {table:...} stands for a table below. So no figure of the report is typed by hand.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TEXT = Path(__file__).with_name("ioi_report.txt")
+FIGURES = ROOT / "data" / "reference" / "ioi_smollm2.json"
+REPORT = ROOT / "docs" / "ioi_report.md"
+
+
+def shown(value, mean: bool = False) -> str:
+    """A figure as text: a number, or a mean with its interval."""
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(each, (int, float)) for each in value):
+        return (
+            shown(value[0]) if mean else f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]".replace("-", "−")
+        )
+    if isinstance(value, list):
+        return ", ".join(value) or "nothing"
+    return f"{value:.2f}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([each if isinstance(each, str) else shown(each) for each in row] for row in rows),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(found: dict) -> dict[str, str]:
+    """Every table of the report."""
+    sets = {"search": "search", "names": "other names", "templates": "other names and templates"}
+    path = {"logits": "the logits", "q": "queries of", "k": "keys of", "v": "values of"}
+    name = lambda head: f"{head[0]}.{head[1]}"
+    role_of = {head: role for role, heads in found["circuit"].items() for head in heads}
+    evidence = found["roles"]["table"]
+    labels = list(found["faithfulness"]["search"])
+    return {
+        "ability": table(
+            ["prompts", "how many", "logit difference", "right", "probability of IO"],
+            [[label, str(found["ability"][key]["prompts"]), *(found["ability"][key][q] for q in ("logit difference", "accuracy", "probability of IO"))]
+             for key, label in sets.items()],
+        ),
+        "circuit": table(
+            ["role", "heads", "acts at"],
+            [[role, ", ".join(heads), ", ".join(found["positions"][role])] for role, heads in found["circuit"].items()],
+        ),
+        "evidence": table(
+            ["head", "role in the circuit", "by the rules", "looks", "copies for / against", "path to the logits"],
+            [[head, role_of[head], row["role"] or "none",
+              max(((k, v) for k, v in row.items() if "→" in k), key=lambda pair: pair[1])[0] + f" {max(v for k, v in row.items() if '→' in k):.2f}",
+              f"{row['copies']:.2f} / {row['copies against']:.2f}",
+              found["roles"]["paths"]["logits"].get(head, [0.0, 0.0, 0.0])]
+             for head, row in evidence.items() if head in role_of],
+        ),
+        "edges": table(
+            ["from", "into", "share of the way to ABC"],
+            [[name(a), path[into] + (f" {name(b)}" if b else ""), effect] for a, b, into, *effect in
+             sorted(found["edges"], key=lambda edge: -abs(edge[3]))[:24]],
+        ),
+        "faithfulness": table(
+            ["what is left", "heads", *sets.values()],
+            [[label, str(found["faithfulness"]["search"][label]["heads"]), *(found["faithfulness"][key][label]["share"] for key in sets)]
+             for label in labels],
+        ),
+        "completeness": table(
+            ["K", "heads", "model without K", "circuit without K", "gap"],
+            [[key, str(row["heads"]), row["model without K"], row["circuit without K"], [row["gap"], row["95 % low"], row["95 % high"]]]
+             for key, row in found["completeness"].items()],
+        ),
+        "minimality": table(
+            ["head", "role", "K (chosen on search)", "change", "share of F(M)"],
+            [[head, row["role"], ", ".join(row["K"]) or "nothing", [row["change"], row["95 % low"], row["95 % high"]], float(row["share"])]
+             for head, row in found["minimality"].items()],
+        ),
+        "signal": table(
+            ["19.2 and 20.0 at the end are those of a prompt with", "logit difference"],
+            [[label, value] for label, value in found["what S-inhibition carries"].items()],
+        ),
+        "route": table(
+            ["into", "all six together", "sum of each alone"],
+            [[key.removeprefix("abc: "), row["together"], sum(v[0] for k, v in row.items() if k != "together")]
+             for key, row in found["route of the duplicate-token heads"].items() if key.startswith("abc")],
+        ),
+        "backup": table(
+            ["head", "change of its direct contribution"],
+            [[head, change] for head, change in found["backup"]["name mover"]["changes"].items()],
+        ),
+    }  # fmt: skip
+
+
+def report() -> str:
+    """The whole text, figures filled in."""
+    found = json.loads(FIGURES.read_text(encoding="utf-8"))
+    drawn = tables(found)
+
+    def fill(match: re.Match) -> str:
+        key = match[1]
+        if key.startswith("table:"):
+            return drawn[key.removeprefix("table:")]
+        mean = key.endswith(".mean")
+        value = found
+        for part in key.removesuffix(".mean").split("/"):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        return shown(value, mean)
+
+    return re.sub(r"\{([^{}]+)\}", fill, TEXT.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    REPORT.write_text(report(), encoding="utf-8")
+    print(REPORT.relative_to(ROOT))
