@@ -34,16 +34,13 @@ CHOSEN = {
     "induction": "17.3 17.4 18.6",
     "S-inhibition": "19.2 20.0",
     "name mover": "23.0 23.1 23.2 23.7",
-    "backup name mover": "23.4 23.5",
     "subject suppressor": "23.3",
     "negative name mover": "24.4",
     "subject mover": "24.5",
     "late": "29.0 29.1",
-    "no role": "22.4",
+    "no role": "22.4 23.4 23.5",
 }
-AT = {role: (rule.at,) for role, rule in RULES.items()} | dict.fromkeys(
-    ("late", "no role", "backup name mover"), ("end",)
-)
+AT = {role: (rule.at,) for role, rule in RULES.items()} | dict.fromkeys(("late", "no role"), ("end",))
 AT["previous token"] = ("S1+1", "IO")
 
 
@@ -101,14 +98,15 @@ def roles(model) -> dict:
         for head in found.table.index
         if found.table["role"][head] or head in CIRCUIT.heads or head in found.unexplained
     ]
-    table = {f"{a}.{b}": {k: v if isinstance(v, str) else round(v, 3) for k, v in found.table.loc[[(a, b)]].iloc[0].items()}
+    table = {f"{a}.{b}": {k: v if isinstance(v, str) else round(v, 3) for k, v in found.table.loc[[(a, b)]].iloc[0].items() if v == v}
              for a, b in shown}  # fmt: skip
     intervals = {}
     for name, scores in found.paths.items():
         low, high = scores.interval()
-        size = scores.size("layer")
-        intervals[name] = {f"{a}.{b}": [round(each[a, b].item(), 4) for each in (scores.values, low, high)]
-                           for a, b in shown if a < size}  # fmt: skip
+        rows = {label if "," not in label else "the rest together": [round(each[n].item(), 4) for each in (scores.values, low, high)]
+                for n, label in enumerate(scores.labels["sender"])}  # fmt: skip
+        wanted = {f"{a}.{b}" for a, b in shown} | {"the rest together"}
+        intervals[name] = {label: each for label, each in rows.items() if label in wanted}
     return {
         "thresholds": THRESHOLDS,
         "rules": {name: vars(rule) for name, rule in RULES.items()},
@@ -137,7 +135,6 @@ def edges(model) -> list:
         (h, "q", "end")
         for role in (
             "name mover",
-            "backup name mover",
             "subject suppressor",
             "negative name mover",
             "subject mover",
@@ -177,7 +174,7 @@ def faithful(model) -> dict:
         "nothing": Circuit({}),
         "subject suppressor alone": Circuit({"subject suppressor": CIRCUIT.roles["subject suppressor"]}, {"subject suppressor": ("end",)}),
         "suppressor and name movers": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) not in ("subject suppressor", "name mover")]),
-        "without late, backup and no role": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) in ("late", "no role", "backup name mover")]),
+        "without late and no role": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) in ("late", "no role")]),
         "without duplicate-token heads": CIRCUIT.without(CIRCUIT.roles["duplicate token"]),
     }  # fmt: skip
     found = {}
@@ -229,7 +226,7 @@ def complete(model) -> dict:
         sets[f"random {number + 1}"] = [h for h, take in zip(CIRCUIT.heads, drawn, strict=True) if take]
     on_search = {}
     for seed in range(3):
-        K, gap = ml.greedy_gap(search, CIRCUIT, candidates=8, steps=8, seed=seed)
+        K, gap = ml.greedy_gap(search, CIRCUIT, candidates=6, steps=6, seed=seed)
         sets[f"greedy {seed + 1}"] = K
         on_search[f"greedy {seed + 1}"] = gap
     table = ml.completeness(some, CIRCUIT, sets)

@@ -27,6 +27,7 @@ TITLES = {
     "32": "Steering",
     "33": "Matrix orthogonalization",
     "34": "ROME: editing a fact",
+    "41": "The IOI circuit: finding it",
 }
 
 

@@ -78,7 +78,8 @@ STEPS = (
 class Roles:
     """The evidence for every head, and the circuit that follows from it.
 
-    table:   one row a head: attention, copying, path effects, "role"
+    table:   one row a head: attention, copying, path effects (NaN where it was not asked: it does not look there), "role"
+    paths:   the path effects of each step, by sender; the last sender is all heads that were not asked alone
     circuit: the heads with a role, with their positions and the edges found on the way
     """
 
@@ -111,66 +112,74 @@ def attention_to(prompts: IOIPrompts, run: Resume) -> dict[str, Float[Tensor, "l
     return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
 
-def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts, *, log=None) -> Roles:
+def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
     """Give every head its role, by the rules of `RULES` and the limits of `THRESHOLDS`.
 
-    Four sweeps of path patching, from `prompts` to `reference` (ABC prompts): into the logits, into the queries of the
-    name movers, into the values of the S-inhibition heads at S2, and into the keys of the induction heads at S1+1. A
-    step whose receivers were not found is left out, and so are the roles that depend on it.
+    Path patching from `prompts` to `reference` (ABC prompts): into the logits, from every head; into the queries of the
+    name movers, into the values of the S-inhibition heads at S2, and into the keys of the induction heads at S1+1, from
+    every head that looks where the role does, and from all others together ("the rest"). A step whose receivers were
+    not found is left out, and so are the roles that depend on it.
     """
     import pandas as pd
 
     base = Resume(model, prompts.tokens)
     source = Resume(model, reference.tokens, like=base)
+    runs = model, base, source, prompts.metric
     looks = attention_to(prompts, base)
     copies = {
         "for": copying_scores(model, prompts.names).values,
         "against": copying_scores(model, prompts.names, against=True).values,
     }
-    paths = {"logits": path_patching(model, base, source, prompts.metric)}
+    index = [(layer, head) for layer in range(len(base.layers)) for head in range(base.heads)]
+    paths = {"logits": path_patching(*runs, senders=[[head] for head in index])}
+    effects = {"logits": dict(zip(index, paths["logits"].values.tolist(), strict=True))}
     fits: dict[Head, list[str]] = {}
-    _decide(fits, "logits", paths["logits"], looks, copies)
+    _decide(fits, "logits", effects["logits"], looks, copies)
     for name, role, into, at in STEPS:
         receivers = [head for head, roles in fits.items() if role in roles]
-        if not receivers:
+        below = index[: base.heads * max((layer for layer, _ in receivers), default=0)]
+        some = [
+            head
+            for head in below
+            if any(_looks(rule, looks, head) for rule in RULES.values() if rule.serves == name)
+        ]
+        if not some:
             continue
-        paths[name] = path_patching(
-            model, base, source, prompts.metric, receivers, into, at=prompts.positions[at]
-        )
-        _decide(fits, name, paths[name], looks, copies)
-    layers, heads = looks["end→IO"].shape
-    index = [(layer, head) for layer in range(layers) for head in range(heads)]
+        rest = [head for head in below if head not in some]
+        senders = [[head] for head in some] + ([rest] if rest else [])
+        paths[name] = path_patching(*runs, receivers, into, at=prompts.positions[at], senders=senders)
+        effects[name] = dict(zip(some, paths[name].values.tolist(), strict=False))
+        _decide(fits, name, effects[name], looks, copies)
     columns = {**looks, "copies": copies["for"], "copies against": copies["against"]}
     table = pd.DataFrame({name: each.flatten().tolist() for name, each in columns.items()}, index=index)
-    for name, each in paths.items():
-        whole = torch.zeros(layers, heads)
-        whole[: each.size("layer")] = each.values
-        table[name] = whole.flatten().tolist()
+    for name, each in effects.items():
+        table[name] = [each.get(head, float("nan")) for head in index]
     words = {
         head: roles[0] if len(roles) == 1 else "ambiguous: " + ", ".join(roles)
         for head, roles in fits.items()
     }
     table["role"] = [words.get(head, "") for head in index]
-    return Roles(table, _circuit(fits, paths), paths)
+    return Roles(table, _circuit(fits, effects), paths)
 
 
-def _decide(fits: dict, serves: str, path: Scores, looks: Mapping, copies: Mapping) -> None:
+def _looks(rule: Rule, looks: Mapping, head: Head) -> bool:
+    enough = looks[rule.looks][head] >= THRESHOLDS["attention"]
+    return bool(enough and not (rule.over and looks[rule.looks][head] <= looks[rule.over][head]))
+
+
+def _decide(fits: dict, serves: str, effects: Mapping[Head, float], looks: Mapping, copies: Mapping) -> None:
     """Add the roles of one step to what each head fits."""
     for role, rule in RULES.items():
-        if rule.serves != serves:
-            continue
-        fit = looks[rule.looks] >= THRESHOLDS["attention"]
-        if rule.over:
-            fit = fit & (looks[rule.looks] > looks[rule.over])
-        if rule.copies:
-            fit = fit & (copies[rule.copies] >= THRESHOLDS["copying"])
-        effect = path.values * rule.sign if rule.sign else path.values.abs()
-        fit = fit[: len(effect)] & (effect >= THRESHOLDS["path"])
-        for layer, head in fit.nonzero().tolist():
-            fits.setdefault((layer, head), []).append(role)
+        for head, effect in effects.items():
+            size = effect * rule.sign if rule.sign else abs(effect)
+            enough = size >= THRESHOLDS["path"] and (
+                not rule.copies or copies[rule.copies][head] >= THRESHOLDS["copying"]
+            )
+            if rule.serves == serves and enough and _looks(rule, looks, head):
+                fits.setdefault(head, []).append(role)
 
 
-def _circuit(fits: Mapping[Head, Sequence[str]], paths: Mapping[str, Scores]) -> Circuit:
+def _circuit(fits: Mapping[Head, Sequence[str]], effects: Mapping[str, Mapping[Head, float]]) -> Circuit:
     roles: dict[str, list[Head]] = {}
     at: dict[str, set[str]] = {}
     for head, mine in sorted(fits.items()):
@@ -180,11 +189,11 @@ def _circuit(fits: Mapping[Head, Sequence[str]], paths: Mapping[str, Scores]) ->
     order = [role for role in (*RULES, "ambiguous") if role in roles]
     edges = []
     into = {name: (role, letter) for name, role, letter, _ in STEPS}
-    for name, scores in paths.items():
+    for name, found in effects.items():
         for head, mine in fits.items():
-            if not any(RULES[role].serves == name for role in mine) or head[0] >= scores.size("layer"):
+            if not any(RULES[role].serves == name for role in mine):
                 continue
-            effect = round(scores.values[head].item(), 3)
+            effect = round(found[head], 3)
             if name == "logits":
                 edges.append(Edge(head, None, "logits", effect))
                 continue
