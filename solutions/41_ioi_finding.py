@@ -717,8 +717,7 @@ pd.DataFrame(columns).fillna(named([]))
 # `ml.find_roles(model, prompts, abc)` does the whole walk in a minute or two. In four other draws (16 prompts each) 16.0, 17.4,
 # 18.6, 8.1, 19.2, 20.0, 23.0, 23.2, 23.3 and 24.4 had these roles every time. Others came and went: a limit of 0.01 lets chance in.
 #
-# The last column is the circuit that notebook 42 puts to the test: searched with more prompts, and added to until little was missing. There 23.5
-# stands among the heads without a role: with those prompts its path is too small.
+# The last column is the circuit that notebook 42 puts to the test: searched with more prompts, and added to until little was missing.
 #
 # Some heads write to the logits and fit no role:
 

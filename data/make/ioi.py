@@ -36,9 +36,9 @@ CHOSEN = {
     "name mover": "23.0 23.1 23.2 23.7",
     "subject suppressor": "23.3",
     "negative name mover": "24.4",
-    "subject mover": "24.5",
+    "subject mover": "23.5 24.5",
     "late": "29.0 29.1",
-    "no role": "22.4 23.4 23.5",
+    "no role": "22.4 23.4",
 }
 AT = {role: (rule.at,) for role, rule in RULES.items()} | dict.fromkeys(("late", "no role"), ("end",))
 AT["previous token"] = ("S1+1", "IO")
@@ -146,6 +146,7 @@ def edges(model) -> list:
     ]
     plan += [(h, "v", "S2") for h in CIRCUIT.roles["S-inhibition"]]
     plan += [(h, "k", "S2") for h in CIRCUIT.roles["name mover"]]
+    plan += [(h, "v", "end") for h in CIRCUIT.roles["late"]]
     plan += [(h, "k", "S1+1") for h in CIRCUIT.roles["induction"]]
     plan += [(h, "q", "S2") for h in CIRCUIT.roles["induction"]]
     for receiver, into, at in plan:
@@ -174,7 +175,7 @@ def faithful(model) -> dict:
         "nothing": Circuit({}),
         "subject suppressor alone": Circuit({"subject suppressor": CIRCUIT.roles["subject suppressor"]}, {"subject suppressor": ("end",)}),
         "suppressor and name movers": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) not in ("subject suppressor", "name mover")]),
-        "without late and no role": CIRCUIT.without([h for h in CIRCUIT.heads if CIRCUIT.role(h) in ("late", "no role")]),
+        "without 22.4, 23.4, 23.5, 29.0, 29.1": CIRCUIT.without(heads("22.4 23.4 23.5 29.0 29.1")),
         "without duplicate-token heads": CIRCUIT.without(CIRCUIT.roles["duplicate token"]),
     }  # fmt: skip
     found = {}
