@@ -229,24 +229,29 @@ def moves_the_toy(page):
     assert "features are kept" in before and before != after
 
 
+def until(page, happened, seconds: float = 30) -> None:
+    """Wait for something that a click brings about, however busy the machine is."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "nothing happened after the click"
+        page.wait_for_timeout(200)
+
+
 def browses_features(page):
     found = cell(page, "feature_browser(")
     found.scroll_into_view_if_needed()
     output = found.locator(".jp-OutputArea")
     assert "Feature 1209, active on" in output.inner_text()
     output.locator("button", has_text="One at random").click()
-    page.wait_for_timeout(4000)
-    assert "Feature 1209, active on" not in output.inner_text()
+    until(page, lambda: "Feature 1209, active on" not in output.inner_text())
     word = output.locator("input[type=text]").last
     word.fill("food")
     word.press("Enter")
-    page.wait_for_timeout(4000)
+    until(page, lambda: "Feature 885, active on" in output.inner_text())
     found_by_word = output.locator("select").inner_text().replace("\xa0", " ")
     assert found_by_word.startswith("885:") and "on average" in found_by_word
-    assert "Feature 885, active on" in output.inner_text()
     output.locator("select").select_option(index=1)
-    page.wait_for_timeout(4000)
-    assert "Feature 885, active on" not in output.inner_text()
+    until(page, lambda: "Feature 885, active on" not in output.inner_text())
     page.screenshot(path=SHOTS / "8-feature_browser.png")
 
 
