@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 
 import mechlab as ml
-from mechlab.discovery.circuits import Circuit
+from mechlab.discovery.circuits import Circuit, Head
+from mechlab.discovery.knockouts import over_pairs
 from mechlab.ioi import ALIGNED, NAMES, TEMPLATES
+from mechlab.ioi.found import head_of
 from mechlab.ioi.roles import RULES, THRESHOLDS
 
 PATH = Path(__file__).parents[1] / "reference" / "ioi_smollm2.json"
@@ -44,8 +46,8 @@ AT = {role: (rule.at,) for role, rule in RULES.items()} | dict.fromkeys(("late",
 AT["previous token"] = ("S1+1", "IO")
 
 
-def heads(words: str) -> list[tuple[int, int]]:
-    return [tuple(int(part) for part in word.split(".")) for word in words.split()]
+def heads(words: str) -> list[Head]:
+    return [head_of(word) for word in words.split()]
 
 
 CIRCUIT = Circuit({role: heads(words) for role, words in CHOSEN.items()}, {role: AT[role] for role in CHOSEN})
@@ -197,24 +199,12 @@ def faithful(model) -> dict:
         ("probability of IO", ml.probability(asked.io, end=end)),
         ("log-probability of IO", ml.log_prob(asked.io, end=end)),
     ):
-        some = ml.Knockouts(model, replace_metric(asked, metric), abc)
+        some = ml.Knockouts(model, asked, abc, metric=metric)
         left, nothing = some.measure([CIRCUIT, Circuit({})])
         found[f"names, {label}"] = {
             "model": row(some.mean(some.intact)), "circuit": row(some.mean(left)), "nothing": row(some.mean(nothing)),
         }  # fmt: skip
     return found
-
-
-def replace_metric(asked, metric):
-    from types import SimpleNamespace
-
-    return SimpleNamespace(
-        tokens=asked.tokens,
-        metric=metric,
-        templates=asked.templates,
-        positions=asked.positions,
-        pairs=asked.pairs,
-    )
 
 
 def complete(model) -> dict:
@@ -336,15 +326,8 @@ def signal(model) -> dict:
         metric = base.measure(
             asked.metric, 19, base.resid_pre[19][None, :, int(ends.min()) :], int(ends.min()), edit=edit
         )[0]
-        some = knockout_mean(asked, metric)
-        found[label] = row(some)
+        found[label] = row(over_pairs(asked.pairs, metric))
     return found
-
-
-def knockout_mean(asked, values):
-    fake = object.__new__(ml.Knockouts)
-    fake.prompts = asked
-    return fake.mean(values)
 
 
 STAGES = {

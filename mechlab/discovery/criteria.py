@@ -161,7 +161,7 @@ def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -
     run. The difference to removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
-    kept = ~knockouts.keeping(removed) if removed else knockouts.keeping(None)
+    kept = ~knockouts.keeping(removed or Circuit({}))
     rows, end = (
         torch.arange(len(prompts)),
         torch.as_tensor(metric.end).expand(len(prompts)) % prompts.shape[1],
@@ -175,11 +175,9 @@ def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -
         return value
 
     last = run.finish(0, run.resid_pre[0], 0, edit=edit)[rows, end]
-    last = last - last.mean(-1, keepdim=True) if run.centred else last
     ids = metric.ids(len(prompts), prompts.device)
     direction = (knockouts.model.W_U[:, ids[:, 0]] - knockouts.model.W_U[:, ids[:, 1]]).T
-    direction = direction - direction.mean(-1, keepdim=True) if run.centred else direction
-    direction = direction * (last.pow(2).mean(-1, keepdim=True) + run.eps).rsqrt()
+    direction = run.held_norm_slope(last, direction)
     said = []
     for layer, z in zip(run.layers, heard, strict=True):
         said.append(

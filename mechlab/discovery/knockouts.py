@@ -47,9 +47,19 @@ class Knockouts:
     intact: [prompt], the metric of the whole model
     how:    "mean", over the reference prompts of the same template at the same position; "resample", one of them for
             each prompt; "zero"
+    metric: another one than the prompts' own
     """
 
-    def __init__(self, model, prompts: Task, reference: Task, how: str = "mean", *, seed: int = 0):
+    def __init__(
+        self,
+        model,
+        prompts: Task,
+        reference: Task,
+        how: str = "mean",
+        *,
+        metric: Metric | None = None,
+        seed: int = 0,
+    ):
         if how not in ("mean", "resample", "zero"):
             raise ValueError(f'how is {how!r}; it must be "mean", "resample" or "zero".')
         if prompts.tokens.shape[1] < reference.tokens.shape[1]:
@@ -57,7 +67,8 @@ class Knockouts:
                 f"The prompts have {prompts.tokens.shape[1]} positions and the reference {reference.tokens.shape[1]}: "
                 "take both from the same templates."
             )
-        self.model, self.prompts, self.metric, self.how = model, prompts, prompts.metric, how
+        self.model, self.prompts, self.how = model, prompts, how
+        self.metric = metric or prompts.metric
         self.run = Resume(model, prompts.tokens)
         self.intact = self.run.ends(self.metric)
         self.z, self.mlp_out = torch.zeros_like(self.run.z), torch.zeros_like(self.run.resid_mid)
@@ -83,9 +94,9 @@ class Knockouts:
     def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer prompt pos head"]:
         """Which heads a circuit keeps, where: each prompt at its own positions. None: the whole model."""
         layers, prompts, count, heads = self.z.shape[:4]
+        kept = torch.full((layers, prompts, count, heads), circuit is None, device=self.z.device)
         if circuit is None:
-            return torch.ones(layers, prompts, count, heads, dtype=torch.bool, device=self.z.device)
-        kept = torch.zeros(layers, prompts, count, heads, dtype=torch.bool, device=self.z.device)
+            return kept
         for layer, head in circuit.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise CircuitError(
@@ -150,17 +161,28 @@ class Knockouts:
 
     def mean(self, values: Float[Tensor, "prompt"], draws: int = 2000, seed: int = 0) -> Measured:
         """The mean over prompts, with an interval."""
-        return self.ratio(values, torch.ones_like(values), draws, seed)
+        return over_pairs(self.prompts.pairs, values, None, draws, seed)
 
     def ratio(self, top: Tensor, bottom: Tensor, draws: int = 2000, seed: int = 0) -> Measured:
         """The ratio of two means over prompts, with a 95 % bootstrap interval over pairs of prompts."""
-        pairs = self.prompts.pairs.unique(return_inverse=True)[1]
-        many = int(pairs.max()) + 1
-        sums = [torch.zeros(many).index_add_(0, pairs.cpu(), each.float().cpu()) for each in (top, bottom)]
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(many, (draws, many), generator=generator)
-        low, high = (sums[0][drawn].sum(1) / sums[1][drawn].sum(1)).quantile(torch.tensor([0.025, 0.975]))
-        return Measured((sums[0].sum() / sums[1].sum()).item(), low.item(), high.item())
+        return over_pairs(self.prompts.pairs, top, bottom, draws, seed)
+
+
+def over_pairs(
+    pairs: Int[Tensor, "prompt"],
+    top: Float[Tensor, "prompt"],
+    bottom: Float[Tensor, "prompt"] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Measured:
+    """The mean of `top`, or its ratio to that of `bottom`, with a 95 % bootstrap interval; pairs are drawn together."""
+    bottom = torch.ones_like(top) if bottom is None else bottom
+    pairs = pairs.unique(return_inverse=True)[1].cpu()
+    many = int(pairs.max()) + 1
+    sums = [torch.zeros(many).index_add_(0, pairs, each.float().cpu()) for each in (top, bottom)]
+    drawn = torch.randint(many, (draws, many), generator=torch.Generator().manual_seed(seed))
+    low, high = (sums[0][drawn].sum(1) / sums[1][drawn].sum(1)).quantile(torch.tensor([0.025, 0.975]))
+    return Measured((sums[0].sum() / sums[1].sum()).item(), low.item(), high.item())
 
 
 def check_ability(knockouts: Knockouts) -> None:

@@ -11,8 +11,8 @@ from mechlab.discovery.knockouts import Knockouts
 from mechlab.graph.plan import Plan, lay_out
 from mechlab.graph.svg import HIGH, LEFT, circuit_svg, foot, wide
 from mechlab.graph.trials import Trials
-from mechlab.graph.words import described, head_told, removal_told, together_told, written
-from mechlab.results import token_labels
+from mechlab.graph.words import described, head_told, removal_told, together_told
+from mechlab.results import named, token_labels
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -126,7 +126,7 @@ class _Explorer:
         self.told.value = head_told(self.trials, self.head)
         if self.head:
             fellows = self._fellows()
-            self.toggle.description = f"{written(self.head)} removed"
+            self.toggle.description = f"{named([self.head])} removed"
             self.toggle.value = self.head in self.removed
             self.role.description = f"Remove all {len(fellows)} of its role"
             self.role.layout.display = "" if len(fellows) > 1 else "none"
@@ -136,7 +136,7 @@ class _Explorer:
         row = self.prompt.value
         tokens = token_labels(self.trials.model, self.trials.prompt(row))
         pattern = self.trials.pattern(self.head)[row, : len(tokens), : len(tokens)]
-        self.pattern.value = drawing.grid(pattern, tokens, f"Attention of {written(self.head)}")
+        self.pattern.value = drawing.grid(pattern, tokens, f"Attention of {named([self.head])}")
 
     def _canvas(self) -> "ipywidgets.GridBox":
         """Buttons on a grid, over the drawing."""
@@ -155,7 +155,7 @@ class _Explorer:
                 "font_weight": "bold",
                 "font_size": "12px",
             }
-            button = w.Button(description=written(head), layout=place, style=style)
+            button = w.Button(description=named([head]), layout=place, style=style)
             button.add_class("mechlab-head")
             button.on_click(self._careful(lambda _, head=head: self.choose(head)))
             self.buttons[head] = button

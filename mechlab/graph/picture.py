@@ -7,7 +7,8 @@ import numpy as np
 from mechlab import plots
 from mechlab.discovery.circuits import Circuit
 from mechlab.graph.plan import Plan, lay_out
-from mechlab.graph.words import described, in_words, reader, written
+from mechlab.graph.words import described, in_words, reader
+from mechlab.results import named
 
 SHAPES = (*plots.SYMBOLS, "hexagon", "triangle-down")
 SIZES = {
@@ -102,7 +103,7 @@ def _draw_edges(fig, plan: Plan) -> None:
     fig.add_scatter(
         x=x, y=y, mode="markers+text", text=["" if e.receiver is None else e.into for e in edges], textfont_size=10,
         marker={"size": sizes, "color": "#FFFFFF", "line": outline}, showlegend=False,
-        customdata=[f"{written(e.sender)} into {reader(e)}: {e.effect:+.3f}" for e in edges],
+        customdata=[f"{named([e.sender])} into {reader(e)}: {e.effect:+.3f}" for e in edges],
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
 
@@ -121,5 +122,5 @@ def _draw_heads(fig, plan: Plan, circuit: Circuit) -> None:
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     x, y = zip(*plan.heads.values(), strict=True)
-    names = [f"<b>{written(head)}</b>" for head in plan.heads]
+    names = [f"<b>{named([head])}</b>" for head in plan.heads]
     fig.add_scatter(x=x, y=y, mode="text", text=names, textfont_size=12, showlegend=False, hoverinfo="skip")

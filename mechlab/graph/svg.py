@@ -8,7 +8,8 @@ import numpy as np
 from mechlab.discovery.circuits import Circuit, Edge, Head
 from mechlab.graph.picture import looks, sign, tint
 from mechlab.graph.plan import Plan
-from mechlab.graph.words import in_words, reader, written
+from mechlab.graph.words import in_words, reader
+from mechlab.results import named
 
 HIGH = 52  # pixels, of a layer
 LEFT, LINE = 34, 24  # of the layers' numbers, of a line below the drawing
@@ -92,7 +93,7 @@ def _edge(plan: Plan, edge: Edge, curve, label, chosen: Head | None, removed: se
     first, *rest = (" ".join(map(str, _at(plan, point))) for point in curve)
     kind = sign(edge.effect)
     dash = f'stroke-dasharray="{kind["dash"].replace("px", "")}"' if "dash" in kind else ""
-    told = html.escape(f"{written(edge.sender)} into {reader(edge)}: {edge.effect:+.3f}")
+    told = html.escape(f"{named([edge.sender])} into {reader(edge)}: {edge.effect:+.3f}")
     text, across = "" if edge.receiver is None else edge.into, 12
     if mine:
         text, across = f"{edge.effect:.2f}".replace("0.", "."), 26

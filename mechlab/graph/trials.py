@@ -92,7 +92,4 @@ def _direction(run: Resume, metric: Metric) -> Float[Tensor, "prompt pos d_model
         if not value.requires_grad:
             return None
         (slope,) = torch.autograd.grad(value, logits)
-    slope = slope @ run.model.W_U.T
-    if run.centred:
-        stream, slope = (each - each.mean(-1, keepdim=True) for each in (stream, slope))
-    return slope * (stream.pow(2).mean(-1, keepdim=True) + run.eps).rsqrt()
+    return run.held_norm_slope(stream, slope @ run.model.W_U.T)

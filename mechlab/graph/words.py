@@ -5,6 +5,7 @@ import html
 from mechlab import drawing
 from mechlab.discovery.circuits import Circuit, Edge, Head
 from mechlab.graph.trials import Trials
+from mechlab.results import named
 
 READS = {"q": "the queries of", "k": "the keys of", "v": "the values of"}
 
@@ -16,24 +17,19 @@ def in_words(circuit: Circuit, title: str = "Circuit", most: int = 8) -> str:
     said = f"{title}: {len(layers)} head{'s' if len(layers) > 1 else ''} in {where}."
     for role, heads in circuit.roles.items():
         if heads:
-            said += f" {role[:1].upper()}{role[1:]}: {', '.join(map(written, sorted(heads)))}, {acts(circuit, role)}."
+            said += f" {role[:1].upper()}{role[1:]}: {named(sorted(heads))}, {acts(circuit, role)}."
     if circuit.mlps is not None:
         said += f" MLPs of layers {', '.join(map(str, circuit.mlps))}." if circuit.mlps else " No MLPs."
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.effect))
     if edges:
-        listed = "; ".join(f"{written(e.sender)} into {reader(e)} ({e.effect:+.2f})" for e in edges[:most])
+        listed = "; ".join(f"{named([e.sender])} into {reader(e)} ({e.effect:+.2f})" for e in edges[:most])
         said += f" {'The strongest of ' if len(edges) > most else ''}{len(edges)} edges: {listed}."
     return said
 
 
-def written(head: Head) -> str:
-    """(23, 3) as 23.3."""
-    return f"{head[0]}.{head[1]}"
-
-
 def reader(edge: Edge) -> str:
     """Who reads along an edge: "the queries of 23.0", "the logits"."""
-    return "the logits" if edge.receiver is None else f"{READS[edge.into]} {written(edge.receiver)}"
+    return "the logits" if edge.receiver is None else f"{READS[edge.into]} {named([edge.receiver])}"
 
 
 def acts(circuit: Circuit, role: str) -> str:
@@ -44,7 +40,7 @@ def acts(circuit: Circuit, role: str) -> str:
 def described(circuit: Circuit, head: Head) -> str:
     """A head with its role and place: "23.3: copy suppression, at end"."""
     role = circuit.role(head)
-    return f"{written(head)}: {role}, {acts(circuit, role)}"
+    return f"{named([head])}: {role}, {acts(circuit, role)}"
 
 
 def head_told(trials: Trials, head: Head | None) -> str:
@@ -59,7 +55,7 @@ def head_told(trials: Trials, head: Head | None) -> str:
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.effect))
     for into, kind in (("q", "queries"), ("k", "keys"), ("v", "values")):
         read = [
-            f"{written(e.sender)} ({e.effect:+.2f})" for e in edges if (e.receiver, e.into) == (head, into)
+            f"{named([e.sender])} ({e.effect:+.2f})" for e in edges if (e.receiver, e.into) == (head, into)
         ]
         said += [f"Its {kind} read {', '.join(read)}."] if read else []
     by = [f"{reader(e)} ({e.effect:+.2f})" for e in edges if e.sender == head]
@@ -71,7 +67,7 @@ def head_told(trials: Trials, head: Head | None) -> str:
 
 def removal_told(trials: Trials, head: Head) -> str:
     """The metric without a head, beside what would be left if no other part reacted."""
-    name, before = written(head), trials.before.mean().item()
+    name, before = named([head]), trials.before.mean().item()
     change = trials.without([head]).mean().item() - before
     rows, said = [("all in place", before), (f"without {name}", before + change)], []
     if trials.reads is None:
@@ -92,13 +88,13 @@ def together_told(trials: Trials, heads: set[Head]) -> str:
         return "<p>Nothing is removed.</p>"
     before, after = trials.before.mean().item(), trials.without(heads).mean().item()
     alone = {head: trials.without([head]).mean().item() - before for head in sorted(heads)}
-    listed = ", ".join(f"{written(head)} ({_signed(change)})" for head, change in alone.items())
+    listed = ", ".join(f"{named([head])} ({_signed(change)})" for head, change in alone.items())
     said = f"Removed, with what each does alone: {listed}."
     if len(heads) > 1:
         said += (
             f" These add up to {_signed(sum(alone.values()))}; together they do {_signed(after - before)}."
         )
-    label = f"without these {len(heads)}" if len(heads) > 1 else f"without {written(next(iter(heads)))}"
+    label = f"without these {len(heads)}" if len(heads) > 1 else f"without {named([next(iter(heads))])}"
     rows = [("all in place", before), (label, after)]
     return _bars(trials, rows, "crossed-out heads removed") + f"<p>{said}</p>"
 

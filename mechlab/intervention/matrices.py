@@ -79,18 +79,28 @@ class Arithmetic:
     """What norms, heads and MLPs compute, from their matrices. A run (`Resume`) brings the model and its sizes."""
 
     def norm(self, x: Tensor) -> Tensor:
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        x = self._centre(x)
+        return x * self._scale(x)
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """What a norm multiplies a stream by that is centred already."""
+        return (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    def held_norm_slope(self, x: Tensor, slope: Tensor) -> Tensor:
+        """The gradient for the stream x where the norm's length is held, from one for what the norm makes of it."""
+        return self._centre(slope) * self._scale(self._centre(x))
 
     def norm_slope(
         self, x: Float[Tensor, "copy pos d_model"], slope: Float[Tensor, "copy pos reader d_model"]
     ) -> Float[Tensor, "copy pos reader d_model"]:
         """The gradient for the stream x, from gradients for what the norm makes of it."""
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        scale = (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        x = self._centre(x)
+        scale = self._scale(x)
         y, scale = (x * scale)[:, :, None], scale[:, :, None]
-        slope = scale * (slope - y * (slope * y).mean(-1, keepdim=True))
-        return slope - slope.mean(-1, keepdim=True) if self.centred else slope
+        return self._centre(scale * (slope - y * (slope * y).mean(-1, keepdim=True)))
 
     def heads_of(
         self, x: Tensor, matrix: Affine, first: int | Tensor | None = None

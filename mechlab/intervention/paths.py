@@ -62,11 +62,12 @@ def path_patching(
     ends = torch.stack([base.ends(metric), source.ends(metric)])
     heads = [(layer, head) for layer in range(layers) for head in range(base.heads)]
     groups = [[head] for head in heads] if senders is None else _groups(base, senders, layers)
-    streams = _streams(base, source, at, groups, layers, frozen_mlps)
+    read = {layers} if receivers is None else {layer for layer, _ in receivers}
+    streams = dict(_streams(base, source, at, groups, read, frozen_mlps))
     if receivers is None:
-        found = _logits(base, metric, [stream for _, stream in streams][-1], at)
+        found = _logits(base, metric, streams[layers], at)
     else:
-        found = _received(base, metric, receivers, into, dict(streams), at)
+        found = _received(base, metric, receivers, into, streams, at)
     change = (found - ends[0]).T
     if normalized:
         change = change / check_gap(ends)
@@ -99,18 +100,24 @@ def check_gap(ends: Float[Tensor, "run prompt"]) -> float:
 
 @torch.no_grad()
 def _streams(
-    base: Resume, source: Resume, at: Tensor, groups: Sequence[Sequence[Head]], layers: int, frozen_mlps: bool
+    base: Resume,
+    source: Resume,
+    at: Tensor,
+    groups: Sequence[Sequence[Head]],
+    read: set[int],
+    frozen_mlps: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "sender prompt place d_model"]]]:
-    """(layer, the stream on entering it, for each group that begins below), up to `layers`; first ones first."""
+    """(layer, the stream on entering it, for each group that begins below), for the layers in `read`; first ones first."""
     rows = torch.arange(len(at), device=at.device)[:, None]
     begins = torch.tensor(sorted(min(group)[0] for group in groups))
     sends = torch.zeros(len(groups), len(base.layers), base.heads, device=at.device)
     for number, group in enumerate(sorted(groups, key=min)):
         sends[number, [layer for layer, _ in group], [head for _, head in group]] = 1
     streams = base.resid_pre[0][rows, at][None][:0]
-    for layer in range(layers + 1):
-        yield layer, streams
-        if layer == layers:
+    for layer in range(max(read) + 1):
+        if layer in read:
+            yield layer, streams
+        if layer == max(read):
             return
         begun = int((begins <= layer).sum())
         new = base.resid_mid[layer][rows, at].expand(begun - len(streams), -1, -1, -1)

@@ -2,20 +2,19 @@
 
 words     sentences, names, places and things
 prompts   prompts in balanced pairs, every corruption, and where the names stand
-paper     the 26 heads and the figures of Wang et al. 2022, for GPT-2 small
+paper     the 26 heads of Wang et al. 2022, for GPT-2 small
 found     the circuit found in smollm2, with every figure
 roles     which role a head plays, from evidence and stated thresholds
 """
 
 from mechlab.ioi.found import found_circuit, found_figures
-from mechlab.ioi.paper import PAPER, PAPER_CIRCUIT
+from mechlab.ioi.paper import PAPER_CIRCUIT
 from mechlab.ioi.prompts import IOIPrompts, ioi_prompts
 from mechlab.ioi.words import ALIGNED, NAMES, TEMPLATES
 
 __all__ = [
     "ALIGNED",
     "NAMES",
-    "PAPER",
     "PAPER_CIRCUIT",
     "TEMPLATES",
     "IOIPrompts",
