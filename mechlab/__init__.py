@@ -20,6 +20,8 @@ _PUBLIC = {
     "hook_map": "caching", "cache_bytes": "caching", "only": "caching",
     # intervening: hooks that cannot leak and cannot silently miss
     "intervene": "hooks", "replace_with": "hooks", "replace_head": "hooks", "HookError": "hooks",
+    # a run that is kept: the rest of the model, from a changed layer and position on, exactly
+    "Resume": "resume",
     # attribution: which tokens, ...
     "replaced": "attribution.masking", "input_game": "attribution.masking", "INPUT_METHODS": "attribution.inputs",
     "gradient_norm": "attribution.inputs", "gradient_x_input": "attribution.inputs",
@@ -55,7 +57,7 @@ _PUBLIC = {
     "prune": "discovery.pruning",
     # intervention: which activations carry the answer, who reads whom, ...
     "activation_patching": "intervention.patching", "path_patching": "intervention.paths",
-    "Resume": "intervention.resume", "causal_tracing": "intervention.tracing",
+    "causal_tracing": "intervention.tracing",
     "subject_positions": "intervention.tracing",
     # ... can it be turned like a knob, removed for good, rewritten
     "contrast_vectors": "intervention.steering", "steering_sweep": "intervention.steering",

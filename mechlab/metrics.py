@@ -20,7 +20,7 @@ Ids = Int[Tensor, "batch"] | Sequence[int] | int
 class Reading:
     """A metric that says what it reads: one position, and perhaps only some tokens there.
 
-    Called like any metric. Whoever runs thousands of patches (`intervention.resume`) computes only the logits it reads.
+    Called like any metric. Whoever runs thousands of patches (`resume`) computes only the logits it reads.
 
     of:     from what is read, [batch, d_vocab] or [batch, token], to one number per prompt
     end:    the position, for all or for each prompt

@@ -14,7 +14,15 @@ MODULES += [
 ]
 # In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
 install_import_hook(
-    ["mechlab.metrics", "mechlab.forward", "mechlab.plots", "mechlab.patterns", *MODULES],
+    [
+        "mechlab.metrics",
+        "mechlab.forward",
+        "mechlab.plots",
+        "mechlab.patterns",
+        "mechlab.resume",
+        "mechlab.matrices",
+        *MODULES,
+    ],
     "beartype.beartype",
 )
 

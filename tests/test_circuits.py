@@ -8,8 +8,8 @@ import torch
 
 import mechlab as ml
 from mechlab.discovery.circuits import CircuitError
-from mechlab.intervention.resume import Resume
 from mechlab.ioi import ALIGNED, TEMPLATES
+from mechlab.resume import Resume
 from tests.test_hooks import hooks_left
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*several tokens", "ignore:.*may be chance")

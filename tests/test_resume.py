@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.intervention import resume
-from mechlab.intervention.resume import NotResumable, Resume
+from mechlab import resume
+from mechlab.resume import NotResumable, Resume
 from tests.test_hooks import hooks_left
 
 DIFFERENCE = ml.logit_difference([7, 8, 9], [10, 11, 12])

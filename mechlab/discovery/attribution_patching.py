@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.intervention.matrices import rotate
 from mechlab.intervention.patching import Positions, places_of
 from mechlab.intervention.paths import check_gap, two_runs
-from mechlab.intervention.resume import Resume
+from mechlab.matrices import rotate
 from mechlab.metrics import Metric
 from mechlab.results import Scores
+from mechlab.resume import Resume
 
 NAME = "share of the way from base to source, estimated"
 

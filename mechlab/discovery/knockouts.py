@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.discovery.circuits import Circuit, CircuitError
-from mechlab.intervention.resume import Resume
 from mechlab.metrics import Metric
+from mechlab.resume import Resume
 
 
 @runtime_checkable

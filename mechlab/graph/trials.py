@@ -13,8 +13,8 @@ from torch import Tensor
 from mechlab.attribution.logits import require_folded
 from mechlab.discovery.circuits import Circuit, Head
 from mechlab.discovery.knockouts import Knockouts
-from mechlab.intervention.resume import Resume
 from mechlab.metrics import Metric, per_prompt
+from mechlab.resume import Resume
 
 
 class Trials:

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.hooks import intervene
-from mechlab.intervention.resume import NotResumable, Resume
 from mechlab.metrics import Metric, per_prompt, recovered
 from mechlab.results import Scores, position_labels
+from mechlab.resume import NotResumable, Resume
 
 # what is patched -> the hook that holds it, and the axis of heads there (None: it has no heads)
 SITES = {

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.intervention.resume import ROWS, Resume
 from mechlab.metrics import Metric, Reading
 from mechlab.results import Scores, named
+from mechlab.resume import ROWS, Resume
 
 INPUTS = ("q", "k", "v")
 Head = tuple[int, int]

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.hooks import intervene
-from mechlab.intervention.resume import NotResumable, Resume
 from mechlab.intervention.tracing import subject_positions
 from mechlab.intervention.weights import WeightEdit
 from mechlab.prompts import PromptError, single_token
+from mechlab.resume import NotResumable, Resume
 from mechlab.text import own_text
 
 Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's first token included

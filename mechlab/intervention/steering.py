@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mechlab.discovery.probing import residual_streams
 from mechlab.hooks import Hook, intervene
-from mechlab.intervention.resume import NotResumable, Resume
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import Scores
+from mechlab.resume import NotResumable, Resume
 
 if TYPE_CHECKING:
     import pandas as pd

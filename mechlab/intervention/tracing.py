@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.hooks import Hook, intervene
-from mechlab.intervention.resume import NotResumable, Resume
 from mechlab.metrics import Metric, per_prompt
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, token_labels
+from mechlab.resume import NotResumable, Resume
 
 SITES = ("resid_pre", "attn_out", "mlp_out")
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.hooks import Hook, set_component, unit_direction
-from mechlab.intervention.matrices import matrices_of
+from mechlab.matrices import matrices_of
 
 
 class WeightEdit:

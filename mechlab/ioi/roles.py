@@ -17,9 +17,9 @@ from torch import Tensor
 from mechlab.discovery.attention import copying_scores
 from mechlab.discovery.circuits import Circuit, Edge, Head
 from mechlab.intervention.paths import path_patching
-from mechlab.intervention.resume import Resume
 from mechlab.ioi.prompts import IOIPrompts
 from mechlab.results import Scores
+from mechlab.resume import Resume
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.caching import free_bytes
-from mechlab.intervention.matrices import ACTIVATIONS, Arithmetic, Layer, matrices_of, project
+from mechlab.matrices import ACTIVATIONS, Arithmetic, Layer, matrices_of, project
 from mechlab.metrics import Metric, Reading, per_prompt
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
