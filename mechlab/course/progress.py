@@ -28,6 +28,7 @@ TITLES = {
     "33": "Matrix orthogonalization",
     "34": "ROME: editing a fact",
     "41": "The IOI circuit: finding it",
+    "42": "The IOI circuit: proving it",
 }
 
 

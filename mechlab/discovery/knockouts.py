@@ -114,13 +114,17 @@ class Knockouts:
                 kept[layer, torch.arange(prompts), self.prompts.positions[name], head] = True
         return kept
 
-    def measure(self, circuits: Sequence[Circuit | None]) -> Float[Tensor, "circuit prompt"]:
-        """The metric of each prompt when everything outside a circuit is knocked out."""
+    def measure(
+        self, circuits: Sequence[Circuit | None], metric: Metric | None = None
+    ) -> Float[Tensor, "circuit prompt"]:
+        """The metric (its own or another) of each prompt when everything outside a circuit is knocked out."""
         mlps = [
             [circuit is None or circuit.mlps is None or layer in circuit.mlps for circuit in circuits]
             for layer in range(len(self.z))
         ]
-        return self.measure_kept(torch.stack([self.keeping(c) for c in circuits]), torch.tensor(mlps).T)
+        return self.measure_kept(
+            torch.stack([self.keeping(c) for c in circuits]), torch.tensor(mlps).T, metric
+        )
 
     def removing(self, sets: Sequence[Circuit]) -> Float[Tensor, "set prompt"]:
         """The metric when the whole model is left, without these heads at their positions."""
@@ -131,6 +135,7 @@ class Knockouts:
         self,
         kept: Bool[Tensor, "circuit layer prompt pos head"],
         mlps: Bool[Tensor, "circuit layer"] | None = None,
+        metric: Metric | None = None,
     ) -> Float[Tensor, "circuit prompt"]:
         """The metric where only what is marked is computed and the rest stands in; taken up at the first knock-out."""
         count = self.prompts.tokens.shape[1]
@@ -138,7 +143,7 @@ class Knockouts:
         if mlps is not None and not mlps.all():
             touched = touched | ~mlps[:, :, None, None].to(touched.device)
         if not touched.any():
-            return self.intact.expand(len(kept), -1)
+            return (self.run.ends(metric) if metric else self.intact).expand(len(kept), -1)
         start = int(touched.any(0).flatten(1).any(1).float().argmax())
         first = int(touched.flatten(0, 2).any(0).float().argmax())
 
@@ -157,7 +162,7 @@ class Knockouts:
             return value
 
         stream = self.run.resid_pre[start][:, first:].expand(len(kept), -1, -1, -1)
-        return self.run.measure(self.metric, start, stream, first, edit=edit)
+        return self.run.measure(metric or self.metric, start, stream, first, edit=edit)
 
     def mean(self, values: Float[Tensor, "prompt"], draws: int = 2000, seed: int = 0) -> Measured:
         """The mean over prompts, with an interval."""
