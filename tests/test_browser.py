@@ -6,13 +6,13 @@ Of the other notebooks the first picture and the explorers are looked at; all th
 Screenshots land in test-artifacts/. Two workers may share the tests (`-n 2 --dist loadgroup`), each with a JupyterLab.
 """
 
-import ast
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
@@ -324,20 +324,29 @@ def drew(page, notebook, name: str, figures: int) -> None:
     page.screenshot(path=SHOTS / f"7-{name}.png")
 
 
+def names(code: str) -> tuple[set[str], set[str]]:
+    """The names that a cell binds, and those that it reads from other cells (or from itself)."""
+    whole = symtable.symtable(code, "cell", "exec")
+    bound = {each.get_name() for each in whole.get_symbols() if each.is_assigned() or each.is_imported()}
+    used, tables = set(), [whole]
+    for table in tables:
+        tables += table.get_children()
+        used |= {
+            each.get_name()
+            for each in table.get_symbols()
+            if each.is_referenced() and (table is whole or each.is_global())
+        }
+    return bound, used
+
+
 def needed(name: str, call: str) -> list[int]:
-    """Numbers of the cells that the cell with this call builds upon, itself at the end."""
+    """Numbers of the cells that the cell with this call builds upon, the setup first, itself last."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     code = {n: "".join(c["source"]) for n, c in enumerate(cells) if c["cell_type"] == "code"}
-    chosen = [max(n for n, source in code.items() if call in source)]
-    wanted: set[str] = set()
-    for number in sorted(code, reverse=True):
-        used, bound = set(), set()
-        for node in ast.walk(ast.parse(code[number])):
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            elif isinstance(node, ast.FunctionDef | ast.alias):
-                bound.add((getattr(node, "asname", None) or node.name).split(".")[0])
-        if number in chosen or (number < chosen[0] and bound & wanted):
+    chosen, wanted = [max(n for n, source in code.items() if call in source)], set()
+    for number in range(chosen[0], -1, -1):
+        bound, used = names(code.get(number, ""))
+        if number in chosen or bound & wanted:
             chosen.append(number)
             wanted |= used
     return sorted({*chosen, min(code)})
