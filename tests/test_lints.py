@@ -1,6 +1,7 @@
 """Rules for notebooks and the repository that a reader would notice if they were broken."""
 
 import ast
+import csv
 import io
 import json
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from mechlab import doctor
 from mechlab.course import build
+from mechlab.course.docs import names
 from mechlab.course.sources import exercises, read
 
 ROOT = build.ROOT
@@ -227,12 +229,10 @@ EVERYDAY |= {"weights", "activation", "circuit", "neighbourhood", "attribution",
 
 
 def glossary() -> dict[str, str]:
-    """Each word and the first notebook that explains it; a row with several words is taken apart."""
-    rows = re.findall(r"^\| (.+?) \| .+ \| (\d\d) \|$", (ROOT / "docs" / "glossary.md").read_text(), re.M)
-    words = [
-        (w.strip(), number) for several, number in rows for w in re.sub(r"\(.*?\)", "", several).split(",")
-    ]
-    return dict(sorted(words, key=lambda pair: pair[1], reverse=True))
+    """Each word of data/words.csv and the first notebook that explains it; a row with several words is taken apart."""
+    rows = list(csv.DictReader((ROOT / "data" / "words.csv").open(encoding="utf-8", newline="")))
+    pairs = [(name, row["notebook"]) for row in rows for name in names(row["word"])]
+    return dict(sorted(pairs, key=lambda pair: pair[1], reverse=True))
 
 
 def test_no_word_of_the_glossary_is_used_before_its_notebook():
