@@ -38,6 +38,8 @@ def data_dir() -> Path:
 def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFrame":
     """Rows of one notebook: quantity, the paper's figure and model, SmolLM2 as stored, and yours.
 
+    Further published figures of the same quantity have a row each, with the quantity left blank.
+
     `yours` maps quantities to the numbers you measured. An unknown quantity is an error that lists the known ones.
     """
     import pandas as pd
@@ -54,13 +56,13 @@ def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFr
         published = paper[(paper.quantity == quantity) & paper.confidence.isin(PRINTABLE)]
         stored = ours[ours.quantity == quantity]
         mine = (yours or {}).get(quantity)
-        rows.append(
-            {
-                "quantity": quantity,
-                "paper": "; ".join(f"{r.value} ({r.model})" for r in published.itertuples()),
-                "SmolLM2, stored": next(iter(stored.value), ""),
-                "yours": "" if mine is None else f"{mine:.3g}",
-                "source": "; ".join(published.source),
-            }
-        )
+        figures = [(f"{r.value} ({r.model})", r.source) for r in published.itertuples()] or [("", "")]
+        for n, (figure, source) in enumerate(figures):
+            measured = (
+                ("", "") if n else (next(iter(stored.value), ""), "" if mine is None else f"{mine:.3g}")
+            )
+            row = ("" if n else quantity, figure, *measured, source)
+            rows.append(
+                dict(zip(("quantity", "paper", "SmolLM2, stored", "yours", "source"), row, strict=True))
+            )
     return pd.DataFrame(rows).set_index("quantity")

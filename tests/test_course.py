@@ -171,6 +171,20 @@ def test_the_table_shows_paper_stored_and_yours():
     assert table.loc["mean logit difference (logits)", "yours"] == ""
 
 
+def csv_notebooks() -> set[str]:
+    lines = (reference.data_dir() / "reference" / "paper.csv").read_text(encoding="utf-8").splitlines()[1:]
+    return {line.split(",")[0] for line in lines}
+
+
+def test_every_published_figure_has_a_row_of_its_own_that_fits():
+    table = reference.table("43")
+    assert (
+        list(table.index).count("") == 3 and (table.loc[""][["SmolLM2, stored", "yours"]] == "").all().all()
+    )
+    for notebook in csv_notebooks():  # pandas cuts what is longer than 50 characters
+        assert reference.table(notebook)[["paper", "source"]].map(len).max().max() <= 50, notebook
+
+
 def test_an_unknown_quantity_lists_the_known_ones():
     with pytest.raises(KeyError, match="mean probability of the answer"):
         reference.table("00", {"mean chance": 1.0})
