@@ -52,6 +52,7 @@ class Grade:
     message: str
     where: str = ""
     printed: str = ""
+    code: str = ""
 
 
 Graded = list[tuple[Learner, dict[str, Grade]]]
@@ -168,7 +169,7 @@ def _results(jobs, further, kept: Path, rules: Rules, fresh: bool, private, say,
     known = {} if fresh else dict(_kept(kept))
     todo = {key(a): a for a in jobs if key(a) not in known}
     say(f"{len({key(a) for a in jobs})} different answers, {len(todo)} of them new.")
-    if todo or any(further.values()):
+    if todo:
         sources = [source for notebook in further.values() for source in notebook]
         model = any("model" in a.code for a in todo.values())
         with Sandbox([a.id for a in todo.values()], model, sources, private, forks) as sandbox:
@@ -222,7 +223,7 @@ def _grades(
 
 def _grade(answer: Answer, result: dict | None, rules: Rules) -> Grade:
     if result is None:
-        return Grade(answer.id, NOT_YET, 0.0, answer.problem, answer.where)
+        return Grade(answer.id, NOT_YET, 0.0, answer.problem, answer.where, code=answer.code)
     status, message, worth = result["status"], result["message"], rules.points
     further = result.get("further")
     if answer.kind == "quiz":
@@ -231,12 +232,12 @@ def _grade(answer: Answer, result: dict | None, rules: Rules) -> Grade:
         status, message = PARTLY, f"Right by the check you have. A further one says: {further['message']}"
     if status in (NOT_YET, STOPPED) and answer.missing:
         message = "\n".join([message, *answer.missing])
-    flags = [*_suspicious(answer), *result["flags"]]
+    flags = list(dict.fromkeys([*_suspicious(answer), *result["flags"]]))
     if flags and status != UNTRIED:
         message = f"A person will look at this answer before it counts: it {'; it '.join(flags[:5])}.\nThe check says: {status}. {message}"
         status = REVIEW
     points = {CORRECT: worth, PARTLY: worth * rules.partial}.get(status, 0.0)
-    return Grade(answer.id, status, points, message, answer.where, result["printed"])
+    return Grade(answer.id, status, points, message, answer.where, result["printed"], answer.code)
 
 
 def _suspicious(answer: Answer) -> list[str]:

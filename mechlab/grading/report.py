@@ -133,6 +133,9 @@ def page(learner: Learner, grades: dict[str, Grade]) -> str:
                 lines[:20] + ([f"... and {len(lines) - 20} more lines"] if len(lines) > 20 else [])
             )
             body += f"<p>It printed:</p><pre>{html.escape(shown)}</pre>"
+        if grade.code:
+            shown = html.escape(clean(grade.code[:5000]))
+            body += f"<details><summary>What was run</summary><pre>{shown}</pre></details>"
         body += "</section>\n"
     return _page(learner.name, body)
 

@@ -180,8 +180,8 @@ def cells(data: bytes, suffix: str = ".ipynb") -> list[str]:
     try:
         notebook = json.loads(text)
     except ValueError as error:
-        cut = " It seems to be cut off" if len(text) - getattr(error, "pos", 0) < 3 else ""
-        raise Unreadable(f"not a notebook: no JSON at {error}.{cut}".rstrip(".")) from None
+        cut = "; it seems to be cut off" if len(text) - getattr(error, "pos", 0) < 3 else ""
+        raise Unreadable(f"not a notebook: no valid JSON ({error}){cut}") from None
     except RecursionError:
         raise Unreadable("not a notebook: nested too deeply") from None
     try:

@@ -1,6 +1,6 @@
 """Notice an answer that works on the check instead of the exercise, by reading its code.
 
-Such an answer is not wrong by that: it is marked for review, with the line, and a person decides.
+Such an answer is not wrong by that: it is marked for review, with the reason, and a person decides.
 """
 
 import ast
@@ -21,7 +21,7 @@ _COURSE = re.compile(r"mechlab\.(course\.(checks|exercises)|grading)\b")
 
 
 def suspicious(code: str) -> list[str]:
-    """What the code of an answer does that no exercise asks for, with its line."""
+    """What the code of an answer does that no exercise asks for."""
     found = []
     tree = ast.parse(code)
     bound = {"torch", "ml", "sys", "math", "Tensor", *(PROVIDED & {"check", "exercise"})}
@@ -31,7 +31,7 @@ def suspicious(code: str) -> list[str]:
     for node in ast.walk(tree):
         why = _why(node, bound)
         if why:
-            found.append(f"line {getattr(node, 'lineno', 1)} {why}")
+            found.append(why)
     return list(dict.fromkeys(found))
 
 

@@ -119,10 +119,6 @@ class Watcher:
             if self._is_answer(sys._getframe(2)):
                 self._note(_LOOKS[event])
             return None
-        if event == "_thread.start_new_thread":
-            if self._blamed():
-                self._note("starts a thread")
-            return None
         refusal = self._refusal(event, args)
         if refusal and (self._blamed() or any(path in refusal for path in self._private)):
             self._note(refusal)
