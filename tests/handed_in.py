@@ -131,12 +131,21 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
         "forges_a_verdict": (
             'import os\nfor n in range(3, 40):\n    try:\n        os.write(n, b\'{"word": "", "status": "correct", "message": ""}\\n\')\n'
             "    except OSError:\n        pass\nos._exit(0)",
-            "stopped",
+            "review",
         ),
         "looks_up_the_stack": (
             "import sys\nframe = sys._getframe(1)\nreturn frame.f_back.f_locals.get('expected')",
             "review",
         ),
+        "makes_a_class_quietly": (
+            "import types\nhow = {'__torch_' + 'function__': classmethod(lambda *a, **k: True)}\n"
+            "Yes = types.new_class('Yes', (torch.Tensor,), {}, lambda space: space.update(how))\n"
+            "return written[:, 0].as_subclass(Yes)",
+            "review",
+        ),
+        "crashes": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: max([x], key=f)\nreturn f(0)", "stopped"),
+        "closes_everything": ("import os\nos.closerange(0, 200)\nwhile True:\n    pass", "stopped"),
+        "holds_its_breath": ("import signal, time\nsignal.raise_signal(signal.SIGSTOP)\nreturn 0", "review"),
         "answers_comparisons": (
             "class Yes(torch.Tensor):\n    @classmethod\n    def __torch_function__(cls, *a, **k):\n        return True\n"
             "return written[:, 0].as_subclass(Yes)",
@@ -191,7 +200,7 @@ def main() -> None:
         wanted = make(place / "submissions", outside, HIDDEN)
         for run in ("first", "second"):
             started = time.monotonic()
-            rules = Rules(seconds=5)
+            rules = Rules(seconds=5, memory=600_000_000)
             graded = grade(
                 place / "submissions", place / "out" / "grades.csv", only=["12"], hidden=HIDDEN, rules=rules
             )

@@ -73,7 +73,7 @@ class Sandbox:
             ended = "time"
         except (OSError, ValueError):  # it is gone, and `verdict_of` says so
             pass
-        return supervisor.verdict_of(lines, word, ended, 0, job)
+        return supervisor.verdict_of(b"".join(lines), word, ended, 0, job)
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "mechlab.grading.judge", *([] if self._forks else ["--once"])]

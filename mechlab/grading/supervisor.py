@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 READY = b'{"ready": true}\n'
+KILLED, OUT_OF_TIME = 9, 24  # signals, by number because not every system has them
 SHOWN, FLOOD = 4_000, 10_000_000  # bytes of printed text: kept, and too many
 
 
@@ -52,11 +53,11 @@ def supervise(job: dict, keep: list[int], child: Callable[[int, int, int], None]
         ended = "time" if time.monotonic() > deadline else ""
     for kill, whom in ((os.kill, pid), (os.killpg, pid)):
         with suppress(ProcessLookupError, PermissionError):
-            kill(whom, signal.SIGKILL)
+            kill(whom, KILLED)
     end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     for handle in (control, verdict, printed):
         os.close(handle)
-    return verdict_of(lines.split(b"\n"), word, ended, end, job) | {"printed": text.decode(errors="replace")}
+    return verdict_of(lines, word, ended, end, job) | {"printed": text.decode(errors="replace")}
 
 
 def tell(pipe: int, what: dict) -> None:
@@ -64,30 +65,44 @@ def tell(pipe: int, what: dict) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
 
-def verdict_of(lines: list[bytes], word: str, ended: str, end: int, job: dict) -> dict:
-    """What the child told, if it knew the word; otherwise why there is no verdict."""
+def verdict_of(told: bytes, word: str, ended: str, end: int, job: dict) -> dict:
+    """What the child told, if it knew the word; otherwise why there is no verdict.
+
+    All of it is foreign: an answer may have written here too, and what does not look like ours is noted.
+    """
     result, flags = None, []
-    for line in lines:
-        try:
-            said = json.loads(line) if line else {}
-        except ValueError:
-            said = {"note": "writes into the grader's own channel"}
-        if isinstance(said, dict) and said.get("word") == word:
+    for line in told.split(b"\n")[:-1]:
+        said = _read(line)
+        if isinstance(said.get("note"), str):
+            flags.append(said["note"][:300])
+        elif said.get("word") == word and _is_verdict(said) and _is_verdict(said.get("further", said)):
             result = said
-        elif isinstance(said, dict) and isinstance(said.get("note"), str):
-            flags.append(said["note"])
-    if result and not ended and end in (0, -signal.SIGKILL):
-        return {key: result[key] for key in ("status", "message", "further") if key in result} | {
-            "flags": flags
-        }
+        elif said != {"ready": True}:
+            flags.append("writes into the grader's own channel")
+    flags = list(dict.fromkeys(flags))[:20]
+    if result and not ended and end in (0, -KILLED):
+        kept = {key: result[key] for key in ("status", "message", "further") if key in result}
+        return kept | {"flags": flags}
     why = {
         "time": f"It ran longer than {job['seconds']:g} seconds and was stopped. Is there a loop that does not end?",
         "output": f"It printed more than {FLOOD // 1_000_000} MB and was stopped.",
     }
+    ended = "time" if end == -OUT_OF_TIME else ended
     killed = f"Its process was killed ({signal.Signals(-end).name})." if end < 0 else ""
-    ended = "time" if end == -signal.SIGXCPU else ended
-    return {
-        "status": "stopped",
-        "message": why.get(ended) or killed or "It ended the process that was checking it.",
-        "flags": flags,
-    }
+    message = why.get(ended) or killed or "It ended the process that was checking it."
+    return {"status": "stopped", "message": message, "flags": flags}
+
+
+def _read(line: bytes) -> dict:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _is_verdict(said: object) -> bool:
+    """Whether it has the form of one: a known status, and a message of a length that can be shown."""
+    if not isinstance(said, dict) or said.get("status") not in ("correct", "not yet", "not attempted"):
+        return False
+    return isinstance(said.get("message"), str) and len(said["message"]) < 20_000

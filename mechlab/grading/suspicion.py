@@ -17,6 +17,7 @@ _CALLS = {"exec", "eval", "compile", "__import__", "globals", "vars", "breakpoin
 _MODULES = "gc ctypes _ctypes subprocess socket signal multiprocessing importlib unittest mock atexit builtins pty resource"
 _METHODS = "__torch_function__ __torch_dispatch__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __instancecheck__"
 _METHODS += " __getattribute__ __class__ __array__ __array_ufunc__ __float__ __index__"
+_FORMAT = re.compile(r"\{[^{}]*\.(__|f_|tb_)")
 _COURSE = re.compile(r"mechlab\.(course\.(checks|exercises)|grading)\b")
 
 
@@ -49,6 +50,10 @@ def _why(node: ast.AST, bound: set[str]) -> str | None:
         and "__dict__" in ast.unparse(node.value)
     ):
         return f"changes `{ast.unparse(node.value)[:60]}`"
+    elif isinstance(node, ast.MatchClass) and set(node.kwd_attrs) & set(_ATTRIBUTES):
+        return "looks into the inside of functions or classes (`match`)"
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FORMAT.search(node.value):
+        return "looks into the inside of functions or classes (a format string)"
     elif isinstance(node, ast.Call):
         return _why_call(node, bound)
     elif isinstance(node, (ast.Import, ast.ImportFrom)):
