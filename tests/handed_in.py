@@ -143,9 +143,13 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
             "return written[:, 0].as_subclass(Yes)",
             "review",
         ),
-        "crashes": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: max([x], key=f)\nreturn f(0)", "stopped"),
+        "crashes": (
+            "import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: max([x], key=f)\nreturn f(0)",
+            "stopped",
+        ),
         "closes_everything": ("import os\nos.closerange(0, 200)\nwhile True:\n    pass", "stopped"),
         "holds_its_breath": ("import signal, time\nsignal.raise_signal(signal.SIGSTOP)\nreturn 0", "review"),
+        "prints_the_environment": (f"import os\nprint(dict(os.environ))\n{right}", "correct"),
         "answers_comparisons": (
             "class Yes(torch.Tensor):\n    @classmethod\n    def __torch_function__(cls, *a, **k):\n        return True\n"
             "return written[:, 0].as_subclass(Yes)",

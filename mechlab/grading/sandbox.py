@@ -19,6 +19,19 @@ from mechlab.grading import confine, supervisor
 START_UP = 180  # seconds that imports and the model may take
 GRACE = 30  # seconds beyond an answer's own limit before the server itself counts as lost
 FORKS = confine.LINUX
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "CONDA_PREFIX",
+    "VIRTUAL_ENV",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+)
+KEPT += ("SYSTEMROOT", "SYSTEMDRIVE", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "TEMP", "TMP", "TMPDIR")
+KEPT += ("MECHLAB_CACHE", "MECHLAB_MODEL", "MECHLAB_DATA")  # and so no keys or tokens of the teacher
 
 
 class SandboxError(RuntimeError):
@@ -78,11 +91,8 @@ class Sandbox:
     def _start(self) -> None:
         command = [sys.executable, "-m", "mechlab.grading.judge", *([] if self._forks else ["--once"])]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        env = (
-            os.environ
-            | one_thread
-            | {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-        )
+        env = {name: os.environ[name] for name in KEPT if name in os.environ} | one_thread
+        env |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "MECHLAB_STRICT": "0", "PYTHONHASHSEED": "0"}
         self._process = subprocess.Popen(
             command,

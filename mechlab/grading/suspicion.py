@@ -24,7 +24,10 @@ _COURSE = re.compile(r"mechlab\.(course\.(checks|exercises)|grading)\b")
 def suspicious(code: str) -> list[str]:
     """What the code of an answer does that no exercise asks for."""
     found = []
-    tree = ast.parse(code)
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
     bound = {"torch", "ml", "sys", "math", "Tensor", *(PROVIDED & {"check", "exercise"})}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
