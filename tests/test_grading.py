@@ -366,6 +366,19 @@ def test_a_hidden_check_that_cannot_be_loaded_is_named():
     assert judge.hidden_ids([(HIDDEN / "nb12.py").read_text()]) == ["12.2"]
 
 
+def test_hidden_checks_come_from_the_folder_and_from_the_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(grades, "ROOT", tmp_path)
+    (tmp_path / "solutions").mkdir()
+    cell = (
+        '# %% kind="hidden" id="12.1"\n@checker("12.1")\ndef further(attempt): ...\n\n# %%\nprint("shown")\n'
+    )
+    (tmp_path / "solutions" / "12_x.py").write_text(f"# %% [markdown]\n# # 12\n\n{cell}")
+    (tmp_path / "nb12.py").write_text("of the folder")
+    first, second = grades.hidden_sources("12", tmp_path)
+    assert first == "of the folder" and "def further" in second and "shown" not in second
+    assert grades.hidden_sources("11", tmp_path) == []
+
+
 # Finding and reading
 
 
@@ -393,6 +406,7 @@ def test_folders_of_moodle_files_of_canvas_and_zip_files(tmp_path):
     (tmp_path / "roe.py").write_text(f"# %%\nimport torch\n# %%\n{ONE}")
     (tmp_path / "list of names.txt").write_text("no submission")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "essay.pdf").write_bytes(b"%PDF")
     with zipfile.ZipFile(tmp_path / "kim.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("deep/12.ipynb", json.dumps(notebook(ONE)))
         archive.writestr("__MACOSX/deep/._12.ipynb", "junk")
@@ -403,9 +417,9 @@ def test_folders_of_moodle_files_of_canvas_and_zip_files(tmp_path):
     assert found == {
         "doe_jane": (1, 0),
         "Li Na_1_assignsubmission_file_": (1, 0),
-        "Li Na_2_assignsubmission_file_": (0, 0),
+        "Li Na_2_assignsubmission_file_": (0, 1),
         "roe": (2, 0),
-        "empty": (0, 0),
+        "empty": (0, 1),
         "kim": (1, 1),
     }
 

@@ -167,7 +167,7 @@ def _tried(learner: Learner, ids: list[str]) -> list[Answer]:
 def _results(jobs, further, kept: Path, rules: Rules, fresh: bool, private, say, forks) -> dict[tuple, dict]:
     """A result for each different answer: from an earlier run, or from the sandbox, and then noted at once."""
     version = _version()
-    limits = [rules.seconds, rules.memory, forks]
+    limits = [float(rules.seconds), int(rules.memory), forks]
     key = lambda a: hashlib.sha256(
         json.dumps([a.id, a.code, a.name, version, limits, further[a.id[:2]]]).encode()
     ).hexdigest()

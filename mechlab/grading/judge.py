@@ -13,7 +13,6 @@ import linecache
 import os
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -213,7 +212,7 @@ def hidden_ids(sources: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Serve jobs until the input ends. The first line says what to load."""
+    """Serve jobs until the input ends, in the empty folder it is started in. The first line says what to load."""
     sys.dont_write_bytecode = True
     confine.die_with_parent()
     jobs, results, quiet = os.fdopen(os.dup(0), "rb"), os.dup(1), os.open(os.devnull, os.O_RDWR)
@@ -221,28 +220,26 @@ def main() -> None:
         os.dup2(quiet, handle)
     setting = json.loads(jobs.readline())
     private = [Path(path) for path in setting["private"]]
-    with tempfile.TemporaryDirectory(prefix="mechlab-grading-") as empty:
-        os.chdir(empty)
-        try:
-            load(setting["ids"], setting["model"])
-            forks = "--once" not in sys.argv
-            tell(results, {"ready": True, "hidden": hidden_ids(setting["hidden"]) if forks else []})
-        except Exception as error:
-            tell(results, {"ready": False, "message": f"{type(error).__name__}: {error}"})
-            return
-        gc.collect()
-        gc.freeze()  # children do not touch, and so do not copy, what is loaded
-        for line in jobs:
-            job = json.loads(line)
-            if job["kind"] == "quiz":
-                tell(results, quiz(job))
-            elif "--once" in sys.argv:
-                if os.name == "posix":
-                    confine.confine(job["seconds"], job["memory"], readable())
-                judge(job, jobs, lambda what: tell(results, what), private)
-                os._exit(0)
-            else:
-                tell(results, supervise(job, [jobs.fileno(), results], partial(child, job, private=private)))
+    try:
+        load(setting["ids"], setting["model"])
+        forks = "--once" not in sys.argv
+        tell(results, {"ready": True, "hidden": hidden_ids(setting["hidden"]) if forks else []})
+    except Exception as error:
+        tell(results, {"ready": False, "message": f"{type(error).__name__}: {error}"})
+        return
+    gc.collect()
+    gc.freeze()  # children do not touch, and so do not copy, what is loaded
+    for line in jobs:
+        job = json.loads(line)
+        if job["kind"] == "quiz":
+            tell(results, quiz(job))
+        elif "--once" in sys.argv:
+            if os.name == "posix":
+                confine.confine(job["seconds"], job["memory"], readable())
+            judge(job, jobs, lambda what: tell(results, what), private)
+            os._exit(0)
+        else:
+            tell(results, supervise(job, [jobs.fileno(), results], partial(child, job, private=private)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import queue
 import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -49,12 +50,18 @@ class Sandbox:
         self.hidden_ids: list[str] = []
 
     def __enter__(self) -> "Sandbox":
-        if self._forks:
-            self._start()
+        self._empty = tempfile.TemporaryDirectory(prefix="mechlab-grading-")
+        try:
+            if self._forks:
+                self._start()
+        except BaseException:
+            self._empty.cleanup()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
         self._stop()
+        self._empty.cleanup()
 
     def ask(self, job: dict) -> dict:
         """The result of one job: status, message, flags, printed. A lost server is started again, once."""
@@ -100,6 +107,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=env,
+            cwd=self._empty.name,
             start_new_session=True,
         )
         self._lines: queue.Queue[bytes] = queue.Queue()

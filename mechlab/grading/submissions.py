@@ -60,11 +60,15 @@ def collect(folder: Path, stems: list[str]) -> list[Learner]:
             continue  # a list of names, a note of the teacher
         learner = learners.setdefault(name, Learner(name))
         for path in _files(entry):
+            if path.suffix.lower() not in READ and not path.is_symlink():
+                continue
             learner.files += 1
             if learner.files > MOST:
                 learner.problems.append(f"More than {MOST} files; the rest was not read.")
                 break
             _take(learner, path, path.relative_to(entry if entry in folders else folder).as_posix())
+        if not learner.files:
+            learner.problems.append(f"{entry.name}: there is no notebook (.ipynb) in it.")
     return sorted(learners.values(), key=lambda learner: (learner.name.casefold(), learner.name))
 
 
@@ -95,8 +99,6 @@ def _files(entry: Path) -> Iterator[Path]:
 def _take(learner: Learner, path: Path, shown: str) -> None:
     """Add the answers of one file; whatever is wrong with it costs that file only."""
     try:
-        if path.suffix.lower() not in READ and not path.is_symlink():
-            raise Unreadable("not a notebook (.ipynb), so it was not read")
         data = _bytes(path)
         if path.suffix.lower() == ".zip":
             _unzip(learner, data, shown)
