@@ -103,6 +103,10 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
             'import mechlab.course.exercises as e\ne._CHECKERS["12.1"] = lambda attempt: "fine"\nreturn 0',
             "review",
         ),
+        "patches_by_another_name": (
+            "w = ml.grading.watch\nw.changed = lambda before: []\nreturn written[:, 0] * 0",
+            "review",
+        ),
         "patches_by_stealth": (
             "for value in list(torch.__dict__.values()):\n    pass\nobject.__setattr__\n"
             'm = __import__("mechlab.course.checks.nb12", fromlist="x")\nm.close = lambda *a: True\nreturn written[:, 0] * 0',

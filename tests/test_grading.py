@@ -159,6 +159,7 @@ TOLD = {
     "reads_quietly": "it reads a file that is not its own",
     "patches_equal": "it changes `torch.allclose`",
     "patches_the_checker": "imports `mechlab.course.exercises`",
+    "patches_by_another_name": "it changes `w.changed`, which is not its own",
     "patches_by_stealth": "changes `mechlab.course.checks.nb12.close`",
     "writes_outside": "it writes to a file",
     "deletes_outside": "it changes files",

@@ -14,7 +14,7 @@ FRAMES += " currentframe getouterframes settrace setprofile addaudithook attrget
 _ATTRIBUTES = dict.fromkeys(FRAMES.split(), "looks into Python's frames")
 _ATTRIBUTES |= dict.fromkeys(INSIDES.split(), "looks into the inside of functions or classes")
 _CALLS = {"exec", "eval", "compile", "__import__", "globals", "vars", "breakpoint"}
-_MODULES = "gc ctypes _ctypes subprocess socket signal multiprocessing importlib unittest mock atexit builtins pty resource"
+_MODULES = "gc ctypes _ctypes subprocess socket signal multiprocessing importlib unittest mock atexit builtins pty resource __main__"
 _METHODS = "__torch_function__ __torch_dispatch__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __instancecheck__"
 _METHODS += " __getattribute__ __class__ __array__ __array_ufunc__ __float__ __index__"
 _FORMAT = re.compile(r"\{[^{}]*\.(__|f_|tb_)")
@@ -32,6 +32,14 @@ def suspicious(code: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             bound |= {(a.asname or a.name.partition(".")[0]) for a in node.names}
+    for _ in range(3):  # another name for a part of a module is the module's too
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.value, (ast.Name, ast.Attribute))
+                and _root(node.value) in bound
+            ):
+                bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     for node in ast.walk(tree):
         why = _why(node, bound)
         if why:
@@ -47,12 +55,12 @@ def _why(node: ast.AST, bound: set[str]) -> str | None:
             return "looks through the loaded modules (`sys.modules`)"
         if isinstance(node.ctx, (ast.Store, ast.Del)) and _root(node) in bound:
             return f"changes `{ast.unparse(node)}`, which is not its own"
-    elif (
-        isinstance(node, ast.Subscript)
-        and isinstance(node.ctx, (ast.Store, ast.Del))
-        and "__dict__" in ast.unparse(node.value)
-    ):
-        return f"changes `{ast.unparse(node.value)[:60]}`"
+        if node.attr in ("grading", "checks", "exercises", "_CHECKERS") and _root(node) in bound:
+            return f"reaches for the checks (`{ast.unparse(node)[:60]}`)"
+    elif isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        inside = isinstance(node.value, (ast.Attribute, ast.Subscript)) and _root(node) in bound
+        if inside or "__dict__" in ast.unparse(node.value):
+            return f"changes `{ast.unparse(node)[:60]}`, which is not its own"
     elif isinstance(node, ast.MatchClass) and set(node.kwd_attrs) & set(_ATTRIBUTES):
         return "looks into the inside of functions or classes (`match`)"
     elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FORMAT.search(node.value):

@@ -52,6 +52,7 @@ _WRITES += ("os.chown", "os.utime", "os.setxattr", "os.removexattr", "shutil.", 
 def snapshot() -> dict[tuple[str, str], Any]:
     """Everything a check relies on, by name: the course's functions and their code, torch's, and Python's own."""
     names = ["builtins", "math", "operator", "inspect", "traceback", "linecache", "random", "json", "numpy"]
+    names += ["os", "sys", "functools", "copy", "__main__"]
     names += ["torch", "torch.nn.functional", "torch.linalg", "torch.random", "torch.testing"]
     names += [name for name in list(sys.modules) if name.partition(".")[0] == "mechlab"]
     held: dict[tuple[str, str], Any] = {}
