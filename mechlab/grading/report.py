@@ -33,7 +33,7 @@ COLOURS = {
     UNTRIED: "#595959",
 }
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}
-section{border-left:6px solid;padding:0 1rem;margin:1.5rem 0}h2{font-size:1.1rem;margin:0}pre{background:#f3f3f3;padding:.5rem;overflow:auto}
+section{border-left:6px solid;padding:0 1rem;margin:1.5rem 0}h2{font-size:1.1rem;margin:1rem 0 0}pre{background:#f3f3f3;padding:.5rem;overflow:auto}
 table{border-collapse:collapse}th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top}"""
 
 
@@ -126,7 +126,7 @@ def page(learner: Learner, grades: dict[str, Grade]) -> str:
         body += f'<section style="border-color:{COLOURS[grade.status]}"><h2>{_safe(grade.id)}: {grade.status}</h2>'
         body += f"<p>{_prose(grade.message)}</p>"
         if grade.where:
-            body += f"<p><small>Found in {_safe(grade.where)}; {grade.points:g} points.</small></p>"
+            body += f"<p><small>Found in {_safe(grade.where)}. Points: {grade.points:g}.</small></p>"
         if grade.printed.strip():
             lines = [line[:200] for line in clean(grade.printed).splitlines()]
             shown = "\n".join(
