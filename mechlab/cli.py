@@ -61,6 +61,8 @@ def lab(
     # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
     # as fast (benchmarks/threads.py).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory (benchmarks/classroom.py).
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
     if os.name == "posix":
         os.execv(sys.executable, command)  # become JupyterLab, so that Ctrl-C and kill reach it
     raise SystemExit(subprocess.run(command).returncode)

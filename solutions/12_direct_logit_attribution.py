@@ -374,7 +374,7 @@ assert (layer_23.sum() - terms[list(parts).index("attention 23")]).abs() < 1e-4
 names = sorted({name for couple in couples for name in couple})
 columns = model.W_U[:, [ml.single_token(model, " " + name) for name in names]].detach()
 with torch.no_grad():
-    clean, cache = model.run_with_cache(base)
+    clean, cache = model.run_with_cache(base, names_filter=ml.only("hook_z", "ln_final.hook_scale"))
     z = torch.stack([cache["z", layer][:, -1] for layer in range(model.cfg.n_layers)])
     effect = torch.einsum("lbhd,lhdm,mn->blhn", z, model.W_O, columns)
     effect = effect / cache["ln_final.hook_scale"][:, -1, 0, None, None, None]

@@ -1,6 +1,6 @@
 """Thirty submissions of notebook 12, ten and more of them hostile or broken, each with the statuses it must get.
 
-`python -m tests.handed_in` (`make grade-demo`) grades them and prints figures; tests/test_grading.py holds the result to
+`python -m tests.handed_in` (`make submissions`) grades them and prints figures; tests/test_grading.py holds the result to
 what is written here.
 """
 

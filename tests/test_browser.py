@@ -12,7 +12,6 @@ import re
 import shutil
 import socket
 import subprocess
-import symtable
 import sys
 import time
 import urllib.request
@@ -22,6 +21,7 @@ import pytest
 
 from mechlab.course import execute
 from mechlab.course.execute import FLAGS
+from tests.needs import needed
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 ROOT = Path(__file__).parents[1]
@@ -324,32 +324,13 @@ def drew(page, notebook, name: str, figures: int) -> None:
     page.screenshot(path=SHOTS / f"7-{name}.png")
 
 
-def names(code: str) -> tuple[set[str], set[str]]:
-    """The names that a cell binds, and those that it reads from other cells (or from itself)."""
-    whole = symtable.symtable(code, "cell", "exec")
-    bound = {each.get_name() for each in whole.get_symbols() if each.is_assigned() or each.is_imported()}
-    used, tables = set(), [whole]
-    for table in tables:
-        tables += table.get_children()
-        used |= {
-            each.get_name()
-            for each in table.get_symbols()
-            if each.is_referenced() and (table is whole or each.is_global())
-        }
-    return bound, used
-
-
-def needed(name: str, call: str) -> list[int]:
+def builds_upon(name: str, call: str) -> list[int]:
     """Numbers of the cells that the cell with this call builds upon, the setup first, itself last."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
-    code = {n: "".join(c["source"]) for n, c in enumerate(cells) if c["cell_type"] == "code"}
-    chosen, wanted = [max(n for n, source in code.items() if call in source)], set()
-    for number in range(chosen[0], -1, -1):
-        bound, used = names(code.get(number, ""))
-        if number in chosen or bound & wanted:
-            chosen.append(number)
-            wanted |= used
-    return sorted({*chosen, min(code)})
+    code = ["".join(c["source"]) if c["cell_type"] == "code" else None for c in cells]
+    target = max(n for n, source in enumerate(code) if source and call in source)
+    setup = next(n for n, source in enumerate(code) if source)
+    return sorted({setup, *needed(code, target)})
 
 
 def run_cells(page, notebook, numbers: list[int]) -> None:
@@ -365,7 +346,7 @@ def run_cells(page, notebook, numbers: list[int]) -> None:
 def test_an_explorer_answers_in_the_browser(page, name):
     call, explore = EXPLORERS[name[:2]]
     notebook = opened(page, name)
-    run_cells(page, notebook, needed(name, call))
+    run_cells(page, notebook, builds_upon(name, call))
     drew(page, notebook, name, figures=0)
     explore(page)
 

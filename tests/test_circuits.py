@@ -296,6 +296,16 @@ def test_pruning(knockouts, error):
     assert size <= threshold * 12 * turned.intact.mean().abs() + 1e-5  # each head may cost so much
 
 
+def test_a_run_with_knock_outs_can_be_taken_up_on_entering_any_layer(knockouts):
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(knockouts.z.shape[:4], generator=generator) < 0.5
+    streams, whole = knockouts.streams(kept), knockouts.measure_kept(kept[None])
+    assert len(streams) == len(kept)
+    for layer, stream in enumerate(streams):
+        taken_up = knockouts.measure_kept(kept[None], begin=(layer, stream))
+        assert torch.allclose(taken_up, whole, atol=1e-4), layer
+
+
 def test_pruning_among_candidates_with_positions(knockouts):
     turned = able(knockouts)
     candidates = {(0, 1): ("S2",), (2, 2): ("end", "S1"), (1, 0): ("IO",)}

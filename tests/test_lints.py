@@ -1,9 +1,11 @@
 """Rules for notebooks and the repository that a reader would notice if they were broken."""
 
 import ast
+import csv
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tokenize
@@ -14,6 +16,7 @@ import pytest
 
 from mechlab import doctor
 from mechlab.course import build
+from mechlab.course.docs import names
 from mechlab.course.sources import exercises, read
 
 ROOT = build.ROOT
@@ -225,3 +228,37 @@ def test_versions_agree():
     assert "python=3.11" in plain and "pip" in plain
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     assert "-c constraints.txt" in pip and any(".[lab]" in line for line in pip)
+
+
+# Words of every day, too; their place in the glossary is where the course narrows them.
+EVERYDAY = {"zero", "mean", "window", "strength", "complete", "feature", "features", "parameter", "weight"}
+EVERYDAY |= {"weights", "activation", "circuit", "neighbourhood", "attribution", "recovered"}
+
+
+def glossary() -> dict[str, str]:
+    """Each word of data/words.csv and the first notebook that explains it; a row with several words is taken apart."""
+    rows = list(csv.DictReader((ROOT / "data" / "words.csv").open(encoding="utf-8", newline="")))
+    pairs = [(name, row["notebook"]) for row in rows for name in names(row["word"])]
+    return dict(sorted(pairs, key=lambda pair: pair[1], reverse=True))
+
+
+def test_no_word_of_the_glossary_is_used_before_its_notebook():
+    early = []
+    for stem in sorted(SOURCES):
+        text = "\n".join(c.source for c in read(SOURCES[stem]) if c.type == "markdown")
+        text = re.sub(r"<details>.*?</details>|```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        sentences = [s for s in re.split(r"(?<=[.:?])\s", text) if not re.search(r"[Nn]otebooks? \d\d", s)]
+        for word, number in glossary().items():
+            if number > stem[:2] and len(word) > 3 and word not in EVERYDAY:
+                used = re.compile(rf"(?<![\w-]){re.escape(word)}(s|es)?(?![\w-])", re.I)
+                early += [
+                    f"{stem[:2]} uses {word!r} ({number}): {s.strip()}" for s in sentences if used.search(s)
+                ]
+    assert not early, "\n".join(early)
+
+
+def test_the_report_of_the_circuit_is_made_from_its_figures():
+    made = runpy.run_path(str(ROOT / "data" / "make" / "ioi_report.py"))
+    assert made["REPORT"].read_text(encoding="utf-8") == made["report"](), (
+        "run: python data/make/ioi_report.py"
+    )

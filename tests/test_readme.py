@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,14 @@ def test_colab_asks_for_a_restart_before_anything_is_downloaded(monkeypatch, tmp
     monkeypatch.setattr(colab.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
     with pytest.raises(SystemExit, match=r"Restart first.*Nothing has been downloaded"):
         colab.main(tmp_path)
+
+
+def test_the_citation_agrees_with_the_package():
+    import yaml
+
+    from mechlab.course.build import address
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["repository-code"], cited["version"]) == (address(), project["version"])
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()

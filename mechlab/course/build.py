@@ -10,7 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from mechlab.course.docs import hook_map_page
+from mechlab.course.docs import glossary_page, hook_map_page
 from mechlab.course.sources import Cell, SourceError, exercises, read
 
 ROOT = Path(__file__).parents[2]
@@ -132,15 +132,23 @@ def dump(notebook: dict) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
+def pages() -> dict[str, str]:
+    """The generated pages of docs/."""
+    return {
+        "hook_map.md": hook_map_page(),
+        "glossary.md": glossary_page(sources(), ROOT / "data" / "words.csv"),
+    }
+
+
 def build(execute: bool = False, only: str = "", force: bool = False) -> list[Path]:
     """Write the notebooks that changed; returns their paths.
 
     only: a prefix such as "01". force: run solutions again whose cells have not changed.
     """
     written = []
-    page = ROOT / "docs" / "hook_map.md"
-    if _write(page, hook_map_page()):
-        written.append(page)
+    for name, text in pages().items():
+        if _write(ROOT / "docs" / name, text):
+            written.append(ROOT / "docs" / name)
     for path in sources():
         if not path.stem.startswith(only):
             continue
@@ -158,10 +166,11 @@ def build(execute: bool = False, only: str = "", force: bool = False) -> list[Pa
 
 def stale() -> list[str]:
     """What `build --check` complains about: every generated file that does not match its source."""
-    problems = []
-    page = ROOT / "docs" / "hook_map.md"
-    if not _holds(page, hook_map_page()):
-        problems.append("docs/hook_map.md is stale: run `mechlab build`.")
+    problems = [
+        f"docs/{name} is stale: run `mechlab build`."
+        for name, text in pages().items()
+        if not _holds(ROOT / "docs" / name, text)
+    ]
     for path in sources():
         target = ROOT / "notebooks" / f"{path.stem}.ipynb"
         if not _holds(target, dump(learner_notebook(path))):

@@ -1,6 +1,44 @@
-"""The pages of docs/ that are made from the code, so that they cannot go stale."""
+"""The pages of docs/ that are made from code and notebooks, so that they cannot go stale."""
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
 from mechlab.caching import BLOCK_HOOKS, OUTER_HOOKS
+from mechlab.course.sources import Cell, read
+
+
+def glossary_page(sources: Iterable[Path], words: Path) -> str:
+    """docs/glossary.md: the words of data/words.csv and those of the notebooks' recap tables that it does not have."""
+    with words.open(encoding="utf-8", newline="") as file:
+        rows = [(row["word"], row["meaning"], row["notebook"]) for row in csv.DictReader(file)]
+    known = {name for word, *_ in rows for name in names(word)}
+    for path in sources:
+        for word, meaning in (pair for cell in read(path) for pair in recap(cell)):
+            if not names(word) & known:
+                rows.append((word, meaning, path.stem[:2]))
+                known |= names(word)
+    rows.sort(key=lambda row: row[2])  # stable: within a notebook as they stand
+    return (
+        "# Glossary\n\n"
+        "Short meanings, in the order in which the course needs them. The number is the notebook that explains the word.\n"
+        "Made by `mechlab build` from the recap tables and `data/words.csv`.\n\n"
+        "| word | meaning | notebook |\n|---|---|---|\n"
+        + "".join(f"| {word} | {meaning} | {notebook} |\n" for word, meaning, notebook in rows)
+    )
+
+
+def recap(cell: Cell) -> list[tuple[str, str]]:
+    """(word, meaning) of each row, if the cell holds a recap table: one whose first column is called "term"."""
+    table = re.findall(r"^\|(.+)\|$", cell.source, re.MULTILINE) if cell.type == "markdown" else []
+    rows = [[part.strip() for part in row.split("|")] for row in table]
+    return [(row[0], row[1]) for row in rows[2:]] if rows and rows[0][0] == "term" else []
+
+
+def names(words: str) -> set[str]:
+    """The words of a row, apart, for comparison: "logit lens, tuned lens" are two."""
+    return {name.strip().lower() for name in re.sub(r"\(.*?\)", "", words).split(",") if name.strip()}
 
 
 def hook_map_page() -> str:

@@ -29,6 +29,7 @@ TITLES = {
     "34": "ROME: editing a fact",
     "41": "The IOI circuit: finding it",
     "42": "The IOI circuit: proving it",
+    "43": "The IOI circuit: automating it",
 }
 
 

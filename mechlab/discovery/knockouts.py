@@ -7,6 +7,7 @@ the circuit says which MLPs it has. What the numbers are good for stands in `cri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mechlab.discovery.circuits import Circuit, CircuitError
 from mechlab.metrics import Metric
-from mechlab.resume import Resume
+from mechlab.resume import Edit, Resume
 
 
 @runtime_checkable
@@ -136,33 +137,61 @@ class Knockouts:
         kept: Bool[Tensor, "circuit layer prompt pos head"],
         mlps: Bool[Tensor, "circuit layer"] | None = None,
         metric: Metric | None = None,
+        begin: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
     ) -> Float[Tensor, "circuit prompt"]:
-        """The metric where only what is marked is computed and the rest stands in; taken up at the first knock-out."""
-        count = self.prompts.tokens.shape[1]
+        """The metric where only what is marked is computed and the rest stands in; taken up at the first knock-out.
+
+        begin: a layer and the stream on entering it, which is then not computed again (see `streams`)
+        """
         touched = ~kept.all(4)
         if mlps is not None and not mlps.all():
             touched = touched | ~mlps[:, :, None, None].to(touched.device)
-        if not touched.any():
+        if begin is not None:
+            (start, stream), first = begin, 0
+        elif not touched.any():
             return (self.run.ends(metric) if metric else self.intact).expand(len(kept), -1)
-        start = int(touched.any(0).flatten(1).any(1).float().argmax())
-        first = int(touched.flatten(0, 2).any(0).float().argmax())
+        else:
+            start = int(touched.any(0).flatten(1).any(1).float().argmax())
+            first = int(touched.flatten(0, 2).any(0).float().argmax())
+            stream = self.run.resid_pre[start][:, first:]
+        stream = stream.expand(len(kept), -1, -1, -1)
+        return self.run.measure(metric or self.metric, start, stream, first, edit=self._edit(kept, mlps))
+
+    @torch.no_grad()
+    def streams(
+        self, kept: Bool[Tensor, "layer prompt pos head"]
+    ) -> list[Float[Tensor, "prompt pos d_model"]]:
+        """The stream on entering each layer where only what is marked is computed."""
+        edit, written = self._edit(kept[None], None), []
+
+        def note(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
+            value = edit(kind, layer, value, copies)
+            if kind in ("attn_out", "mlp_out") and layer < len(kept) - 1:
+                written.append(value)
+            return value
+
+        begin = self.run.resid_pre[0]
+        self.run.measure(self.metric, 0, begin[None], 0, edit=note)
+        return list(
+            accumulate((a + m for a, m in zip(written[::2], written[1::2], strict=True)), initial=begin)
+        )
+
+    def _edit(self, kept: Tensor, mlps: Tensor | None) -> Edit:
+        """What the run is to do with heads and MLPs that are not kept."""
 
         def edit(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
+            late = self.z.shape[2] - value.shape[1]
             if kind == "z":
-                late = count - value.shape[1]
                 mine = kept[copies, layer, :, late:, :, None]
-                return torch.where(mine, value.view(*mine.shape[:4], -1), self.z[layer, :, late:]).view_as(
-                    value
-                )
+                given = value.view(*mine.shape[:4], -1)
+                return torch.where(mine, given, self.z[layer, :, late:]).view_as(value)
             if kind == "mlp_out" and mlps is not None and not mlps[copies, layer].all():
-                late = count - value.shape[1]
                 mine = mlps[copies, layer].to(value.device)[:, None, None, None]
                 value = value.unflatten(0, (-1, len(self.intact)))
                 return torch.where(mine, value, self.mlp_out[layer, :, late:]).flatten(0, 1)
             return value
 
-        stream = self.run.resid_pre[start][:, first:].expand(len(kept), -1, -1, -1)
-        return self.run.measure(metric or self.metric, start, stream, first, edit=edit)
+        return edit
 
     def mean(self, values: Float[Tensor, "prompt"], draws: int = 2000, seed: int = 0) -> Measured:
         """The mean over prompts, with an interval."""

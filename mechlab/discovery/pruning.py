@@ -43,10 +43,13 @@ def prune(
     kept = knockouts.keeping(_circuit(left))
     size = knockouts.intact.mean().abs()
     now = _error(knockouts, knockouts.measure_kept(kept[None])[0], error)
+    streams = knockouts.streams(kept)  # below the layer of a trial nothing has been tried yet
     for head in sorted(left, reverse=True):
         for name in [*left[head]]:
             trial = kept & ~knockouts.keeping(_circuit({head: [name]}))
-            then = _error(knockouts, knockouts.measure_kept(trial[None])[0], error)
+            then = _error(
+                knockouts, knockouts.measure_kept(trial[None], begin=(head[0], streams[head[0]]))[0], error
+            )
             if then - now < threshold * size:
                 left[head].remove(name)
                 kept, now = trial, then

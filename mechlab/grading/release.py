@@ -10,7 +10,7 @@ from pathlib import Path
 from mechlab.grading.grades import ROOT
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
-NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/make_picture.py", "data/make")
+NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")
 JUNK = ("__pycache__", ".ipynb_checkpoints", ".DS_Store")
 _ANSWER = re.compile(r"<details><summary>Hint 3[^<]*</summary>.*?</details>\n?", re.DOTALL)
 

@@ -1,0 +1,86 @@
+"""A mechanical learner: through every notebook three times, with nothing solved, everything wrong, everything right.
+
+Each time all answers of all notebooks are given in the order of the course, in one session, as the cells that learners
+get; the progress table must add up. That cells which are no answers cannot be hurt by any of them is told from the
+names they use (and seen when `tests` runs every notebook unsolved, and solved, from the first cell to the last).
+"""
+
+import ast
+import re
+
+import pytest
+
+from mechlab.course import build, progress, sources
+from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
+from mechlab.course.questions import find_quiz
+from tests.needs import names
+
+SOURCES = {path.stem: path for path in build.sources()}
+
+
+def shown(code: str, session: dict):
+    """Run a cell; returns what its last line gives, as a notebook would show it."""
+    tree = ast.parse(code)
+    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<cell>", "exec"), session)
+    return eval(compile(last, "<cell>", "eval"), session) if last else None
+
+
+def answers(stem: str, how: str):
+    """(cells to run, the status that the last one must have) for every exercise and quiz of a notebook."""
+    for cell in (cells := sources.read(SOURCES[stem])):
+        if cell.kind == "exercise":
+            _, _, check, wrong = next(e for e in sources.exercises(cells) if e[1] is cell)
+            code = {"unsolved": cell.stub(), "wrong": wrong[0].source, "solved": cell.solved()}[how]
+            yield [code, check.source]
+        if cell.kind in ("quiz", "predict"):
+            code = cell.source if how == "solved" else cell.stub()
+            (line,) = re.findall(r"^(?:\w+ = )?((?:quiz|predict)\(.+\))$", code, re.MULTILINE)
+            if how == "wrong" and cell.kind == "quiz":
+                id = cell.source.split('"')[1]
+                letter = next(each for each in find_quiz(id).why if each != find_quiz(id).right)
+                line = f'quiz("{id}", "{letter}")'
+            yield [line]
+
+
+@pytest.mark.model
+def test_three_times_through_the_whole_course(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    monkeypatch.delenv("MECHLAB_STRICT", raising=False)
+    session: dict = {}
+    exec(compile(build.setup_cell(), "<setup>", "exec"), session)
+    expected = {"unsolved": NOT_ATTEMPTED, "wrong": NOT_YET, "solved": CORRECT}
+    total = sum(len(list(sources.exercises(sources.read(path)))) for path in SOURCES.values())
+    for how, done in (
+        ("unsolved", 0),
+        ("wrong", 0),
+        ("solved", total),
+        ("wrong", total),
+    ):  # once solved counts for good
+        for stem in SOURCES:
+            for cells in answers(stem, how):
+                for code in cells:
+                    outcome = shown(code, session)
+                if hasattr(outcome, "status"):
+                    assert outcome.status == expected[how], f"{stem}, {how}: {outcome}"
+                    assert outcome._repr_html_()
+        table = progress.table()
+        assert (sum(row[2] for row in table.rows), sum(row[3] for row in table.rows)) == (done, total), how
+    assert "Everything solved." in repr(table)
+    assert "Traceback" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stem", SOURCES)
+def test_no_cell_builds_upon_an_answer(stem):
+    cells = build.learner_notebook(SOURCES[stem])["cells"]
+    answered: set[str] = set()
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        code, kind = "".join(cell["source"]), cell["metadata"].get("mechlab", {}).get("kind", "")
+        bound, used = names(code)
+        if "@exercise(" in code:
+            answered |= bound
+        elif "check(" not in code:
+            assert not used & answered, f"{stem}, {kind}: {code[:100]} uses {sorted(used & answered)}"
+            answered -= bound
