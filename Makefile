@@ -6,7 +6,7 @@ BIN := .venv/bin
 # On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
 TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: lab test lint build bench classroom colab artefacts pins clean
+.PHONY: lab test lint build bench submissions classroom colab artefacts pins clean
 
 lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
 	@$(BIN)/mechlab lab $(ARGS)
@@ -23,6 +23,9 @@ build: .venv/test  ## make the notebooks from solutions/*.py and run the solutio
 
 bench: .venv/test  ## measure the budgets, beside the plain TransformerLens recipe
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+submissions: .venv/test  ## grade forty made-up submissions, half of them hostile or broken; see docs/teaching.md
+	@$(BIN)/python -m tests.handed_in
 
 classroom: .venv/test  ## twenty learners behind a real JupyterHub: memory, times, failures (needs npm; a quarter of an hour)
 	@$(BIN)/mechlab pull --raw && $(BIN)/python -m benchmarks.classroom $(ARGS)

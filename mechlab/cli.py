@@ -1,4 +1,5 @@
-"""The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; build for authors."""
+"""The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; release, grade for teachers;
+build for authors."""
 
 import os
 import subprocess
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from mechlab.grading import commands as teaching
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True, highlight=False)
@@ -189,6 +192,10 @@ def build(
     for path in written:
         say(f"written: {path.relative_to(builder.ROOT)}")
     say(f"{len(written)} files changed.")
+
+
+app.command()(teaching.release)
+app.command()(teaching.grade)
 
 
 def _notebooks() -> Path:

@@ -22,7 +22,18 @@ def places(monkeypatch, tmp_path):
 
 def test_help_names_every_command():
     text = run(app, ["--help"]).stdout
-    for command in ("lab", "doctor", "pull", "progress", "update", "check", "run", "build"):
+    for command in (
+        "lab",
+        "doctor",
+        "pull",
+        "progress",
+        "update",
+        "check",
+        "run",
+        "build",
+        "release",
+        "grade",
+    ):
         assert command in text
 
 
