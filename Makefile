@@ -6,7 +6,7 @@ BIN := .venv/bin
 # On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
 TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: lab test lint build bench submissions classroom colab artefacts pins clean
+.PHONY: lab test lint build site bench submissions classroom colab artefacts pins clean
 
 lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
 	@$(BIN)/mechlab lab $(ARGS)
@@ -20,6 +20,9 @@ lint: .venv/test  ## style, spelling, stale notebooks
 
 build: .venv/test  ## make the notebooks from solutions/*.py and run the solutions
 	@$(BIN)/mechlab build --execute $(ARGS)
+
+site: .venv/test  ## the executed course as a static web site, in site/
+	@$(BIN)/mechlab site --out site --check $(ARGS)
 
 bench: .venv/test  ## measure the budgets, beside the plain TransformerLens recipe
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -42,7 +45,7 @@ pins:  ## resolve every version afresh and rewrite constraints.txt
 	@sh tests/fresh_resolve.sh write
 
 clean:  ## remove the environment and caches; your work/ and the model stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache test-artifacts
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache test-artifacts
 
 .venv/made:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer."; exit 1; }

@@ -1,5 +1,5 @@
 """The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; release, grade for teachers;
-build for authors."""
+build, site for authors."""
 
 import os
 import subprocess
@@ -196,6 +196,31 @@ def build(
 
 app.command()(teaching.release)
 app.command()(teaching.grade)
+
+
+@app.command()
+def site(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("site"),
+    check: Annotated[bool, typer.Option(help="Also check links, ids, alternative texts and sizes.")] = False,
+) -> None:
+    """Make a static web site of the executed course. No model is run."""
+    from mechlab.site.build import site, write
+    from mechlab.site.check import problems, size_of
+
+    files = site()
+    write(files, out)
+    pages = [name for name in files if name.endswith(".html")]
+    largest = max(pages, key=lambda name: size_of(files, name))
+    say(
+        f"{len(pages)} pages in {out}, {sum(map(len, files.values())) / 1e6:.1f} MB in all; "
+        f"the largest, {largest}, {size_of(files, largest) / 1e6:.2f} MB with its pictures."
+    )
+    found = problems(files) if check else []
+    for problem in found:
+        say(problem)
+    if check:
+        say(f"{len(found)} problems.")
+    raise SystemExit(min(len(found), 1))
 
 
 def _notebooks() -> Path:

@@ -31,6 +31,7 @@ def test_help_names_every_command():
         "check",
         "run",
         "build",
+        "site",
         "release",
         "grade",
     ):

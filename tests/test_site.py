@@ -1,0 +1,401 @@
+"""The web site: what is on its pages, and how it behaves in a browser: for the eye, the keyboard, a screen reader, paper."""
+
+import functools
+import hashlib
+import html
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from mechlab.site import build, outputs, search
+from mechlab.site.check import problems, size_of
+from mechlab.site.prose import Anchors, Links, link_words, prose
+
+ROOT = Path(__file__).parents[1]
+EXECUTED = sorted(
+    path for path in (ROOT / "solutions").glob("*.ipynb") if (ROOT / "notebooks" / path.name).exists()
+)
+STEMS = [path.stem for path in EXECUTED]
+browser = pytest.mark.browser
+HEATMAP = '"type": "heatmap"'
+
+
+@pytest.fixture(scope="module")
+def files():
+    return build.site()
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("web") / "site"
+    build.write(files, out)
+    return out
+
+
+def cells(stem: str, folder: str = "solutions") -> list[dict]:
+    notebook = json.loads((ROOT / folder / f"{stem}.ipynb").read_text(encoding="utf-8"))
+    return [cell | {"source": "".join(cell["source"])} for cell in notebook["cells"]]
+
+
+def kind(cell: dict) -> str:
+    return cell["metadata"].get("mechlab", {}).get("kind", "")
+
+
+# What is on the pages ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_broken(files):
+    assert problems(files) == []
+
+
+def test_every_notebook_has_a_page_and_its_neighbours(files):
+    home = BeautifulSoup(files["index.html"], "html.parser")
+    named = [link["href"] for link in home.select(".row li a")]
+    assert named == [f"{stem}.html" for stem in STEMS]
+    for n, stem in enumerate(STEMS):
+        page = BeautifulSoup(files[f"{stem}.html"], "html.parser")
+        turns = {link["rel"][0]: link["href"] for link in page.select(".turn a")}
+        expected = {"prev": STEMS[n - 1]} if n else {}
+        expected |= {"next": STEMS[n + 1]} if n + 1 < len(STEMS) else {}
+        assert turns == {rel: f"{name}.html" for rel, name in expected.items()}
+        assert "minutes" in page.select_one(".needs").text and page.select_one(".question").text.endswith("?")
+        assert (
+            files[page.select_one(".ways a")["href"]] == (ROOT / "notebooks" / f"{stem}.ipynb").read_bytes()
+        )
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_answers_are_folded_and_everything_is_there(files, stem):
+    page = BeautifulSoup(files[f"{stem}.html"], "html.parser")
+    solved = cells(stem)
+    assert not page.select("details[open]:not(.contents details)")
+    stubs = [cell["source"].strip() for cell in cells(stem, "notebooks") if kind(cell) == "exercise"]
+    answers = [cell["source"].strip() for cell in solved if kind(cell) == "exercise"]
+    assert [pre.text.strip() for pre in page.select(".exercise > pre")] == stubs
+    assert [pre.text.strip() for pre in page.select(".exercise > details.solution > pre")] == answers
+    folded = [cell for cell in solved if kind(cell) in ("quiz", "predict")]
+    assert len(page.select("details.answer")) == len(folded)
+    verdicts = [said.text for said in page.select(".check .said")]
+    assert len(verdicts) == len(answers) and all(": correct." in verdict for verdict in verdicts)
+    for cell in folded:
+        assert cell["source"] not in "".join(
+            pre.text for pre in page.select("pre") if not pre.find_parent("details")
+        )
+    hints = sum(cell["source"].count("<details>") for cell in solved if cell["cell_type"] == "markdown")
+    assert len(page.select("details:not([class]) > summary")) - len(page.select(".contents")) == hints
+    shown = [
+        o["data"] for cell in solved for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    twins = [html.unescape("".join(data["text/plain"])) for data in shown]
+    assert [img["alt"] for img in page.select("figure img")] == twins
+    assert all(twin in caption.text for twin, caption in zip(twins, page.select("figcaption"), strict=True))
+    assert "In words:" not in "".join(pre.text for pre in page.select("pre.text"))
+    tables = [
+        table
+        for table in page.select("table")
+        if table.parent.name != "div" or "scroll" not in table.parent["class"]
+    ]
+    assert not tables and not page.select("table style, style[scoped]") and not page.select("th:not([scope])")
+    assert "Previous:" not in page.main.text
+
+
+def test_the_build_needs_no_torch_and_gives_the_same_bytes(files):
+    code = (
+        "import sys, hashlib\nfrom mechlab.site.build import site\nfiles = site()\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(hashlib.sha256(b''.join(n.encode() + c for n, c in sorted(files.items()))).hexdigest())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.strip()
+        == hashlib.sha256(
+            b"".join(name.encode() + content for name, content in sorted(files.items()))
+        ).hexdigest()
+    )
+
+
+def test_the_check_notices_what_is_wrong(files):
+    page = files["glossary.html"].decode()
+    broken = page.replace(
+        "</main>",
+        '<h5 id="main">x</h5><a href="no.html">x</a><a href="index.html#no">x</a><img src="https://a.b/c.png"></main>',
+    )
+    found = "\n".join(problems(files | {"glossary.html": broken.encode()}))
+    for part in (
+        "no.html leads nowhere",
+        "there is no such place",
+        "the id main is used twice",
+        "alternative text",
+    ):
+        assert part in found
+    assert "would be loaded from elsewhere" in found and "a level of headings is skipped" in found
+    heavy = files | {"glossary.html": files["glossary.html"] + b" " * 3_000_000}
+    assert any("at most 3,000,000 are wanted" in problem for problem in problems(heavy))
+    assert max(size_of(files, name) for name in files if name.endswith(".html")) < 3_000_000
+
+
+def test_what_is_no_longer_wanted_goes(files, tmp_path):
+    build.write(files, tmp_path)
+    (tmp_path / "99_old.html").write_text("old")
+    (tmp_path / "mine.txt").write_text("mine")
+    build.write(files, tmp_path)
+    assert not (tmp_path / "99_old.html").exists() and (tmp_path / "mine.txt").exists()
+
+
+LINKS = Links(
+    {"notebooks/12_x.ipynb": "12_x.html", "docs/glossary.md": "glossary.html"}, {}, "https://host/me/mechlab"
+)
+
+
+def test_links_lead_to_pages_to_the_repository_or_nowhere():
+    assert LINKS.target("12_x.ipynb", "notebooks") == "12_x.html"
+    assert LINKS.target("../docs/glossary.md#a", "solutions") == "glossary.html#a"
+    assert LINKS.target("../data/README.md", "docs") == "https://host/me/mechlab/blob/main/data/README.md"
+    assert Links({}).target("data/README.md", "") is None
+    assert LINKS.target("https://github.com/OWNER/mechlab", "") is None
+    assert LINKS.target("#here", "docs") == "#here"
+
+
+def test_words_and_notebooks_are_linked_once_and_only_where_they_are_known():
+    links = Links(LINKS.pages, terms=[("logit lens", "a meaning", "11", "word-logit-lens")])
+    text = "Notebooks 12 and 99: the logit lens. `logit lens`, Logit lenses. 12 apples."
+    tree = prose(text, links, "notebooks", Anchors())
+    link_words(tree, links, "21", set())
+    assert [(a["href"], a.text) for a in tree.find_all("a")] == [
+        ("12_x.html", "Notebooks 12"),
+        ("glossary.html#word-logit-lens", "logit lens"),
+    ]
+    assert tree.get_text().strip() == text.replace("`", "")
+
+
+def shown_as(data: dict, source: str = "f(x)") -> list[tuple[str, str]]:
+    shown = outputs.Shown("12_x", LINKS, Anchors())
+    output = {"output_type": "display_data", "data": data}
+    return list(outputs.rendered({"source": source, "outputs": [output]}, shown))
+
+
+def test_a_figure_cannot_end_its_script_and_a_full_progress_bar_is_left_out():
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    figure = {"data": [{"x": ["</script><!--"]}], "layout": {"title": {"text": "a <b>"}}}
+    ((what, made),) = shown_as({"image/png": pixel, outputs.PLOTLY: figure, "text/plain": 'two "words" <'})
+    tree = BeautifulSoup(made, "html.parser")
+    assert what == "figure" and json.loads(tree.script.string)["data"] == figure["data"]
+    assert tree.img["alt"] == 'two "words" <' and (tree.img["width"], tree.img["height"]) == ("1", "1")
+    assert shown_as({outputs.WIDGET: {}, "text/plain": "patching  78% |###| 00:00"}) == []
+    ((what, made),) = shown_as(
+        {outputs.WIDGET: {}, "text/plain": "VBox(children=(IntSlider("}, "x = 1\nml.widgets.patch_explorer(x)"
+    )
+    assert what == "explorer" and "Open the notebook</a> to move the slider" in made and "head" in made
+
+
+def test_tables_get_one_row_of_heads_a_caption_and_no_styles():
+    content = (
+        '<div><style scoped>x{}</style><table border="1"><thead><tr style="a"><th></th><th>b</th></tr><tr><th>name</th>'
+        "<th></th></tr></thead><tbody><tr><th>r</th><td>1</td></tr></tbody></table></div>"
+    )
+    ((what, made),) = shown_as({"text/html": content, "text/plain": ""}, "x = 1\nx.top(6)")
+    table = BeautifulSoup(made, "html.parser")
+    assert what == "table" and table.caption.text == "x.top(6)" and "style" not in made
+    assert [(th.text, th["scope"]) for th in table.find_all("th")] == [
+        ("name", "col"),
+        ("b", "col"),
+        ("r", "row"),
+    ]
+
+
+def test_the_index_finds_names_by_their_parts(files):
+    assert search.words("ml.head_scores of 23.3, S1+1") == {
+        "ml.head_scores",
+        "ml",
+        "head",
+        "scores",
+        "23.3",
+        "23",
+        "s1+1",
+        "s1",
+        "head_scores",
+    }
+    assert len(files["assets/search-index.js"]) < 600_000
+    made = json.loads(
+        files["assets/search-index.js"].decode().removeprefix("window.mechlabIndex=").rstrip(";\n")
+    )
+    for word in ("induction", "head_scores", "rome", "perplexity"):
+        assert word in made["words"]
+
+
+# In a browser --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    handler = functools.partial(Quiet, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    from playwright.sync_api import sync_playwright
+
+    from mechlab.course import execute
+
+    path = execute.chromium()
+    if path is None:
+        pytest.skip("Chromium is not installed (on Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=execute.FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(chrome):
+    """A page that asks nobody but the site, and whose scripts do not fail."""
+    page = chrome.new_page(viewport={"width": 1366, "height": 800})
+    asked, failed = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    yield page
+    page.close()
+    assert [url for url in asked if not re.match(r"http://127\.0\.0\.1:|file://|data:", url)] == []
+    assert failed == []
+
+
+def first_with(files: dict, what: str) -> str:
+    return next(f"{stem}.html" for stem in STEMS if what in files[f"{stem}.html"].decode())
+
+
+@browser
+def test_axe_finds_nothing_serious_in_light_or_dark(page, address, files):
+    axe = (Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    audit = """async options => (await axe.run(document, {resultTypes: ["violations"], ...options})).violations
+      .filter(v => ["serious", "critical"].includes(v.impact))
+      .map(v => v.id + ": " + v.nodes.slice(0, 3).map(n => n.html.slice(0, 200)).join(" | "))"""
+    # Contrast is what takes long, and depends on nothing but tags and classes: one text of a kind on each page will do.
+    thin = """() => { const seen = new Set();
+      const kind = each => each.matches("body") ? "" : kind(each.parentElement) + ">" + each.tagName + "." + each.className;
+      for (const each of document.querySelectorAll("main *")) {
+        const texts = [...each.childNodes].filter(node => node.nodeType == 3 && node.data.trim());
+        if (texts.length && seen.has(kind(each))) texts.forEach(text => text.remove()); else seen.add(kind(each)); }
+      document.querySelectorAll("main :empty:not(summary)").forEach(each => each.remove()); }"""
+    contrast = {"runOnly": ["color-contrast"]}
+    found = []
+    for name in sorted(name for name in files if name.endswith(".html")):
+        page.goto(f"{address}/{name}")
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        page.evaluate(axe)
+        found += [
+            f"{name}: {each}"
+            for each in page.evaluate(audit, {"rules": {"color-contrast": {"enabled": False}}})
+        ]
+        page.evaluate(thin)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found += [f"{name}, {scheme}: {each}" for each in page.evaluate(audit, contrast)]
+    page.goto(f"{address}/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("induction")
+    page.wait_for_selector("dialog li")
+    page.evaluate(axe)
+    found += [f"search: {each}" for each in page.evaluate(audit, {})]
+    assert found == []
+
+
+@browser
+@pytest.mark.parametrize("way", ["server", "folder"])
+def test_a_figure_is_drawn_and_answers_to_the_mouse(page, address, folder, files, way):
+    start, name = address if way == "server" else folder.as_uri(), first_with(files, HEATMAP)
+    page.goto(f"{start}/{name}")
+    number = [
+        HEATMAP in each.text for each in BeautifulSoup(files[name], "html.parser").select(".plot > script")
+    ].index(True)
+    paper = page.locator(".plot").nth(number)
+    paper.scroll_into_view_if_needed()
+    paper.locator(".live .hm image, .live .imagelayer").first.wait_for(state="attached", timeout=20_000)
+    page.wait_for_function(
+        "n => document.querySelectorAll('.plot')[n].classList.contains('drawn')", arg=number
+    )
+    assert not paper.locator("img").is_visible()
+    box = paper.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
+    paper.locator(".hoverlayer text").first.wait_for()
+    assert re.search(r": -?\d", paper.locator(".hoverlayer").text_content())
+
+
+@browser
+@pytest.mark.parametrize("way", ["server", "folder"])
+def test_the_search_is_used_by_the_keyboard(page, address, folder, way):
+    start = address if way == "server" else folder.as_uri()
+    page.goto(f"{start}/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("induction he")
+    page.wait_for_selector("dialog li")
+    first = page.locator("dialog li").first
+    assert first.inner_text().startswith("induction head") and "Glossary" in first.inner_text()
+    assert (
+        page.locator("dialog [role=status]")
+        .inner_text()
+        .startswith(f"{len(page.locator('dialog li').all())} section")
+    )
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.getAttribute('href')").startswith("glossary.html#")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("tr:target")
+    assert "induction head" in page.locator("tr:target").inner_text()
+    page.keyboard.press("/")
+    page.keyboard.type("nosuchword")
+    page.wait_for_function("document.querySelector('dialog [role=status]').textContent == '0 sections'")
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+
+
+@browser
+def test_a_solution_unfolds_by_the_keyboard_and_paper_unfolds_all(page, address, files):
+    name = first_with(files, '<details class="solution"')
+    page.goto(f"{address}/{name}")
+    answer = page.locator("details.solution").first
+    assert not answer.locator("pre").first.is_visible()
+    answer.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert answer.locator("pre").first.is_visible()
+    closed = page.locator("main details:not([open])").count()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert closed and page.locator("main details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("main details:not([open])").count() == closed
+    page.locator(".plot").first.scroll_into_view_if_needed()
+    page.wait_for_selector(".drawn")
+    page.emulate_media(media="print")  # the stored pictures in place of the live ones, and no navigation
+    assert page.locator(".drawn img").first.is_visible() and not page.locator(".live").first.is_visible()
+    assert not page.locator(".top").is_visible() and not page.locator(".turn").is_visible()
+
+
+@browser
+def test_every_page_fits_a_telephone_and_reads_without_scripts(chrome, address, files):
+    context = chrome.new_context(viewport={"width": 360, "height": 740}, java_script_enabled=False)
+    page = context.new_page()
+    for name in sorted(name for name in files if name.endswith(".html")):
+        page.goto(f"{address}/{name}", wait_until="domcontentloaded")
+        wide = page.locator("html").evaluate("root => root.scrollWidth")
+        assert wide <= 360, f"{name} is {wide} pixels wide"
+    page.goto(f"{address}/{first_with(files, '<figure')}")
+    assert page.locator("figure img").first.is_visible()
+    context.close()
