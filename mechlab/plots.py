@@ -5,6 +5,7 @@ sentence that says what the figure shows: for screen readers, for pages that can
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -170,11 +171,21 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
 
 
 def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
-    """Turn long tick labels and widen the lower margin, so that they stay clear of the axis title."""
+    """Break or turn long tick labels and widen the lower margin, so that they stay clear of the axis title."""
     longest = max(len(label) for label in labels)
-    if len(labels) * longest * 7 > 500:  # they would not fit side by side
+    if len(labels) * longest * 7 <= 500:  # they fit side by side
+        return
+    room = 600 // (7 * len(labels))  # letters
+    broken = [textwrap.wrap(label, room, break_long_words=False, break_on_hyphens=False) for label in labels]
+    lines = max(map(len, broken))
+    if lines <= 3 and max(len(line) for each in broken for line in each) <= room:
+        fig.update_xaxes(tickvals=list(labels), ticktext=["<br>".join(each) for each in broken], tickangle=0)
+        fig.update_layout(margin_b=56 + 16 * lines)
+    else:
         fig.update_xaxes(tickangle=-90, tickfont_size=11)
         fig.update_layout(margin_b=56 + 7 * longest)
+    margin = fig.layout.margin
+    fig.update_layout(height=max(fig.layout.height, margin.t + margin.b + 160))
 
 
 def _unit(name: str) -> str:

@@ -181,3 +181,19 @@ def test_the_progress_table_refreshes(tmp_path, monkeypatch):
     progress.record("00.1", "correct")
     box.children[0].click()
     assert "1 of 2" in box.children[1].value
+
+
+def test_long_labels_leave_room_for_the_drawing():
+    three = ["first sentence", "first sentence, head 23.3 replaced", "second sentence"]
+    many = [f"a rather long label, number {n}" for n in range(20)]
+    for labels in (three, many):
+        fig = (
+            ml.Scores(torch.randn(len(labels)), ("run",), "x (logits)", {"run": labels})
+            .plot(height=340)
+            .figure
+        )
+        margin = fig.layout.margin
+        assert fig.layout.height - margin.t - margin.b >= 160
+    fig = ml.Scores(torch.randn(3), ("run",), "x (logits)", {"run": three}).plot(height=340).figure
+    assert fig.layout.height == 340 and fig.layout.xaxis.tickangle == 0
+    assert fig.layout.xaxis.ticktext[1] == "first sentence, head 23.3<br>replaced"
