@@ -25,6 +25,7 @@ EXECUTED = sorted(
 )
 STEMS = [path.stem for path in EXECUTED]
 browser = pytest.mark.browser
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HEATMAP = '"type": "heatmap"'
 
 
@@ -184,9 +185,8 @@ def shown_as(data: dict, source: str = "f(x)") -> list[tuple[str, str]]:
 
 
 def test_a_figure_cannot_end_its_script_and_a_full_progress_bar_is_left_out():
-    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     figure = {"data": [{"x": ["</script><!--"]}], "layout": {"title": {"text": "a <b>"}}}
-    ((what, made),) = shown_as({"image/png": pixel, outputs.PLOTLY: figure, "text/plain": 'two "words" <'})
+    ((what, made),) = shown_as({"image/png": PIXEL, outputs.PLOTLY: figure, "text/plain": 'two "words" <'})
     tree = BeautifulSoup(made, "html.parser")
     assert what == "figure" and json.loads(tree.script.string)["data"] == figure["data"]
     assert tree.img["alt"] == 'two "words" <' and (tree.img["width"], tree.img["height"]) == ("1", "1")
@@ -195,6 +195,20 @@ def test_a_figure_cannot_end_its_script_and_a_full_progress_bar_is_left_out():
         {outputs.WIDGET: {}, "text/plain": "VBox(children=(IntSlider("}, "x = 1\nml.widgets.patch_explorer(x)"
     )
     assert what == "explorer" and "Open the notebook</a> to move the slider" in made and "head" in made
+
+
+def test_an_attention_view_keeps_what_it_was_called_with():
+    import torch
+
+    import mechlab as ml
+    from mechlab.course.execute import called_with
+
+    view = ml.attention_view(torch.ones(1, 2, 2), ["</script>", "b"], ["1.0"])
+    for with_script in (True, False):
+        stored = called_with(view.to_html(with_script))
+        assert json.loads(stored) == view.props and "\n" not in stored
+    ((_, made),) = shown_as({"image/png": PIXEL, outputs.ATTENTION: stored, "text/plain": view.text})
+    assert json.loads(BeautifulSoup(made, "html.parser").script.string) == view.props
 
 
 def test_tables_get_one_row_of_heads_a_caption_and_no_styles():
@@ -285,13 +299,13 @@ def first_with(files: dict, what: str) -> str:
 @browser
 def test_axe_finds_nothing_serious_in_light_or_dark(page, address, files):
     axe = (Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js").read_text(encoding="utf-8")
-    audit = """async options => (await axe.run(document, {resultTypes: ["violations"], ...options})).violations
+    audit = """async ({part, ...options}) => (await axe.run(part || document, {resultTypes: ["violations"], ...options})).violations
       .filter(v => ["serious", "critical"].includes(v.impact))
       .map(v => v.id + ": " + v.nodes.slice(0, 3).map(n => n.html.slice(0, 200)).join(" | "))"""
     # Contrast is what takes long, and depends on nothing but tags and classes: one text of a kind on each page will do.
     thin = """() => { const seen = new Set();
-      const kind = each => each.matches("body") ? "" : kind(each.parentElement) + ">" + each.tagName + "." + each.className;
-      for (const each of document.querySelectorAll("main *")) {
+      const kind = each => each.matches("body") ? "" : kind(each.parentElement) + `>${each.tagName}.${each.className}.${each.getAttribute("style")}`;
+      for (const each of document.querySelectorAll("main :not(script)")) {
         const texts = [...each.childNodes].filter(node => node.nodeType == 3 && node.data.trim());
         if (texts.length && seen.has(kind(each))) texts.forEach(text => text.remove()); else seen.add(kind(each)); }
       document.querySelectorAll("main :empty:not(summary)").forEach(each => each.remove()); }"""
@@ -309,6 +323,14 @@ def test_axe_finds_nothing_serious_in_light_or_dark(page, address, files):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             found += [f"{name}, {scheme}: {each}" for each in page.evaluate(audit, contrast)]
+    views = [name for name in files if b'<div class="paper attention"' in files[name]]
+    for name in views:  # with a view drawn by CircuitsVis, too
+        page.goto(f"{address}/{name}")
+        page.locator(".attention").first.scroll_into_view_if_needed()
+        page.wait_for_selector(".attention.drawn canvas, .attention.drawn svg")
+        page.evaluate(axe)
+        found += [f"{name}, drawn: {each}" for each in page.evaluate(audit, {"part": ".attention"})]
+    page.emulate_media(color_scheme="light")
     page.goto(f"{address}/index.html")
     page.keyboard.press("/")
     page.keyboard.type("induction")
@@ -332,12 +354,32 @@ def test_a_figure_is_drawn_and_answers_to_the_mouse(page, address, folder, files
     page.wait_for_function(
         "n => document.querySelectorAll('.plot')[n].classList.contains('drawn')", arg=number
     )
-    assert not paper.locator("img").is_visible()
+    assert paper.locator("img").bounding_box()["width"] <= 1  # there for who cannot see
     box = paper.locator(".nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
     paper.locator(".hoverlayer text").first.wait_for()
     assert re.search(r": -?\d", paper.locator(".hoverlayer").text_content())
+
+
+@browser
+def test_an_attention_view_is_drawn_and_its_heads_can_be_chosen(page, folder, files):
+    name = first_with(files, '<div class="paper attention"')
+    page.goto(f"{folder.as_uri()}/{name}")
+    view = page.locator(".attention").first
+    view.scroll_into_view_if_needed()
+    page.wait_for_selector(".attention.drawn canvas")
+    heads = json.loads(BeautifulSoup(files[name], "html.parser").select_one(".attention > script").text)[
+        "attentionHeadNames"
+    ]
+    live = view.locator(".live")
+    assert all(head in live.inner_text() for head in heads)
+    assert f"{heads[0]} Zoomed" in live.inner_text()
+    live.get_by_text(heads[-1], exact=True).first.hover()
+    page.wait_for_function(
+        "text => document.querySelector('.attention .live').innerText.includes(text)",
+        arg=f"{heads[-1]} Zoomed",
+    )
 
 
 @browser
@@ -384,7 +426,10 @@ def test_a_solution_unfolds_by_the_keyboard_and_paper_unfolds_all(page, address,
     page.locator(".plot").first.scroll_into_view_if_needed()
     page.wait_for_selector(".drawn")
     page.emulate_media(media="print")  # the stored pictures in place of the live ones, and no navigation
-    assert page.locator(".drawn img").first.is_visible() and not page.locator(".live").first.is_visible()
+    assert (
+        page.locator(".drawn img").first.bounding_box()["width"] > 300
+        and not page.locator(".live").first.is_visible()
+    )
     assert not page.locator(".top").is_visible() and not page.locator(".turn").is_visible()
 
 

@@ -1,7 +1,8 @@
 """Execute a solution notebook and keep its outputs small.
 
 Each figure also gets a PNG, because GitHub and paper show nothing else; the 1.3 MB script of the attention
-views is not stored, since a saved notebook would not run it anyway.
+views is not stored, since a saved notebook would not run it anyway; what it was called with is (a few KB), for the
+web site.
 """
 
 import base64
@@ -23,6 +24,7 @@ FLAGS = [
     "--disable-sync",
 ]
 PLOTLY = "application/vnd.plotly.v1+json"
+ATTENTION = "application/vnd.mechlab.attention+json"
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
 
 
@@ -64,7 +66,8 @@ def _shrink(output: dict, page) -> None:
     if PLOTLY in data:
         data["image/png"] = png_of_plotly(page, data[PLOTLY])
     elif "CircuitsVis.render" in "".join(data.get("text/html", "")):
-        data["image/png"] = png_of_html(page, "".join(data.pop("text/html")))
+        view = "".join(data.pop("text/html"))
+        data["image/png"], data[ATTENTION] = png_of_html(page, view), called_with(view)
 
 
 def _merged_streams(outputs: list[dict]) -> list[dict]:
@@ -123,6 +126,13 @@ def png_of_html(page, content: str) -> str:
     page.set_content(f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>{bare}")
     page.wait_for_timeout(1500)
     return base64.b64encode(page.locator("[id^=attention-]").screenshot()).decode()
+
+
+def called_with(view: str) -> str:
+    """What an attention view asks CircuitsVis to draw, as JSON on one line: a number a line would be thousands."""
+    call = "CircuitsVis.AttentionHeads, "
+    content, _ = json.JSONDecoder().raw_decode(view, view.rindex(call) + len(call))
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mechlab.site.notebook import Page, add_sections, notebook_page
-from mechlab.site.prose import Anchors, Links, prose
+from mechlab.site.prose import Anchors, Links, link_words, prose
 from mechlab.site.search import index
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +57,7 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
     home, parts = _home(root, lessons, links)
     pages = [home, *lessons, *texts]
     files = {f"assets/{name}": (HERE / name).read_bytes() for name in ASSETS}
-    plotly = Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
-    files["assets/plotly.min.js"] = plotly.read_bytes()
+    files |= _drawers()
     files["assets/search-index.js"] = index(pages).encode()
     files |= {name: (root / path).read_bytes() for path, name in links.files.items()}
     template = Environment(
@@ -80,6 +79,14 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
             page=page, parts=parts, texts=texts, first=lessons[:1], **around
         ).encode()
     return files
+
+
+def _drawers() -> dict[str, bytes]:
+    """The scripts that draw figures and attention views, from the installed packages; a page loads them when it needs them."""
+    plotly = Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
+    views = Path(find_spec("circuitsvis").origin).parent / "dist" / "cdn" / "iife.js"
+    views = views.read_bytes() + b";window.CircuitsVis=CircuitsVis;\n"
+    return {"assets/plotly.min.js": plotly.read_bytes(), "assets/circuitsvis.js": views}
 
 
 def _links(root: Path, executed: list[Path], documents: list[Path]) -> Links:
@@ -115,6 +122,8 @@ def _document(path: Path, links: Links) -> Page:
     page.title = heading.get_text()
     heading.extract()
     page.sections.append(("main", page.title, "", ""))
+    if not page.lookup:
+        link_words(tree, links, "99", set())
     add_sections(tree, page)
     for row in tree.select("tbody tr") if page.lookup else ():
         _entry(row, page, links, anchors)

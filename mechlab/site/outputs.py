@@ -17,6 +17,7 @@ from mechlab.site.prose import Anchors, Links, in_frame, prose
 
 PACKAGE = Path(__file__).parents[1]
 PLOTLY = "application/vnd.plotly.v1+json"
+ATTENTION = "application/vnd.mechlab.attention+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SAID = re.compile(r'<div role="status" style="border-left:6px solid (#\w+)[^"]*">(.*)</div>\s*$', re.DOTALL)
 VERDICTS = {"#009E73": "right", "#D55E00": "not-yet", "#777777": "open", "#0072B2": "note"}
@@ -86,21 +87,26 @@ def _figure(data: dict, twin: str, shown: Shown) -> str:
     width, height = struct.unpack(">II", picture[16:24])
     file = f"figures/{shown.stem[:2]}-{number}.png"
     shown.files[file] = picture
-    figure, title = data.get(PLOTLY), "attention patterns"
-    script = ""
+    figure, title, how, script = data.get(PLOTLY), "attention patterns", "still", ""
     if figure:
         title = re.sub(r"<[^>]+>", " ", figure["layout"].get("title", {}).get("text", "")) or "figure"
-        content = json.dumps({"data": figure["data"], "layout": figure["layout"]}, ensure_ascii=False)
-        content = content.replace("</", "<\\/").replace("<!--", "<\\u0021--")
-        script = f'<script type="application/json">{content}</script>'
+        how, script = "plot", _inline({"data": figure["data"], "layout": figure["layout"]})
+    elif ATTENTION in data:
+        how, script = "attention", _inline(json.loads(text_of(data[ATTENTION])))
     id = shown.anchors.new(f"figure-{number}")
     escaped = html.escape(twin, quote=True)
     return (
-        f'<figure id="{id}"><div class="paper{" plot" if figure else ""}" tabindex="0" role="group" '
+        f'<figure id="{id}"><div class="paper {how}" tabindex="0" role="group" '
         f'aria-label="Figure {number}: {html.escape(title, quote=True)}">'
         f'<img src="{file}" width="{width}" height="{height}" alt="{escaped}" decoding="async">{script}</div>'
         f"<figcaption><b>Figure {number}, in words.</b> {html.escape(twin)}</figcaption></figure>"
     )
+
+
+def _inline(content: dict) -> str:
+    """Data for the script of the page; nothing in it can end the element that holds it."""
+    text = json.dumps(content, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\u0021--")
+    return f'<script type="application/json">{text}</script>'
 
 
 def _drawing(svg: str, twin: str) -> str:
@@ -137,10 +143,11 @@ def _tables(content: str, source: str) -> str:
 
 def _explorer(plain: str, source: str, shown: Shown) -> str:
     """A stand-in for an explorer, which needs the model behind it."""
-    what = _says(called(source)) or "An explorer with controls stands here."
+    what = html.escape(_says(called(source)) or "An explorer with controls stands here.")
+    what = re.sub(r"`([^`]+)`", r"<code>\1</code>", what)
     use = "move the slider" if "Slider" in plain else "use it"
     return (
-        f'<div class="explorer"><p><strong>Explorer.</strong> {html.escape(what)}</p><p>It recomputes on the live model. '
+        f'<div class="explorer"><p><strong>Explorer.</strong> {what}</p><p>It recomputes on the live model. '
         f'<a href="notebooks/{shown.stem}.ipynb" download>Open the notebook</a> to {use}.</p></div>'
     )
 

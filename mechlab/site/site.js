@@ -16,19 +16,25 @@ function load(name) {
   return scripts[name];
 }
 
-/** Draw the figure of a paper over its stored picture, which stays for print and for when this fails. */
+/** Draw the figure of a paper in place of its stored picture, which stays for print and for who cannot see. */
 async function draw(paper) {
-  const { data, layout } = JSON.parse(paper.querySelector("script").textContent);
-  await load("plotly.min.js");
+  const content = JSON.parse(paper.querySelector("script").textContent);
+  const plotted = paper.classList.contains("plot");
+  await load(plotted ? "plotly.min.js" : "circuitsvis.js");
   const live = document.createElement("div");
   live.className = "live";
-  live.setAttribute("role", "img");
-  live.setAttribute("aria-label", `${paper.getAttribute("aria-label")}. The words below say what it shows.`);
-  layout.width = Math.min(layout.width, Math.max(paper.clientWidth, 520)); // narrower than that it scrolls
-  layout.dragmode = false; // a finger scrolls the page
+  live.id = `${paper.parentElement.id}-live`;
+  live.setAttribute("aria-hidden", "true"); // the picture's words say it, and so does the caption
   paper.append(live);
   try {
-    await Plotly.newPlot(live, data, layout, { displayModeBar: false });
+    if (plotted) {
+      const { data, layout } = content;
+      layout.width = Math.min(layout.width, Math.max(paper.clientWidth - 20, 520)); // narrower than that it scrolls
+      layout.dragmode = false; // a finger scrolls the page
+      await Plotly.newPlot(live, data, layout, { displayModeBar: false });
+    } else {
+      CircuitsVis.render(live.id, CircuitsVis.AttentionHeads, content);
+    }
     paper.classList.add("drawn");
   } catch (error) {
     live.remove();
@@ -46,7 +52,7 @@ const near = new IntersectionObserver(
   },
   { rootMargin: "400px" },
 );
-all(".plot").forEach((paper) => near.observe(paper));
+all(".plot, .attention").forEach((paper) => near.observe(paper));
 
 // Only what scrolls needs a stop of the tab key.
 const frames = all("pre, .scroll, .paper");
