@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mechlab.grading import commands as teaching
+from mechlab.site.commands import site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console(soft_wrap=True, highlight=False)
@@ -196,31 +197,7 @@ def build(
 
 app.command()(teaching.release)
 app.command()(teaching.grade)
-
-
-@app.command()
-def site(
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("site"),
-    check: Annotated[bool, typer.Option(help="Also check links, ids, alternative texts and sizes.")] = False,
-) -> None:
-    """Make a static web site of the executed course. No model is run."""
-    from mechlab.site.build import site, write
-    from mechlab.site.check import problems, size_of
-
-    files = site()
-    write(files, out)
-    pages = [name for name in files if name.endswith(".html")]
-    largest = max(pages, key=lambda name: size_of(files, name))
-    say(
-        f"{len(pages)} pages in {out}, {sum(map(len, files.values())) / 1e6:.1f} MB in all; "
-        f"the largest, {largest}, {size_of(files, largest) / 1e6:.2f} MB with its pictures."
-    )
-    found = problems(files) if check else []
-    for problem in found:
-        say(problem)
-    if check:
-        say(f"{len(found)} problems.")
-    raise SystemExit(min(len(found), 1))
+app.command()(site)
 
 
 def _notebooks() -> Path:

@@ -144,6 +144,18 @@ def test_the_check_notices_what_is_wrong(files):
     assert max(size_of(files, name) for name in files if name.endswith(".html")) < 3_000_000
 
 
+def test_the_command_says_how_large_the_site_is_and_fails_where_something_is_broken(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from mechlab.cli import app
+
+    done = CliRunner().invoke(app, ["site", "--out", str(tmp_path), "--check"])
+    assert done.exit_code == 0 and f"{len(list(tmp_path.glob('*.html')))} pages" in done.stdout
+    monkeypatch.setattr("mechlab.site.check.problems", lambda files: ["x.html: something."])
+    done = CliRunner().invoke(app, ["site", "--out", str(tmp_path), "--check"])
+    assert done.exit_code == 1 and "x.html: something." in done.stdout
+
+
 def test_what_is_no_longer_wanted_goes(files, tmp_path):
     build.write(files, tmp_path)
     (tmp_path / "99_old.html").write_text("old")

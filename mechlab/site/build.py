@@ -136,11 +136,12 @@ def _entry(row: Tag, page: Page, links: Links, anchors: Anchors) -> None:
     first, *others = row.find_all("td")
     row["id"] = anchors.new(f"word {first.get_text()}")
     first.name, first["scope"] = "th", "row"
-    page.sections.append((row["id"], first.get_text(), " ".join(cell.get_text() for cell in others), ""))
-    number = others[-1].get_text().strip()
-    lesson = links.notebook(number) if re.fullmatch(r"\d\d", number) else None
+    told = [cell.get_text().strip() for cell in others]
+    lesson = links.notebook(told[-1]) if re.fullmatch(r"\d\d", told[-1]) else None
     if lesson:
+        told[-1] = f"(notebook {told[-1]})"
         others[-1].string.wrap(BeautifulSoup("", "html.parser").new_tag("a", href=lesson))
+    page.sections.append((row["id"], first.get_text(), " ".join(told), ""))
 
 
 def _named(part: str) -> str:
