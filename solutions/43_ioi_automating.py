@@ -18,7 +18,7 @@
 # %% [markdown]
 # ## The picture
 #
-# To patch each of 270 heads takes 270 runs. **Attribution patching** (Nanda 2023) guesses all of them from one run forward and one back:
+# To patch each of 270 heads takes 270 runs. **Attribution patching** (Nanda 2023) guesses all of them from a run on each prompt and one gradient:
 #
 # effect of a patch ≈ (activation on source − activation on base) · gradient of the metric on base
 #
@@ -70,7 +70,8 @@ for head, how, true, said in (
 #
 # ## Predict
 #
-# Notebook 42's circuit has 26 heads. Take the 26 heads with the largest guesses on sixteen prompts (base: the IOI prompt, source: ABC). How many of them are among our 26?
+# Notebook 42's circuit has 26 heads. Take the 26 heads with the largest guesses on sixteen prompts. (This time base is the IOI prompt and source ABC, as in notebook 41: what is lost, not
+# what is brought back.) How many of them are among our 26?
 # With 26 random heads it would be 2 or 3.
 
 # %% kind="predict"
@@ -191,8 +192,9 @@ ml.show_source(ml.attribution_patching)
 #
 # ## Where the line bends
 #
-# On a flipped prompt head 23.0 gives S 0.59 of its attention and IO 0.20; after S2, 0.27 and 0.27. The further a softmax leans to one side the flatter it gets, until it is **saturated**: a
-# small step moves nothing, though the whole step would turn the attention round. And where does the guess lose head 20.0? Its guess is a sum over those who read it (more on such edges below):
+# A softmax that leans far to one side is flat, or **saturated**: a small step moves nothing, though the whole step would turn the attention round. On a flipped prompt head 23.0 gives S1 0.59
+# of its attention and IO 0.20; on an S2 prompt, 0.27 and 0.27. At 0.59 it is far from flat. So where does the guess lose head 20.0? Its guess is a sum over those who read it (more on such edges
+# below):
 
 # %%
 bent = ml.edge_attribution(model, spoiled["flip"], clean, few.metric)
@@ -216,7 +218,8 @@ for how, place, says in (("flip", "S1", 0.59), ("flip", "IO", 0.20), ("s2", "S1"
     claim(model, f"23.0 at {place}, {how}", seen, says=says, within=0.02)
 
 # %% [markdown]
-# The queries are guessed too low, 0.34 of 0.43. Worse is an MLP right behind: it gets −0.29, a slope that holds for a small step and not for this one. Together nearly nothing is left. Attention is not the only curve.
+# The direct edges into the queries get 0.34; the path, which also runs through MLPs, has 0.43. But the edge into the MLP right behind gets −0.29, and takes nearly all of it away. So attention
+# alone is not to blame.
 #
 # Remedy: do not trust one point. **Integrated gradients** (notebook 11; for circuits: Hanna et al. 2024) moves the embeddings from base to source in steps and takes the mean gradient.
 #
@@ -437,8 +440,8 @@ def into_keys(change, slopes, W_K):
 
 
 # %% [markdown]
-# The library scores all 70,000 edges between embedding, heads, MLPs and logits, with the slope of each norm. Base is the IOI prompt, source ABC, sixteen prompts. Beside the
-# edges that path patching found (docs/ioi_report.md):
+# The library scores about 70,600 edges between embedding, heads, MLPs and logits; the gradient is taken back through the norm before each reader. Base is the IOI prompt, source ABC, sixteen
+# prompts. Beside the edges that path patching found (docs/ioi_report.md). 17.kv1 is key and value head 1 of layer 17. A path includes the MLPs on its way; an edge does not.
 
 # %%
 import pandas as pd
@@ -648,7 +651,7 @@ for head, left_with, says in zip(movers, swapped, (0.99, 0.83, 1.0, 0.94), stric
 
 # %% [markdown]
 # Without 23.3 the model still has 2.16, the eight have 0.45: the model has more ways than they show. **A small circuit can be faithful and incomplete.** And with 23.2 in place of
-# 23.0 just as much is left (1.00), with 23.7 0.94, with 23.1 0.83. Which name mover stays is decided by the order of the search. That a head was dropped
+# 23.0 just as much is left (1.00), with 23.7 0.94, with 23.1 0.83. Which name mover stays can depend on the order of the search. That a head was dropped
 # does not say that the model does without it.
 #
 # ## How good is a ranking?
@@ -775,7 +778,8 @@ reveal("43.p", hits["gradient, all new"])
 # With all names new, the gradient ranks a head of ours above another one in 96 % of the pairs, and 16 of its 26 largest are ours. The largest edge of a head does a little better (0.97). Direct contributions
 # (0.70) see only who speaks last.
 #
-# Two warnings. S2 had nearly exact guesses, and finds our circuit less well than ABC (0.93; less well in each of five draws). Its two runs are equal before S2, so it cannot see the previous-token heads, which
+# Two warnings. S2 had nearly exact guesses, and finds our circuit less well than ABC (0.93; less well in each of five draws). (Base and source are exchanged as well: its gradient is taken on the spoiled prompt. The figure cannot tell which of the two makes the
+# difference.) Its two runs are equal before S2, so it cannot see the previous-token heads, which
 # act there: 16.0 gets 0.00. (With all names new it is seen, but with the wrong sign, −0.06: notebook 42 needs it.) It answers another question exactly. And the "truth" here is *our* circuit, found with ABC prompts. Where a score and
 # our list disagree, the list may be wrong. AUC compares two lists; it proves neither.
 #
@@ -913,7 +917,7 @@ for name, says in zip(agree, (0.53, 0.71, 0.41, 0.41, 0.48, 0.49, 0.05), strict=
     claim(model, name, agree[name], says=says, within=0.05)
 
 # %% [markdown]
-# Chance is 0.05, so every list has found something. And every list is another one. Halves of the same prompts agree to 0.53: of 26 heads 18 are shared, 8 are not. Single templates agree to 0.41,
+# Chance is 0.05, so the agreement is not chance. And every list is another one. Halves of the same prompts agree to 0.53: of 26 heads 18 are shared, 8 are not. Single templates, four prompts each, agree to 0.41,
 # the two orders to 0.41, three counterfactuals to 0.48, and with ours the gradient agrees to 0.49. The largest eight agree better (0.71): the tail is what
 # changes. So report a circuit with its prompts, its counterfactual, and the agreement between draws.
 #
@@ -948,13 +952,13 @@ yours = {
 ml.reference.table("43", yours)
 
 # %% [markdown]
-# Other models, other circuits, other parts: orders of magnitude, not a race.
+# HISP and EAP score heads and edges by one gradient, EAP-IG by the mean of several. Models, circuits and parts differ, so compare only the order of magnitude.
 #
 # ## The scoreboard
 #
 # The course so far, on its two running prompts: what does each method name, and in how many seconds here? Ablation and pruning try the heads with the
 # largest guesses; patching, layers 20 to 29; neurons, the last three layers. Counterfactuals: "… Peter gave a drink to" and
-# "The capital of Germany is".
+# "The capital of Germany is". The next four cells only prepare and fill the table; read the table first.
 
 # %%
 from types import SimpleNamespace
@@ -1045,21 +1049,21 @@ methods = {
 
 # %%
 about = {  # what it asks; runs it needs; what would unmask it
-    "occlusion (11)": ("which token?", "1 a token", "another replacement than a comma"),
+    "occlusion (11)": ("which token?", "one for each token", "another replacement than a comma"),
     "rollout (11)": ("where could it come from?", "1", "another answer: it says the same"),
     "direct contribution (12)": ("who writes the answer?", "1", "take the head away: self-repair"),
     "neurons (13)": ("which neurons write it?", "1", "neurons as loud, taken away"),
     "logit lens (21)": ("when can it be read?", "1", "a tuned lens says earlier"),
     "attention (23)": ("who looks at the subject?", "1", "patch it: looking is not using"),
-    "zero ablation (24)": ("what breaks?", "1 a head", "the mean in its place"),
-    "mean ablation (24)": ("what varies and is needed?", "1 a head", "another reference"),
+    "zero ablation (24)": ("what breaks?", "one for each head", "the mean in its place"),
+    "mean ablation (24)": ("what varies and is needed?", "one for each head", "another reference"),
     "dictionary (26)": ("what is active here?", "1", "take the feature away"),
-    "patching (31)": ("what carries the difference?", "1 a head", "another counterfactual"),
-    "causal tracing (31)": ("where does noise hurt?", "1 a state and draw", "window of one layer"),
-    "path patching (41)": ("who tells whom?", "1 a head", "another counterfactual"),
+    "patching (31)": ("what carries the difference?", "one for each head", "another counterfactual"),
+    "causal tracing (31)": ("where does noise hurt?", "one for each noised state", "window of one layer"),
+    "path patching (41)": ("who tells whom?", "one for each head", "another counterfactual"),
     "attribution patching (43)": ("patching, guessed", "2 and a gradient", "exact patching of the first few"),
     "edge attribution (43)": ("paths, guessed", "2 and a gradient", "exact paths; random edges"),
-    "pruning (43)": ("what is enough?", "1 a head", "other prompts; completeness"),
+    "pruning (43)": ("what is enough?", "one for each head", "other prompts; completeness"),
 }
 from time import perf_counter
 

@@ -1,7 +1,7 @@
 """Attribution patching: what every patch would do, guessed from one gradient.
 
 A patch changes an activation from its value on `base` to that on `source`. To first order the metric then changes by
-(source − base) · gradient. One run forward and one back score all heads, or all edges, at once. Where a softmax is
+(source − base) · gradient. A run on each prompt and one gradient score all heads, or all edges, at once. Where a softmax is
 saturated or the change is large the guess is wrong; averaging gradients on the way from base to source helps.
 
 Nanda 2023 (attribution patching), Syed et al. 2023 (edges), Hanna et al. 2024 (averaged gradients, "EAP-IG": the
