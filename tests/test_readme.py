@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -111,3 +112,26 @@ def test_the_citation_agrees_with_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (cited["repository-code"], cited["version"]) == (address(), project["version"])
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_exercise_that_the_contributors_guide_adds_works(tmp_path, monkeypatch):
+    """The cells and the check of the guide, word by word: solution and stub, and each mistake with its message."""
+    from mechlab.course import exercises, sources
+
+    guide = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    cells, check = re.findall(r"^   (`{3,})python\n(.*?)^   \1$", guide, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "12_example.py"
+    path.write_text(f"# %% [markdown]\n# # 12\n\n{textwrap.dedent(cells[1])}", encoding="utf-8")
+    monkeypatch.setattr(exercises, "_CHECKERS", {})
+    session = {name: getattr(exercises, name) for name in ("checker", "exercise", "Attempt", "NotYet")}
+    exec("import torch\nfrom jaxtyping import Float, Int\nfrom torch import Tensor", session)
+    exec(textwrap.dedent(check[1]), session)
+    ((id, cell, _, wrong),) = sources.exercises(sources.read(path))
+    for code, status, says in [
+        (cell.solved(), exercises.CORRECT, "right heads"),
+        (cell.stub(), exercises.NOT_ATTEMPTED, "NotImplementedError"),
+        *((each.source, exercises.NOT_YET, each.meta["expects"]) for each in wrong),
+    ]:
+        exec(code, session)
+        outcome = exercises.run_checker(id, session["strongest"], (), {})
+        assert outcome.status == status and says in outcome.message, outcome
