@@ -68,3 +68,14 @@ def folder(request, tmp_path):
     model.save_pretrained(path)
     ml.models._tiny_tokenizer().save_pretrained(path)
     return path, model
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """For the browser (`--dist loadgroup`): tests without parameters file by file, in their order; others one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.endswith("]") else nodeid.split("::")[0]
+
+    return FileByFile(config, log) if config.getoption("dist") == "loadgroup" else None

@@ -3,7 +3,8 @@
 `mechlab lab` is started on a fresh working copy; notebook 00 is opened and run from the menu; a plotly figure,
 an attention view and a widget must be drawn; a slider is moved; an exercise is answered wrongly, then rightly.
 Of the other notebooks the first picture and the explorers are looked at; all their cells are run elsewhere, with nbval.
-Screenshots land in test-artifacts/. Two workers may share the tests (`-n 2 --dist loadgroup`), each with a JupyterLab.
+Screenshots land in test-artifacts/. Two workers may share the tests (`-n 2 --dist loadgroup`, see conftest), each with a JupyterLab; those about the
+first notebook belong together, in their order.
 """
 
 import json
@@ -27,12 +28,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.model]
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "test-artifacts"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-PORT = 8931 + int(WORKER[2:] or 0)
+PORT = int(os.environ.get("MECHLAB_TEST_PORT", 8931)) + int(WORKER[2:] or 0)
 LOG = SHOTS / f"lab{WORKER}.log"
 HERE = f"http://localhost:{PORT}"
 WRONG = "return logits[-1, rival] - logits[-1, answer]"
 RIGHT = "return logits[-1, answer] - logits[-1, rival]"
-first_notebook = pytest.mark.xdist_group("first")  # these belong together, in this order
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,6 @@ def run_cell(page, text: str):
     return found
 
 
-@first_notebook
 def test_lab_opens_on_notebook_00_without_a_popup(page, lab):
     _, seconds = lab
     assert seconds < 30
@@ -149,7 +148,6 @@ def test_lab_opens_on_notebook_00_without_a_popup(page, lab):
     page.screenshot(path=SHOTS / "1-opened.png")
 
 
-@first_notebook
 def test_run_all_draws_figures_attention_and_widgets(page):
     menu(page, "Run", "Run All Cells")
     wait_until_idle(page)
@@ -168,7 +166,6 @@ def test_run_all_draws_figures_attention_and_widgets(page):
     assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
 
 
-@first_notebook
 def test_a_slider_recomputes_on_the_model(page):
     explorer = cell(page, "patch_explorer")
     explorer.scroll_into_view_if_needed()
@@ -184,7 +181,6 @@ def test_a_slider_recomputes_on_the_model(page):
     page.screenshot(path=SHOTS / "4-slider.png")
 
 
-@first_notebook
 def test_a_skipped_wrong_and_right_answer(page, lab):
     check = cell(page, "check(logit_difference)")
     check.scroll_into_view_if_needed()
@@ -204,7 +200,6 @@ def test_a_skipped_wrong_and_right_answer(page, lab):
     assert '"00.1", "status": "correct"' in (lab[0] / "home" / "progress.jsonl").read_text()
 
 
-@first_notebook
 def test_a_hint_unfolds(page):
     hint = page.locator("details", has_text="Hint 2: the method").first
     hint.locator("summary").click()
@@ -364,7 +359,6 @@ def test_the_other_notebooks_draw_their_first_picture(page, name):
     drew(page, notebook, name, figures=1)
 
 
-@first_notebook
 def test_the_working_copy_is_never_overwritten(lab):
     mine = lab[0] / "work" / "notebooks" / "00_start_here.ipynb"
     shutil.copyfile(ROOT / "solutions" / "00_start_here.ipynb", mine)
