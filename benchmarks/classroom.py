@@ -24,6 +24,8 @@ import time
 import uuid
 from pathlib import Path
 
+from benchmarks.memory import memory
+
 ROOT = Path(__file__).parents[1]
 HUB = "jupyterhub==6.1.1"
 PROXY = "configurable-http-proxy@5.3.0"
@@ -73,14 +75,14 @@ class Hub:
 
     def __enter__(self):
         from mechlab import checkpoints
+        from mechlab.cli import KERNELS
 
         proxy = self.folder / "node_modules" / ".bin" / "configurable-http-proxy"
         subprocess.run(["npm", "install", "--silent", "--prefix", str(self.folder), PROXY], check=True)
-        # One thread a kernel, and freed memory given back, as `mechlab lab` does. The model's folder is shared, and may be read-only.
+        # One thread a kernel; the model's folder is shared, and may be read-only.
         environment = {
+            **KERNELS,
             "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "MALLOC_TRIM_THRESHOLD_": "131072",
             "PYTHONPATH": str(ROOT),
             "MECHLAB_CACHE": str(checkpoints.cache_dir()),
         }
@@ -211,14 +213,6 @@ class Learner:
                 self.failures.append(f"cell {number}: {what['ename']}: {what['evalue']}"[:300])
             if kind == "execute_reply":
                 return
-
-
-def memory(pid: int) -> dict[str, float]:
-    """Resident, proportional and private memory of a process, GB (Linux)."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    kb = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    private = kb["Private_Clean"] + kb["Private_Dirty"]
-    return {"resident": kb["Rss"] / 1e6, "proportional": kb["Pss"] / 1e6, "private": private / 1e6}
 
 
 def descendants(pid: int) -> list[int]:

@@ -18,6 +18,7 @@ import json, resource, sys, time
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 import mechlab as ml
+from benchmarks.memory import memory
 from mechlab import checkpoints, models
 from transformers import AutoModelForCausalLM, AutoTokenizer  # part of the imports, not of the loading
 recipe, hold = sys.argv[1], sys.argv[2]
@@ -37,16 +38,10 @@ if hold != "-":
     open(hold + "." + str(__import__("os").getpid()), "w").close()
     while not __import__("os").path.exists(hold):
         time.sleep(0.05)
-fields = {"Rss": 0, "Shared_Clean": 0, "Shared_Dirty": 0, "Private_Clean": 0, "Private_Dirty": 0}
 try:
-    for line in open("/proc/self/smaps_rollup"):
-        key = line.split(":")[0]
-        if key in fields:
-            fields[key] = int(line.split()[1]) / 1e3
-except OSError:
-    pass
-out |= {"resident": fields["Rss"], "shared": fields["Shared_Clean"] + fields["Shared_Dirty"]}
-out["private"] = fields["Private_Clean"] + fields["Private_Dirty"]
+    out |= {key: 1e3 * gb for key, gb in memory().items()}
+except OSError:  # no Linux
+    out |= {"resident": 0, "shared": 0, "private": 0}
 if hold != "-":  # let the others read their numbers while this one is still here
     open(hold + ".done." + str(__import__("os").getpid()), "w").close()
     while len(__import__("glob").glob(hold + ".done.*")) < int(sys.argv[3]):
@@ -57,7 +52,9 @@ print(json.dumps(out))
 
 def start(recipe: str, hold: str = "-", count: int = 1) -> subprocess.Popen:
     command = [sys.executable, "-c", MEASURE, recipe, hold, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def result(process: subprocess.Popen) -> dict:

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from mechlab.console import say
 from mechlab.grading import commands as teaching
 from mechlab.site.commands import site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-console = Console(soft_wrap=True, highlight=False)
-
-
-def say(text: str) -> None:
-    console.print(escape(text))
+KERNELS = {  # what `mechlab lab` sets for its kernels, unless it is set already
+    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
+    # as fast (benchmarks/threads.py).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory (benchmarks/classroom.py).
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -59,11 +60,7 @@ def lab(
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     command += context.args
-    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
-    # as fast (benchmarks/threads.py).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory (benchmarks/classroom.py).
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
+    os.environ.update(KERNELS | os.environ)
     if os.name == "posix":
         os.execv(sys.executable, command)  # become JupyterLab, so that Ctrl-C and kill reach it
     raise SystemExit(subprocess.run(command).returncode)

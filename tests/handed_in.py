@@ -12,7 +12,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from mechlab.grading.grades import ROOT, Rules, grade
+from mechlab.grading.grader import ROOT, grade
+from mechlab.grading.grades import Rules
 from mechlab.grading.report import summary_lines
 
 HIDDEN = ROOT / "tests" / "hidden_example"

@@ -22,7 +22,7 @@ import pytest
 
 from mechlab.course import execute
 from mechlab.course.execute import FLAGS
-from tests.needs import needed
+from tests.cells import needed
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,6 @@
 """Generated from the sources: each solution passes its check, each stub counts as not attempted, and each wrong
 variant is rejected with the message it must earn. An exercise may use only what the setup cell defines."""
 
-import ast
 import re
 from functools import cache
 
@@ -12,6 +11,7 @@ from mechlab.course import build, check, exercise
 from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
 from mechlab.course.questions import find_quiz
 from mechlab.course.sources import exercises, read
+from tests.cells import shown
 
 pytestmark = pytest.mark.model
 SOURCES = {path.stem: path for path in build.sources()}
@@ -40,10 +40,7 @@ def run_check(code: str, check: str):
     """Define the answer, run the check cell, and return what its last line evaluates to."""
     names = dict(setup_names())
     exec(compile(code, "<answer>", "exec"), names)
-    tree = ast.parse(check)
-    last = tree.body.pop()
-    exec(compile(tree, "<check>", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "<check>", "eval"), names)
+    return shown(check, names)
 
 
 @pytest.mark.parametrize(("stem", "code", "check", "status", "expects"), variants())

@@ -19,9 +19,10 @@ from mechlab.cli import app
 from mechlab.course import build
 from mechlab.course.exercises import all_ids
 from mechlab.course.sources import exercises, read
-from mechlab.grading import confine, grades, judge, report, submissions
+from mechlab.grading import confine, grader, grades, judge, report, submissions
 from mechlab.grading.answers import find
-from mechlab.grading.grades import GradingError, Rules, course_ids, grade
+from mechlab.grading.grader import GradingError, course_ids, grade
+from mechlab.grading.grades import Rules
 from mechlab.grading.release import ReleaseError, release
 from mechlab.grading.sandbox import Sandbox
 from mechlab.grading.submissions import Unreadable, cells, collect, owner
@@ -251,7 +252,7 @@ def test_a_second_run_asks_nobody_and_gives_the_same_bytes(graded, place, monkey
     def nobody(*_):
         raise AssertionError("everything is known already")
 
-    monkeypatch.setattr(grades, "Sandbox", nobody)
+    monkeypatch.setattr(grader, "Sandbox", nobody)
     said = []
     grade(place / "in", place / "out" / "grades.csv", hidden=HIDDEN, rules=RULES, say=said.append)
     assert tree(place / "out") == before and "0 of them new" in said[2]
@@ -259,7 +260,7 @@ def test_a_second_run_asks_nobody_and_gives_the_same_bytes(graded, place, monkey
 
 @linux
 def test_the_command_prints_the_class_by_exercise(graded, place, monkeypatch):
-    monkeypatch.setattr(grades, "Sandbox", None)  # all is known, and nobody is asked
+    monkeypatch.setattr(grader, "Sandbox", None)  # all is known, and nobody is asked
     command = [
         "grade",
         str(place / "in"),
@@ -294,7 +295,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(graded, place, monkeypatch)
             asked.append(job["id"])
             return last
 
-    monkeypatch.setattr(grades, "Sandbox", Known)
+    monkeypatch.setattr(grader, "Sandbox", Known)
     grade(place / "in", place / "out" / "grades.csv", hidden=HIDDEN, rules=RULES, say=lambda _: None)
     assert len(asked) == 1 and (place / "out" / "grades.csv").read_bytes() == before
 
@@ -368,16 +369,16 @@ def test_a_hidden_check_that_cannot_be_loaded_is_named():
 
 
 def test_hidden_checks_come_from_the_folder_and_from_the_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(grades, "ROOT", tmp_path)
+    monkeypatch.setattr(grader, "ROOT", tmp_path)
     (tmp_path / "solutions").mkdir()
     cell = (
         '# %% kind="hidden" id="12.1"\n@checker("12.1")\ndef further(attempt): ...\n\n# %%\nprint("shown")\n'
     )
     (tmp_path / "solutions" / "12_x.py").write_text(f"# %% [markdown]\n# # 12\n\n{cell}")
     (tmp_path / "nb12.py").write_text("of the folder")
-    first, second = grades.hidden_sources("12", tmp_path)
+    first, second = grader.hidden_sources("12", tmp_path)
     assert first == "of the folder" and "def further" in second and "shown" not in second
-    assert grades.hidden_sources("11", tmp_path) == []
+    assert grader.hidden_sources("11", tmp_path) == []
 
 
 # Finding and reading
@@ -511,8 +512,8 @@ def test_many_copies_of_an_exercise_are_not_all_run(tmp_path):
     learner = submissions.Learner(
         "x", answers=find([answer("12.1", f"return {n}") for n in range(40)], "a.ipynb")
     )
-    tried = grades._tried(learner, ["12.1"])
-    assert len(tried) == grades.COPIES and "return 39" in tried[-1].code
+    tried = grader._tried(learner, ["12.1"])
+    assert len(tried) == grader.COPIES and "return 39" in tried[-1].code
     assert "40 different answers" in learner.problems[0]
 
 

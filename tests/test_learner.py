@@ -5,7 +5,6 @@ get; the progress table must add up. That cells which are no answers cannot be h
 names they use (and seen when `tests` runs every notebook unsolved, and solved, from the first cell to the last).
 """
 
-import ast
 import re
 
 import pytest
@@ -13,17 +12,9 @@ import pytest
 from mechlab.course import build, progress, sources
 from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
 from mechlab.course.questions import find_quiz
-from tests.needs import names
+from tests.cells import names, shown
 
 SOURCES = {path.stem: path for path in build.sources()}
-
-
-def shown(code: str, session: dict):
-    """Run a cell; returns what its last line gives, as a notebook would show it."""
-    tree = ast.parse(code)
-    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "<cell>", "exec"), session)
-    return eval(compile(last, "<cell>", "eval"), session) if last else None
 
 
 def answers(stem: str, how: str):

@@ -4,15 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-console = Console(soft_wrap=True, highlight=False)
+from mechlab.console import say
+
 Numbers = Annotated[str, typer.Option("--only", help="Numbers of notebooks: 11,12. By default all that fit.")]
-
-
-def say(text: str) -> None:
-    console.print(escape(text))
 
 
 def grade(
@@ -38,13 +33,13 @@ def grade(
     ] = False,
 ) -> None:
     """Grade what learners handed in. Foreign code is run, held in as docs/teaching.md says."""
-    from mechlab.grading import grades, report, sandbox
+    from mechlab.grading import grader, grades, report, sandbox
 
     rules = grades.Rules(points, quiz_points, partial, seconds, int(memory * 1e9))
     numbers = _numbers(only)
     try:
-        graded = grades.grade(folder, out, only=numbers, hidden=hidden, rules=rules, fresh=fresh, say=say)
-    except (grades.GradingError, sandbox.SandboxError) as error:
+        graded = grader.grade(folder, out, only=numbers, hidden=hidden, rules=rules, fresh=fresh, say=say)
+    except (grader.GradingError, sandbox.SandboxError) as error:
         say(str(error))
         raise SystemExit(1) from None
     ids = list(graded[0][1])

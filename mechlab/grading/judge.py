@@ -222,8 +222,9 @@ def main() -> None:
     private = [Path(path) for path in setting["private"]]
     try:
         load(setting["ids"], setting["model"])
-        forks = "--once" not in sys.argv
-        tell(results, {"ready": True, "hidden": hidden_ids(setting["hidden"]) if forks else []})
+        if "--once" not in sys.argv:
+            hidden_ids(setting["hidden"])  # so that one that fails is told now
+        tell(results, {"ready": True})
     except Exception as error:
         tell(results, {"ready": False, "message": f"{type(error).__name__}: {error}"})
         return

@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from mechlab.grading.grades import ROOT
+from mechlab.grading.grader import ROOT
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
 NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")

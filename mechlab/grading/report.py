@@ -20,9 +20,9 @@ from mechlab.grading.grades import (
     UNTRIED,
     Grade,
     Graded,
-    Learner,
     Rules,
 )
+from mechlab.grading.submissions import Learner
 
 COLOURS = {
     CORRECT: "#00664b",

@@ -47,7 +47,6 @@ class Sandbox:
     ):
         self._setting = {"ids": ids, "model": model, "hidden": hidden, "private": [str(p) for p in private]}
         self._forks, self._process = forks, None
-        self.hidden_ids: list[str] = []
 
     def __enter__(self) -> "Sandbox":
         self._empty = tempfile.TemporaryDirectory(prefix="mechlab-grading-")
@@ -120,7 +119,6 @@ class Sandbox:
         if not ready["ready"]:
             self._stop()
             raise SandboxError(f"Nothing can be graded: {ready['message']}")
-        self.hidden_ids = ready["hidden"]
 
     def _send(self, what: dict) -> None:
         self._process.stdin.write(json.dumps(what).encode() + b"\n")

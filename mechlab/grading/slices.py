@@ -92,7 +92,7 @@ def piece_of(node: ast.stmt, text: str, cell: int) -> Piece | None:
     else:
         return None
     code = _text(node, text)
-    return Piece(cell, tuple(names), code, frozenset(_free(code)), left_out)
+    return Piece(cell, tuple(names), code, frozenset(free_names(code)), left_out)
 
 
 def _is_quick(node: ast.expr) -> bool:
@@ -124,8 +124,8 @@ def _text(node: ast.stmt, text: str) -> str:
     return "\n".join(lines[first - 1 : node.end_lineno]) if alone else ast.unparse(node)
 
 
-def _free(code: str) -> set[str]:
-    """The names this code takes from around it."""
+def free_names(code: str) -> set[str]:
+    """The names this code reads, from around it or from itself; none if it is not Python."""
     try:
         table = symtable.symtable(code, "answer", "exec")
     except (SyntaxError, ValueError, RecursionError):
