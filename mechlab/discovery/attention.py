@@ -85,7 +85,6 @@ def head_scores(model, base: Int[Tensor, "batch pos"], kind: str) -> Scores:
     return Scores.over_prompts(found, ("layer", "head"), f"{kind} score (share of attention)", signed=False)
 
 
-@torch.no_grad()
 def copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5, against: bool = False) -> Scores:
     """OV circuit: of how many tokens would each head raise the same token among its k likeliest, if it looked only there?
 
@@ -94,20 +93,24 @@ def copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5, against: 
     Each token's stream after the first layer goes through the head's W_V and W_O, the last norm and the unembedding
     (Wang et al. 2022, section 3). 1: the head copies what it sees. Chance is k / d_vocab. dims ("layer", "head").
     """
-    from transformer_lens.tools.analysis import logit_readout
+    return both_copying_scores(model, tokens, k=k)[against]
 
-    streams, found = _alone(model, tokens), torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+
+@torch.no_grad()
+def both_copying_scores(model, tokens: Int[Tensor, "token"], *, k: int = 5) -> tuple[Scores, Scores]:
+    """`copying_scores` for and against, out of one pass: the unembedding is what takes the time."""
+    streams, found = _alone(model, tokens), torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads)
+    rows = torch.arange(len(tokens))
     for layer in range(model.cfg.n_layers):
-        written = _written(model, layer, streams).transpose(0, 1)  # [head, token, d_model]
-        written = -written if against else written
-        best = logit_readout(model, written, top_k=k).top_ids
-        found[layer] = (best == tokens[None, :, None]).any(-1).float().mean(-1).cpu()
-    return Scores(
-        found,
-        ("layer", "head"),
-        f"copying score (share of tokens in the {'bottom' if against else 'top'} {k})",
-        signed=False,
-    )
+        written = model.ln_final(_written(model, layer, streams).transpose(0, 1))
+        for head, of_head in enumerate(written):
+            product = of_head @ model.W_U
+            for turned, logits in enumerate((model.b_U + product, model.b_U - product)):
+                above = (logits > logits[rows, tokens, None]).count_nonzero(-1)
+                found[turned, layer, head] = (above < k).float().mean()
+    name = "copying score (share of tokens in the {} {})"
+    ends = zip(found, ("top", "bottom"), strict=True)
+    return tuple(Scores(each, ("layer", "head"), name.format(end, k), signed=False) for each, end in ends)
 
 
 @torch.no_grad()

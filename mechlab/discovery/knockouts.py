@@ -143,14 +143,14 @@ class Knockouts:
 
         begin: a layer and the stream on entering it, which is then not computed again (see `streams`)
         """
-        touched = ~kept.all(4)
-        if mlps is not None and not mlps.all():
-            touched = touched | ~mlps[:, :, None, None].to(touched.device)
         if begin is not None:
             (start, stream), first = begin, 0
-        elif not touched.any():
-            return (self.run.ends(metric) if metric else self.intact).expand(len(kept), -1)
         else:
+            touched = ~kept.all(4)
+            if mlps is not None and not mlps.all():
+                touched = touched | ~mlps[:, :, None, None].to(touched.device)
+            if not touched.any():
+                return (self.run.ends(metric) if metric else self.intact).expand(len(kept), -1)
             start = int(touched.any(0).flatten(1).any(1).float().argmax())
             first = int(touched.flatten(0, 2).any(0).float().argmax())
             stream = self.run.resid_pre[start][:, first:]

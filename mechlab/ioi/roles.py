@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.discovery.attention import copying_scores
+from mechlab.discovery.attention import both_copying_scores
 from mechlab.discovery.circuits import Circuit, Edge, Head
 from mechlab.intervention.paths import path_patching
 from mechlab.ioi.prompts import IOIPrompts
@@ -126,10 +126,8 @@ def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
     source = Resume(model, reference.tokens, like=base)
     runs = model, base, source, prompts.metric
     looks = attention_to(prompts, base)
-    copies = {
-        "for": copying_scores(model, prompts.names).values,
-        "against": copying_scores(model, prompts.names, against=True).values,
-    }
+    both = both_copying_scores(model, prompts.names)
+    copies = {"for": both[0].values, "against": both[1].values}
     index = [(layer, head) for layer in range(len(base.layers)) for head in range(base.heads)]
     paths = {"logits": path_patching(*runs, senders=[[head] for head in index])}
     effects = {"logits": dict(zip(index, paths["logits"].values.tolist(), strict=True))}
