@@ -6,6 +6,7 @@ technique ran on several prompts, the value of each prompt (kept in `per_prompt`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,6 +93,25 @@ class Scores:
     def label(self, dim: str, index: int) -> str:
         """The name of one place along an axis: its label, or its number."""
         return self.labels[dim][index] if dim in self.labels else str(index)
+
+    def at(self, **places: str | int) -> torch.Tensor:
+        """The values at named places: `edges.at(sender="20.0", reader="logits")`; dims that are not named remain.
+
+        A place is a label, or the number of an axis without labels. One that is not there raises a `ValueError` with the
+        nearest that are.
+        """
+        found = self.values
+        for dim in places:
+            if dim not in self.dims:
+                raise ValueError(f'There is no axis "{dim}"; the axes are {", ".join(self.dims)}.')
+        for axis, dim in reversed([*enumerate(self.dims)]):
+            if dim in places:
+                names = [self.label(dim, n) for n in range(self.size(dim))]
+                if str(places[dim]) not in names:
+                    near = ", ".join(get_close_matches(str(places[dim]), names) or names[:5])
+                    raise ValueError(f'"{dim}" has no place {places[dim]!r}; it has, for example, {near}.')
+                found = found.select(axis, names.index(str(places[dim])))
+        return found
 
     def place(self, index: Sequence[int]) -> str:
         """The name of one place: `23.3` for a head, `layer 4, ' John' 2` otherwise."""

@@ -34,6 +34,20 @@ def test_top_is_sorted_by_size_and_names_heads(scores):
     ).all()
 
 
+def test_values_are_found_by_the_names_of_their_places():
+    values = torch.arange(6.0).view(2, 3)
+    found = Scores(values, ("sender", "layer"), "x", labels={"sender": ["20.0", "mlp 20"]})
+    assert found.at(sender="mlp 20", layer=1) == 4
+    assert found.at(layer=2).tolist() == [2, 5]
+    assert torch.equal(found.at(), values)
+    with pytest.raises(ValueError, match=r"\"sender\" has no place .20\.1.; it has, for example, 20\.0"):
+        found.at(sender="20.1")
+    with pytest.raises(ValueError, match="no place 7; it has, for example, 0, 1, 2"):
+        found.at(layer=7)
+    with pytest.raises(ValueError, match='no axis "head"; the axes are sender, layer'):
+        found.at(head=0)
+
+
 def test_unsigned_top_ignores_small_negative_numbers():
     attention = Scores([0.1, -0.9, 0.5], ("pos",), "attention", signed=False)
     assert attention.top(1)["attention"].tolist() == [0.5]
