@@ -31,10 +31,10 @@ BLOCK_HOOKS = {
     "hook_resid_mid": ("batch pos d_model", "residual stream between attention and MLP"),
     "ln2.hook_scale": ("batch pos 1", "what the second norm divides by"),
     "ln2.hook_normalized": ("batch pos d_model", "the residual stream after the second norm"),
-    "mlp.hook_pre": ("batch pos d_mlp", "MLP neurons before the nonlinearity (the gate, in a gated MLP)"),
+    "mlp.hook_pre": ("batch pos d_mlp", "MLP neurons (the gate), before the nonlinearity"),
     "mlp.hook_pre_linear": (
         "batch pos d_mlp",
-        "the other half of a gated MLP, not passed through a nonlinearity",
+        "other half of a gated MLP, without nonlinearity",
     ),
     "mlp.hook_post": ("batch pos d_mlp", "MLP neurons: what the output matrix reads"),
     "hook_mlp_out": ("batch pos d_model", "what the MLP writes"),
@@ -71,7 +71,7 @@ def hook_map(model: "TransformerBridge", layer: int = 0) -> "pd.DataFrame":
     rows = [
         (name, wanted[name][0], tuple(cache[name].shape), wanted[name][1]) for name in order if name in cache
     ]
-    return pd.DataFrame(rows, columns=["hook", "axes", "shape of 5 tokens", "what it is"])
+    return pd.DataFrame(rows, columns=["hook", "axes", "shape for 5 tokens", "what it is"])
 
 
 def cache_bytes(cache) -> tuple[int, int]:

@@ -110,13 +110,28 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         fig.add_scatter(y=values, mode="lines+markers", error_y=error)
     else:
         colours = [RED if v >= 0 else BLUE for v in values] if result.signed else BLUE
-        numbers = {"texttemplate": "%{y:.2f}", "textposition": "outside", "cliponaxis": False}
-        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, **(numbers if len(x) <= 12 else {}))
+        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours)
+        if len(x) <= 12 and error is None:
+            fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
+        elif len(x) <= 12:
+            _number_the_ends(fig, x, values, high, low)
         fig.update_xaxes(type="category")  # "23.10" is a head, not a number
         _make_room(fig, x)
     for name, value in result.baselines.items():
         fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
     return fig
+
+
+def _number_the_ends(
+    fig: go.Figure, x: Sequence[str], values: np.ndarray, high: torch.Tensor, low: torch.Tensor
+):
+    """Write each bar's number beyond its interval, which would cross it elsewhere."""
+    up = values >= 0
+    fig.add_scatter(
+        x=x, y=np.where(up, _floats(high), _floats(low)), mode="text", text=[f"{v:.2f}" for v in values],
+        textposition=["top center" if each else "bottom center" for each in up], cliponaxis=False,
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
 
 
 def _lines(result: Scores, layout: dict) -> go.Figure:
@@ -164,7 +179,7 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
         fig.update_xaxes(type="category")
         _make_room(fig, result.labels[columns])
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
-        fig.update_yaxes(type="category", autorange="reversed")
+        fig.update_yaxes(type="category", autorange=True if rows == "layer" else "reversed")
         longest = max(len(label) for label in result.labels[rows])
         fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * longest))
     return fig

@@ -57,7 +57,18 @@ def test_labels_that_look_like_numbers_stay_labels():
 
 def test_bars_carry_intervals_when_there_are_prompts():
     scores = Scores.over_prompts(torch.randn(6, 3), ("part",), "effect", labels={"part": ["a", "b", "c"]})
-    assert scores.plot().figure.data[0].error_y.array is not None
+    bars, numbers = scores.plot().figure.data
+    assert bars.error_y.array is not None
+    low, high = scores.interval()  # a number stands beyond its interval, away from zero
+    assert list(numbers.text) == [f"{v:.2f}" for v in scores.values]
+    for at, place, v, *ends in zip(numbers.y, numbers.textposition, scores.values, low, high, strict=True):
+        assert (at, place) == ((ends[1], "top center") if v >= 0 else (ends[0], "bottom center"))
+
+
+def test_layers_rise_and_other_named_rows_are_read_from_the_top_down():
+    rows = lambda name: Scores(torch.zeros(2, 3), (name, "head"), "x", {name: ["4", "9"]}).plot().figure
+    assert rows("layer").layout.yaxis.autorange is True
+    assert rows("component").layout.yaxis.autorange == "reversed"
 
 
 def test_three_dimensions_are_refused():
