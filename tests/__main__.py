@@ -73,7 +73,7 @@ def notebooks() -> bool:
                 print(done.stdout, done.stderr, sep="\n", flush=True)
             return done.returncode == 0
 
-        passed = all(list(two.map(nbval, files)))
+        passed = all(list(two.map(nbval, reversed(files))))  # the longest are late in the course
         if log.exists():
             print("Somebody asked for the network:", sorted(set(log.read_text().split())))
             passed = False
