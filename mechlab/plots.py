@@ -113,25 +113,18 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         fig.add_bar(x=x, y=values, error_y=error, marker_color=colours)
         if len(x) <= 12 and error is None:
             fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
-        elif len(x) <= 12:
-            _number_the_ends(fig, x, values, high, low)
+        elif len(x) <= 12:  # beyond the interval, which would cross the number elsewhere
+            up = values >= 0
+            fig.add_scatter(
+                x=x, y=np.where(up, _floats(high), _floats(low)), mode="text", text=[f"{v:.2f}" for v in values],
+                textposition=["top center" if each else "bottom center" for each in up], cliponaxis=False,
+                hoverinfo="skip", showlegend=False,
+            )  # fmt: skip
         fig.update_xaxes(type="category")  # "23.10" is a head, not a number
         _make_room(fig, x)
     for name, value in result.baselines.items():
         fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
     return fig
-
-
-def _number_the_ends(
-    fig: go.Figure, x: Sequence[str], values: np.ndarray, high: torch.Tensor, low: torch.Tensor
-):
-    """Write each bar's number beyond its interval, which would cross it elsewhere."""
-    up = values >= 0
-    fig.add_scatter(
-        x=x, y=np.where(up, _floats(high), _floats(low)), mode="text", text=[f"{v:.2f}" for v in values],
-        textposition=["top center" if each else "bottom center" for each in up], cliponaxis=False,
-        hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
 
 
 def _lines(result: Scores, layout: dict) -> go.Figure:
@@ -232,23 +225,16 @@ def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **l
             for axis in (0, 1)
         )
         hover = [f"feature {n // 3}: length {np.hypot(*ends[n // 3]):.2f}" for n in range(len(x))]
+        tips = [str(n // 3) if n % 3 == 1 else "" for n in range(len(x))]
         fig.add_scatter(
-            x=x, y=y, mode="lines+markers", marker={"symbol": "circle", "size": 5}, line={"color": BLUE},
-            text=hover, hoverinfo="text", showlegend=False, row=1, col=column,
+            x=x, y=y, mode="lines+markers+text", marker={"symbol": "circle", "size": 5}, line={"color": BLUE},
+            text=tips, textposition="top center", hovertext=hover, hoverinfo="text", showlegend=False, row=1, col=column,
         )  # fmt: skip
-    fig.update_xaxes(
-        range=[-limit, limit], showticklabels=False, zeroline=True, zerolinecolor="#DDDDDD", showgrid=False
-    )
-    fig.update_yaxes(
-        range=[-limit, limit], showticklabels=False, zeroline=True, zerolinecolor="#DDDDDD", showgrid=False
-    )
-    fig.update_layout(
-        **(
-            LAYOUT
-            | {"title": {"text": name, "x": 0.01}, "width": 180 * len(planes) + 40, "height": 300}
-            | layout
-        )
-    )
+    plain = {"showticklabels": False, "zeroline": True, "zerolinecolor": "#DDDDDD", "showgrid": False}
+    fig.update_xaxes(range=[-limit, limit], **plain)
+    fig.update_yaxes(range=[-limit, limit], **plain)
+    size = {"title": {"text": name, "x": 0.01}, "width": 180 * len(planes) + 40, "height": 300}
+    fig.update_layout(**(LAYOUT | size | layout))
     told = [
         f"{title}: lengths {', '.join(f'{n:.2f}' for n in plane.norm(dim=1).tolist())}"
         for plane, title in zip(planes, titles, strict=True)

@@ -82,7 +82,7 @@ class Curves:
         fig.add_scatter(
             x=steps + steps[::-1],
             y=plots._floats(edge),
-            name=f"{len(self.random)} random orders",
+            name=f"{len(self.random)} random orders (nine in ten)",
             hoverinfo="skip",
             **band,
         )

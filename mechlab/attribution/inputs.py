@@ -1,4 +1,4 @@
-"""Which tokens of the prompt mattered? Seven answers to the same question, all called alike.
+"""Which tokens of the prompt mattered? Eight answers to the same question, all called alike.
 
     method(model, base, source, metric) -> Scores with one number a token
 

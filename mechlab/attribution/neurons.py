@@ -1,6 +1,6 @@
 """Which neurons wrote the answer, which neurons switched those on, and does the model need them?
 
-An MLP neuron is a key and a value (Geva et al. 2021): its rows of the input matrices say when it is active, its
+An MLP neuron is a key and a value (Geva et al. 2021): its columns of the input matrices say when it is active, its
 row of W_out is what it then adds to the residual stream. Scores here are read at one position of prompts
 that end before the answer. A high score says that a neuron pushed; only `knock_out` says that it was needed.
 """
@@ -118,9 +118,9 @@ def query_neuron_scores(
 ) -> Scores:
     """Which earlier MLP neurons switched the value neurons on, at the same position.
 
-    A value neuron's input row is its key: what earlier neurons wrote, times the key, is their share of its
+    A value neuron's input column is its key: what earlier neurons wrote, times the key, is their share of its
     pre-activation. Scores are shares, weighted by the value neurons' `importance` and summed, so they have its
-    unit. Yu and Ananiadou 2024. A gated MLP has two rows, silu(gate) · in, and no single inner product: choose
+    unit. Yu and Ananiadou 2024. A gated MLP has two keys, silu(gate) · in, and no single inner product: choose
     `row="gate"` (whether the neuron opens) or "in" (how much passes, and its sign), and say which. GPT-2 has "in" only.
     """
     if row not in ("gate", "in") or (row == "gate" and not model.cfg.gated_mlp):
