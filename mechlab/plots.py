@@ -110,7 +110,7 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         fig.add_scatter(y=values, mode="lines+markers", error_y=error)
     else:
         colours = [RED if v >= 0 else BLUE for v in values] if result.signed else BLUE
-        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours)
+        fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, showlegend=False)
         if len(x) <= 12 and error is None:
             fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
         elif len(x) <= 12:  # beyond the interval, which would cross the number elsewhere
@@ -171,6 +171,8 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
     if columns in result.labels:
         fig.update_xaxes(type="category")
         _make_room(fig, result.labels[columns])
+    elif result.size(columns) <= 16:
+        fig.update_xaxes(dtick=1)
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
         fig.update_yaxes(type="category", autorange=True if rows == "layer" else "reversed")
         longest = max(len(label) for label in result.labels[rows])
