@@ -9,7 +9,7 @@
 # - copy what one attention head says from one run into another, and see the answer change,
 # - use the exercises, checks, hints and progress of this course.
 #
-# Time: 20 minutes. The cells take about 15 seconds in all. Memory: 1.2 GB.
+# Time: 40 minutes. The cells take about 15 seconds in all. Memory: 1.2 GB.
 # Download: none, once the model is here (93 MB).
 
 # %% kind="setup"
@@ -19,10 +19,11 @@
 # ## One sentence
 #
 # The model reads text in pieces called **tokens**. For every token it knows it computes a score, the **logit**: how
-# well would this token go on? A **softmax** turns the scores into probabilities: e to the power of each score,
-# divided by the sum of all of them.
+# well would this token continue the text? A **softmax** turns the scores into probabilities: e to the power of each
+# score, divided by the sum of all of them.
 #
-# The whole course uses this sentence. Two people, one of them gives something away. Who gets it?
+# The whole course uses this **prompt**, a text that the model is asked to go on from. Two people, one of them gives
+# something away. Who gets it?
 
 # %% kind="compare"
 prompt = "When John and Mary went to the store, John gave a drink to"
@@ -48,7 +49,11 @@ for p, token in zip(*probabilities.topk(5), strict=True):
 #
 # In the cell, `pair.clean` is the first sentence as token numbers, `pair.corrupted` the second, and `pair.metric`
 # computes the logit difference. `run_with_cache` also keeps what the parts of the model computed. Inside
-# `with ml.intervene(...)` one of them is replaced.
+# `with ml.intervene(...)` one of them is replaced. `model` is an object of **TransformerLens**, a library made for
+# looking inside models; `ml` is mechlab, the small library of this course.
+#
+# The cell after the picture, like every cell with `claim`, compares the numbers in the text with yours. You can read
+# past it. (In it `z` is what a head says; notebook 03 explains the names.)
 
 # %%
 pair = ml.prompt_pair(
@@ -68,24 +73,31 @@ result.plot(height=340)
 claim(model, "first sentence", first, says=5.6, within=0.1)
 claim(model, "with head 23.3 replaced", patched, says=0.0, within=0.1)
 claim(model, "second sentence", second, says=-6.2, within=0.1)
+claim(model, "share of the way that 23.3 makes", (first - patched) / (first - second), says=0.47, within=0.01)
 silence = {"blocks.23.attn.hook_z": torch.zeros_like(other_cache["z", 23])}
 with torch.no_grad(), ml.intervene(model, ml.replace_head(model, (23, 3), silence)):
     claim(model, "with head 23.3 set to zero", pair.metric(model(pair.clean)), says=3.2, within=0.1)
 
 # %% [markdown]
-# One head of 270, and the two names are level: 5.6 becomes 0.0. This is **activation patching**.
+# One head of 270, and the two names are level: 5.6 becomes 0.0. A number that the model computes on the
+# way is called an **activation**. Copying activations from one run into another is **activation patching**.
 #
 # Be careful with what it shows. We did not remove what the head says, we made it say the *opposite*. Set to zero
-# instead, it leaves 3.2. And 0.0 is only half of the way to the −6.2 of the second sentence, so other heads matter
-# too. What this head does, and with whom, are the questions of notebooks 41 and 42.
+# instead, it leaves 3.2. And from 5.6 to 0.0 is a little less than half of the way to the −6.2 of the second sentence,
+# so other heads matter too. What this head does, and with whom, are the questions of notebooks 41 and 42.
 #
 # ## Guess, then move the sliders
 #
 # How many of the other eight heads in layer 23 lower the difference by more than 2 logits when they are replaced?
-# Write a number in place of the three dots. Predictions are for you; nothing marks them.
+# Write a number from 0 to 8 in place of the three dots. Predictions are for you; nothing marks them.
 
 # %% kind="predict"
 predict("00.p", 0)
+
+# %% [markdown]
+# Two sliders choose a layer and a head. The middle bar is the logit difference when what that head says comes from the
+# second sentence. Test your guess on layer 23. Then find a head of an earlier layer that matters. The cell after the
+# sliders does the same for all nine heads of layer 23 at once.
 
 # %%
 ml.widgets.patch_explorer(model, pair.clean, pair.corrupted, pair.metric, layer=23, head=3)
@@ -113,12 +125,16 @@ assert strongest[-1] == 3 or model.cfg.model_name != "smollm2"
 # ## Look where it looks
 #
 # A head's **pattern** says, for each token (row), how much it takes from itself and from each earlier token
-# (column). The shares of a row sum to 1. The text starts with a begin token, `<|im_start|>`. Click a head to keep it.
+# (column). The shares of a row sum to 1. The text starts with a begin token, `<|im_start|>`. The large picture shows
+# 23.3 first: rows (*destination*) look at columns (*source*), and a darker cell is a larger share. Look at the last row.
+# Click another head to see it instead.
 
 # %%
 with torch.no_grad():
     _, cache = model.run_with_cache(pair.clean)
-ml.attention_view(cache["pattern", 23][0], model.to_str_tokens(pair.clean[0]), heads)
+order = sorted(range(model.cfg.n_heads), key=lambda head: head != 3)  # head 3, then the others
+patterns = cache["pattern", 23][0, order]
+ml.attention_view(patterns, model.to_str_tokens(pair.clean[0]), [heads[head] for head in order])
 
 # %% kind="assert"
 second_john = pair.position(" John", occurrence=2)[0]
@@ -139,7 +155,7 @@ claim(model, "23.3, from the last token to Mary", to_mary, says=0.08, within=0.0
 # answer.
 #
 # `Float[Tensor, "pos d_vocab"]` only says what the axes of a tensor are: one row for each token of the prompt, one
-# column for each of the 49,152 tokens the model knows. Cells with `claim` compare a number in the text with yours.
+# column for each of the 49,152 tokens the model knows. `Float[Tensor, ""]` has no axes: it is one number.
 #
 # ### Exercise 00.1 The logit difference by hand
 #
@@ -149,8 +165,9 @@ claim(model, "23.3, from the last token to Mary", to_mary, says=0.08, within=0.0
 # %% kind="exercise" id="00.1"
 @exercise("00.1")
 def logit_difference(logits: Float[Tensor, "pos d_vocab"], answer: int, rival: int) -> Float[Tensor, ""]:
-    """Logit of the token `answer` minus logit of the token `rival`, for the token that comes next.
+    """The logit of `answer` minus the logit of `rival`, both as the token that comes next.
 
+    `answer` and `rival` are numbers of tokens.
     `logits` has one row for each token of one prompt (no batch axis); row i scores what follows token i.
     """
     # >>> solution
@@ -296,7 +313,8 @@ def my_sentence():
 # %% [markdown]
 # ### A question
 #
-# We replaced what head 23.3 says and the answer changed. Which conclusion is safe?
+# We replaced what head 23.3 says and the answer changed. Which conclusion is safe? Write its letter, in quotes, in place
+# of the three dots.
 #
 # - **a** Head 23.3 alone computes who gets the drink.
 # - **b** For this pair of sentences, what head 23.3 passes on differs, and the answer depends on it.
@@ -309,8 +327,9 @@ quiz("00.a", "b")
 # ## Is one sentence enough?
 #
 # No. Here are sixteen, eight situations in both orders of the names, beside the figures of the paper that took
-# GPT-2 small apart on this task (Wang et al. 2022). Same task, another model, fewer and other sentences: similar, not
-# equal.
+# GPT-2 small apart on this task, called *indirect object identification* or IOI (Wang et al. 2022). Same task, another
+# model, fewer and other sentences: similar, not equal. In the table *stored* is what we measured, *yours* what this cell
+# has just measured.
 
 # %%
 import pandas as pd
@@ -344,12 +363,12 @@ claim(model, "share above the rival", (scores > 0).float().mean(), says=1.0, wit
 # | attribution | 11 to 13 | which inputs and which parts? |
 # | discovery | 21 to 26 | what is going on inside? |
 # | intervention | 31 to 34 | can I change it? |
-# | the IOI circuit | 41 to 43 | how do the parts work together? |
+# | the circuit for this task (IOI) | 41 to 43 | how do the parts work together? |
 #
 # Words you do not know are in [the glossary](../docs/glossary.md).
 #
-# The course uses SmolLM2-135M-Instruct: 135 million parameters, trained further on conversations. To make the file
-# small its weights were rounded to about 4 bits each, so its numbers differ a little from the original's. Notebooks 00
+# The course uses SmolLM2-135M-Instruct: 135 million **parameters** or weights, the numbers that were learned in
+# training. It was trained further on conversations. To make the file small its weights were rounded to about 4 bits each, so its numbers differ a little from the original's. Notebooks 00
 # to 03 take this model apart, down to single heads. From 11 on you may write `ml.load("gpt2")` in the setup cell:
 # then the numbers in the text are SmolLM2's, the others yours.
 #
@@ -361,10 +380,14 @@ ml.widgets.progress_table()
 # %% [markdown]
 # ## Recap
 #
+# In this table, which ends every notebook, *here* is what the notebook calls a thing, and *TransformerLens* is what that
+# library calls it.
+#
 # | term | in one line | here | TransformerLens |
 # |---|---|---|---|
 # | token | a piece of text, the unit the model reads | | `model.to_str_tokens` |
 # | logit | the score of a possible next token, before softmax | `logits[0, -1]` | `model(tokens)` |
 # | logit difference | score of one token minus score of another | `ml.logit_difference` | |
 # | head 23.3 | attention head 3 in layer 23, both counted from 0 | `(23, 3)` | `cache["z", 23][..., 3, :]` |
+# | activation | a number that the model computes on the way | `other_cache["z", 23]` | `run_with_cache` |
 # | activation patching | copy an activation from one run into another | `ml.replace_head` | `model.hooks` |

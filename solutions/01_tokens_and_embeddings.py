@@ -19,8 +19,8 @@
 # ## Text arrives in pieces
 #
 # The model does not read letter by letter. A **tokenizer** cuts text into pieces from a fixed list of 49,152, learned
-# from text before training: frequent strings became one piece, rare ones are cut up. In front of every text the
-# library puts a **begin token**, written `<|im_start|>` in this model; here it is left out.
+# from text before training: frequent strings became one piece, rare ones are cut up. In front of every text
+# TransformerLens puts a **begin token**, written `<|im_start|>` in this model; here it is left out.
 
 # %% kind="compare"
 def pieces(text: str) -> list[str]:
@@ -70,7 +70,8 @@ claim(model, "tokens of the context window", model.cfg.n_ctx, says=8192, within=
 # The tokenizer learned mostly from English and code, and English is cheap: about one token for four characters.
 # Japanese costs about two tokens for a *single* character, because most of its characters are not in the list and are
 # cut into bytes. A Japanese character says more than a Latin letter, so compare the sentence: 10 tokens in English,
-# 41 in Japanese. The model reads at most 8,192 tokens at once, its **context window**; it holds a quarter of the text.
+# 41 in Japanese. The model reads at most 8,192 tokens at once, its **context window**. In Japanese it holds only about a
+# quarter of what it holds in English.
 #
 # ### Exercise 01.1 Count the tokens of a number
 #
@@ -158,8 +159,9 @@ print("looked up by the model = row of the table:", torch.equal(cache["hook_embe
 # %% [markdown]
 # ## Neighbours
 #
-# Two rows point the same way when the two tokens are used alike. The **cosine** measures it: the product of the
-# two vectors after both are scaled to length 1. First your guess: are the closest neighbours of " Monday" other
+# Two rows tend to point the same way when the two tokens are used alike. The **cosine** measures it: the dot product of
+# the two vectors after both are scaled to length 1. It is 1 for the same direction, 0 at right angles and −1 for opposite
+# directions. (The plain word *product* of two vectors means their dot product.) First your guess: are the closest neighbours of " Monday" other
 # days, or other spellings of Monday?
 
 # %% kind="predict"
@@ -169,8 +171,10 @@ predict("01.p", "other days")
 # %%
 def neighbours(word: str, k: int = 6) -> list[str]:
     """The k tokens with the highest cosine to a word, the word itself left out."""
-    cosine = torch.cosine_similarity(W_E, W_E[[ml.single_token(model, word)]])
-    return [model.to_string([i]) for i in cosine.topk(k + 1).indices[1:].tolist()]
+    token = ml.single_token(model, word)
+    cosine = torch.cosine_similarity(W_E, W_E[[token]])
+    cosine[token] = -torch.inf
+    return [model.to_string([i]) for i in cosine.topk(k).indices.tolist()]
 
 
 for word in (" Monday", " seven", " king", " Paris"):
@@ -197,7 +201,7 @@ claim(model, "days among the six neighbours", len(days & set(neighbours(" Monday
 def nearest_tokens(W_E: Float[Tensor, "d_vocab d_model"], token: int, k: int) -> Int[Tensor, "k"]:
     """The ids of the k tokens whose rows have the highest cosine with the row of `token`, best first.
 
-    `token` itself does not count.
+    `token` itself does not count. Another row that points exactly the same way does.
     """
     # >>> solution
     unit = W_E / W_E.norm(dim=-1, keepdim=True)
@@ -219,7 +223,8 @@ check(nearest_tokens, model=model)
 # <details><summary>Hint 2: the method</summary>
 #
 # Divide each row by its own length (`norm(dim=-1, keepdim=True)`). Multiply all rows with the row of `token`. Make
-# sure the token cannot win against itself. `topk(k).indices` sorts.
+# sure the token cannot win against itself: write −inf over its cosine. (The first of the list may be another token, one
+# that points exactly the same way, so do not just drop the first.) `topk(k).indices` sorts.
 #
 # </details>
 # <details><summary>Hint 3: the answer</summary>
@@ -307,7 +312,7 @@ claim(model, "of the six nearest, how many stay", kept.mean(), says=3.6, within=
 # %% [markdown]
 # Two random tokens have a cosine of 0.45. All rows share one large common direction; people call this
 # **anisotropy**. So "their cosine is 0.5" says little here: 39 % of random pairs reach it. Either compare with random
-# pairs, or remove the mean first. The order changes too: of the six nearest tokens, three or four stay.
+# pairs, or remove the mean first. The order changes too: on average 3.6 of the six nearest tokens stay.
 #
 # ## Analogies, and how they flatter
 #
@@ -357,7 +362,7 @@ claim(model, "misses that are a word of the question", sum(misses) / len(misses)
 #
 # ### Exercise 01.3 An honest analogy
 #
-# Difficulty 2 of 5 · 10 minutes · needs exercise 01.2
+# Difficulty 1 of 5 · 5 minutes · needs exercise 01.2
 
 
 # %% kind="exercise" id="01.3"
@@ -437,8 +442,8 @@ def analogy(W_E, a, b, c):
 # mean the same thing everywhere.
 #
 # A vector of 64 numbers is turned as 32 pairs. In this family of models number i is paired with number i + 32.
-# Pair i turns by the angle position × theta^(−2i/64), with theta = 100,000: the first pair fast, the last so
-# slowly that one full turn takes more than 400,000 tokens.
+# Pair i (from 0 to 31) turns by the angle position × theta^(−2i/64), in radians, with theta = 100,000: the first pair
+# fast, the last so slowly that one full turn takes more than 400,000 tokens.
 
 # %% kind="compare"
 theta = model.cfg.rope_parameters["rope_theta"]
@@ -457,8 +462,8 @@ print("tokens for one full turn, last pair: ", round(2 * torch.pi / angle[-1].it
 def rotate(x: Float[Tensor, "pos d_head"], theta: float) -> Float[Tensor, "pos d_head"]:
     """Turn the vector at each position by its rotary angles.
 
-    Pair i is (x[i], x[i + d_head/2]). At position p it turns by p * theta ** (-2 * i / d_head):
-    first' = first * cos - second * sin and second' = second * cos + first * sin.
+    Pair i is (x[i], x[i + d_head/2]). At position p it turns by p * theta ** (-2 * i / d_head) radians:
+    first' = first * cos - second * sin and second' = second * cos + first * sin. i and p count from 0.
     """
     # >>> solution
     n_pos, d = x.shape
@@ -544,7 +549,7 @@ def rotate(x, theta):
 
 # %%
 def turned(vector: Float[Tensor, "d_head"], position: int) -> Float[Tensor, "d_head"]:
-    """One vector as if it stood at `position`: the library's rotation, of which we take one row."""
+    """One vector as if it stood at `position`: mechlab's rotation, of which we take one row."""
     everywhere = vector.expand(position + 1, 1, -1)
     return ml.forward.rotate(everywhere, theta)[position, 0]
 
@@ -561,7 +566,7 @@ products = torch.tensor(
 by_distance = ml.Scores(
     products,
     ("key position", "distance"),
-    "attention score (before softmax)",
+    "attention score before the softmax",
     {"key position": ["0", "50", "1000"], "distance": [str(d) for d in range(12)]},
 )
 by_distance.plot(height=300)
@@ -576,8 +581,9 @@ claim(model, "query-key pairs with their peak at 1", (scores.argmax(1) == 1).sum
 
 # %% [markdown]
 # Three rows equal up to rounding: moving both by 50 or by 1000 changes nothing. And look where the score is highest:
-# at distance 1. For head 16.0 this holds for all 100 pairs of a query and a key of this sentence: it likes the token
-# just before, whatever it is. You will meet it again as the *previous-token head* of the circuit in notebook 41.
+# at distance 1. For head 16.0 this holds for all 100 pairs of a query and a key of this sentence: whichever two tokens
+# are paired, the score is highest when the key stands just before the query. You will meet this head again in notebook
+# 41, as a *previous-token head*.
 #
 # ### A question
 #
@@ -597,6 +603,6 @@ quiz("01.a", "b")
 # |---|---|---|---|
 # | token | a piece of text from a fixed list | `pieces(text)` | `model.to_str_tokens` |
 # | embedding | the table from token number to vector | `W_E[token]` | `model.W_E`, `hook_embed` |
-# | cosine | product of two vectors scaled to length 1 | `unit @ unit[token]` | |
+# | cosine | dot product of two vectors scaled to length 1 | `unit @ unit[token]` | |
 # | anisotropy | all vectors share a direction, so cosines are high on average | mean 0.45 | |
 # | rotary position | turning queries and keys by an angle that grows with position | `rotate` | `hook_rot_q`, `hook_rot_k` |

@@ -7,7 +7,7 @@
 #
 # - write the norm, attention and MLP in a few lines each, and get the model's own numbers,
 # - say where the parameters are, and what the norms do to large and small vectors,
-# - turn logits into text, and know what "folding the norms" means before you trust a logit.
+# - turn logits into text, and know what folding and centring do before you trust a logit.
 #
 # Time: 90 minutes. The cells take about 20 seconds in all, and 20 seconds more, once, for the unfolded weights. Memory: 1.8 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 01.
@@ -34,13 +34,15 @@ begin, ordinary = length[:, 0], length[:, 1:].median(1).values
 fig = ml.plots.figure("Length of the residual stream", "layer", "length (log scale)", height=380)
 fig.add_scatter(y=begin.numpy(), name="begin token")
 fig.add_scatter(y=ordinary.numpy(), name="other tokens, median")
-fig.update_yaxes(type="log")
+fig.update_yaxes(type="log", dtick=1)
 text = f"Ordinary tokens grow from {ordinary[0]:.0f} to {ordinary[-1]:.0f}."
 ml.Picture(fig, f"{text} The begin token jumps to {begin[11]:.0f} at layer 11 and stays until layer 27.")
 
 # %% kind="assert"
 claim(model, "length for ordinary tokens after layer 0", length[0, 1:].median(), says=44, within=1)
 claim(model, "length for ordinary tokens after layer 29", length[29, 1:].median(), says=825, within=10)
+claim(model, "length for the begin token after layer 2", length[2, 0], says=810, within=10)
+claim(model, "length for the begin token after layer 9", length[9, 0], says=150, within=5)
 claim(model, "length for the begin token after layer 11", length[11, 0], says=25_100, within=200)
 written = cache["mlp_out", 11][0, 0].norm()
 claim(model, "length of what the MLP of layer 11 writes there", written, says=25_000, within=300)
@@ -57,15 +59,16 @@ claim(model, "length of its values, most", values[:, 0].max(), says=5.1, within=
 claim(model, "length of other values, median", values[:, 1:].median(), says=13.7, within=0.5)
 
 # %% [markdown]
-# Ordinary tokens grow almost twentyfold. The begin token is different: at layer 11 the MLP writes a vector of length
-# 25,000 into it. That vector cannot depend on the text, since the first token sees only itself. From layer 12 to 28
-# the other tokens give it about half of their attention or more, and its value vectors are short, so little is taken from
-# it: an **attention sink**. An average over positions that includes position 0 is mostly position 0.
+# Ordinary tokens grow almost twentyfold. The begin token is different: it is 810 long after layer 2, only 150 after layer
+# 9, and at layer 11 the MLP writes a vector of length 25,000 into it. That vector cannot depend on the text, since the first token sees only itself. From layer 12 to 28
+# the other tokens give it about half of their attention or more. But what it hands over, its *value* vectors (part 2), is
+# short, so little is taken from it: an **attention sink**. In a short prompt, an average of the streams that includes
+# position 0 is mostly position 0.
 #
 # ## Part 1: the norm
 #
-# Before any part reads the stream, the stream is scaled: divided by the root of the mean of its squares. So parts
-# see the *direction* of the stream, not its length.
+# Before any part reads the stream, a copy of it is scaled: divided by the root of the mean of its squares. So parts see
+# the *direction* of the stream, not its length. The stream itself stays as it is.
 #
 # ### Exercise 02.1 RMS norm
 #
@@ -132,9 +135,11 @@ def rms_norm(x, eps):
 # %% [markdown]
 # ### What the norm does to outliers and to late writers
 #
-# Two consequences, measured. In the begin token 98.6 % of the *squared* length sits in one of the 576 numbers. After
-# the norm that number is 23.8; of the others the largest is 1.8 and the median 0.05. And because the stream grows, the
-# same vector written late moves the normalised stream less than when written early.
+# Two consequences, measured. In the begin token, after layer 15, 98.6 % of the *squared* length sits in one of the 576
+# numbers. After the norm that number is 23.8; of the others the largest is 1.8 and the median 0.05. And because the stream
+# grows, the same vector written late moves the normalised stream less than when written early. To see it, add one random
+# vector of length 20, a nudge, to the last token's stream after each layer in turn. How far does the normalised stream
+# move, compared with its own length?
 
 # %%
 sink = cache["resid_post", 15][0, 0]
@@ -146,10 +151,8 @@ for layer in range(n_layers):
     stream = cache["resid_post", layer][0, -1]
     change = ml.forward.rms_norm(stream + nudge) - ml.forward.rms_norm(stream)
     moved.append(change.norm() / ml.forward.rms_norm(stream).norm())
-saturation = ml.Scores(
-    torch.stack(moved), ("layer",), "relative change of the normalised stream", signed=False
-)
-saturation.plot(height=340)
+effect = ml.Scores(torch.stack(moved), ("layer",), "relative change of the normalised stream", signed=False)
+effect.plot(height=340, title="How far a nudge of length 20 moves the normalised stream")
 
 # %% kind="assert"
 claim(model, "share of the begin token in one number", share, says=0.986, within=0.002)
@@ -161,13 +164,13 @@ claim(model, "effect of the nudge after layer 0", moved[0], says=0.51, within=0.
 claim(model, "effect of the nudge after layer 29", moved[29], says=0.0217, within=0.001)
 
 # %% [markdown]
-# The same nudge counts about twenty-four times less after the last layer than after layer 0. That is **saturation**:
-# the same effect needs a longer vector in a late layer.
+# The same nudge counts about twenty-four times less after the last layer than after layer 0. So the same
+# effect needs a longer vector in a late layer.
 #
 # ## Part 2: who looks where
 #
-# Each head reads the normalised stream x three times, with three small matrices of its own: a **query** `x @ W_Q` ("what
-# am I looking for?"), a **key** `x @ W_K` ("what do I offer?") and a **value** `x @ W_V` ("what do I hand over?"), 64
+# Each head reads the normalised stream x three times, with three small matrices: a **query** `x @ W_Q` ("what am I
+# looking for?"), a **key** `x @ W_K` ("what do I offer?") and a **value** `x @ W_V` ("what do I hand over?"), 64
 # numbers each. Queries and keys are then rotated (notebook 01). The product of a query with a key, divided by √64, is a
 # score. Later tokens are hidden, and a softmax turns each row of scores into shares that sum to 1.
 #
@@ -180,11 +183,13 @@ predict("02.p", 3)
 reveal("02.p", cache["k", 0].shape[2])
 
 # %% [markdown]
-# SmolLM2 saves memory with **grouped queries**: 9 query heads share 3 key and value heads. Heads 0, 1 and 2 use key
+# SmolLM2 saves memory with **grouped queries** (grouped-query attention, GQA): 9 query heads share 3 key and value heads. Heads 0, 1 and 2 use key
 # head 0, heads 3, 4 and 5 use key head 1, heads 6, 7 and 8 use key head 2.
 #
-# One tool for the exercises: `torch.einsum("qhd,khd->hqk", q, k)` names the axes of its inputs and of the result; letters
-# that are missing on the right are summed over.
+# One tool for the exercises is `torch.einsum("qhd,khd->hqk", q, k)`. In the string each letter is an axis; after it come
+# the tensors. The first tensor has the axes q (query position), h (head) and d, the second k (key position), h and d.
+# Numbers that agree in the shared letters, h and d, are multiplied. d is missing on the right, so it is summed over, and
+# h, q, k are the axes of the result.
 #
 # ### Exercise 02.2 The attention pattern
 #
@@ -368,14 +373,16 @@ def head_outputs(pattern, v, W_O):
 # %% [markdown]
 # ## Part 4: the MLP
 #
-# The MLP looks at one token at a time. It has 1,536 **neurons** in each layer. A neuron here is a product of two
-# readings of the normalised stream x: a gate, `silu(x @ W_gate)`, and a value, `x @ W_in`. Each neuron then writes its
-# own row of `W_out`, times its activation. silu(a) is a · sigmoid(a): about a for large a, about 0 for very negative a.
-# This form is called SwiGLU (Shazeer 2020).
+# The MLP (*multi-layer perceptron*) looks at one token at a time. It has 1,536 **neurons** in each layer. A neuron here is a product of two
+# readings of the normalised stream x: a gate, `silu(x @ W_gate)`, and a value, `x @ W_in` (not the *value* of a head).
+# Each neuron then writes its own row of `W_out`, times that product, its **activation**.
+#
+# silu is the **nonlinearity** of this MLP. silu(a) is a · sigmoid(a), and sigmoid(a) = 1 / (1 + e^−a) lies between 0 and 1.
+# So silu(a) is about a for large a, and about 0 for very negative a. This form of MLP is called SwiGLU (Shazeer 2020).
 #
 # ### Exercise 02.4 A gated MLP
 #
-# Difficulty 2 of 5 · 10 minutes · needs `torch.nn.functional.silu`
+# Difficulty 2 of 5 · 5 minutes · needs `torch.nn.functional.silu`
 
 
 # %% kind="exercise" id="02.4"
@@ -438,7 +445,7 @@ def gated_mlp(x, W_gate, W_in, W_out):
 #
 # ### Exercise 02.5 A whole block
 #
-# Difficulty 2 of 5 · 10 minutes · needs the picture: norm, part, add
+# Difficulty 2 of 5 · 5 minutes · needs the order: norm, part, add
 #
 # Attention, MLP and norm come as functions, so that only the wiring is left to you.
 
@@ -515,7 +522,9 @@ def block(resid, attention, mlp, norm):
 # ## The whole model
 #
 # After the last layer the stream is normalised once more and multiplied by the **unembedding** W_U, 576 × 49,152: one
-# score for each token. The library has all pieces in one short file. Here is its block, and the model around it:
+# score for each token. (In the original model W_U is the embedding table turned on its side. Here it is a copy, changed
+# as the end of this notebook explains.) mechlab has all pieces in one short file. Here is its block, and the model
+# around it:
 
 # %%
 ml.show_source(ml.forward.block)
@@ -537,20 +546,16 @@ assert best == " Mary" or model.cfg.model_name != "smollm2"
 # The same 49,152 scores for every token, up to rounding. There is nothing else inside.
 #
 # ## Where are the parameters?
+#
+# The embedding and W_U are one table in the original model, so it is counted once.
 
 # %%
-from transformers import AutoModelForCausalLM, GPT2Config
-
 sizes = {
     "embedding": model.W_E.numel(),
     "attention": sum(W.numel() for W in (model.W_Q, model.W_K, model.W_V, model.W_O)),
     "MLPs": sum(W.numel() for W in (model.W_gate, model.W_in, model.W_out)),
 }
 total = sum(sizes.values())
-with torch.device("meta"):  # GPT-2 small from its configuration alone: shapes without weights
-    gpt2 = AutoModelForCausalLM.from_config(GPT2Config())
-gpt2_mlp = sum(p.numel() for name, p in gpt2.named_parameters() if ".mlp." in name)
-gpt2_total = sum(p.numel() for p in gpt2.parameters())
 shares = ml.Scores(
     torch.tensor([size / total for size in sizes.values()]),
     ("part",),
@@ -561,6 +566,12 @@ shares = ml.Scores(
 shares.plot(height=320)
 
 # %% kind="assert"
+from transformers import AutoModelForCausalLM, GPT2Config
+
+with torch.device("meta"):  # GPT-2 small from its configuration alone: shapes without weights
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config())
+gpt2_mlp = sum(p.numel() for name, p in gpt2.named_parameters() if ".mlp." in name)
+gpt2_total = sum(p.numel() for p in gpt2.parameters())
 claim(model, "MLPs, share of all parameters", sizes["MLPs"] / total, says=0.592, within=0.001)
 claim(
     model,
@@ -577,9 +588,9 @@ claim(model, "the same without its embeddings", gpt2_mlp / (gpt2_total - tables)
 # Six parameters in ten are in the MLPs (GPT-2 small: 46 %); without the embeddings, three in four (GPT-2 small: two in
 # three).
 #
-# **GPT-2 for comparison.** It has no gate (one matrix in, a GELU, one matrix out), adds a learned row for each
-# position, uses LayerNorm, which also subtracts the mean, gives every query head its own key and value head, and adds
-# a bias in every part.
+# **GPT-2 for comparison.** It has no gate (one matrix in, a GELU, which is a curve much like silu, one matrix out), adds a
+# learned row for each position, uses LayerNorm, which also subtracts the mean, gives every query head its own key and
+# value head, and adds a **bias**, a learned constant vector, in every part.
 #
 # ## Part 6: from scores to text
 #
@@ -677,18 +688,21 @@ def sample(logits, temperature, generator):
 # %% [markdown]
 # ## What was done to this model before you met it
 #
-# Each norm has 576 learned weights of its own: after the division, number i is multiplied by weight i. In the model
-# you have been using those weights were **folded** into the matrices that read the result: multiplying number i of x
-# by w[i], and then by W, is the same as multiplying x by a W whose row i was multiplied by w[i]. Also, the mean of the
-# 49,152 output vectors was subtracted from each of them. Does that change the model? Here it is with its norm weights
-# left in place.
+# Two things. First, each norm has 576 learned weights of its own: after the division, number i is multiplied by weight
+# i. These weights were **folded** into the matrices that read the result. (Let x be what the division leaves. Multiply
+# each number x[i] by w[i], then multiply by W: that is x times a W whose row i was multiplied by w[i].) Folding changes no
+# logit. Second, the unembedding was **centred**: the mean of its 49,152 columns was subtracted from each of them.
+# `ml.load(fold=False)` does neither. Do the two models say the same?
 
 # %%
 raw = ml.load(fold=False, quiet=True)
 with torch.no_grad():
     raw_logits = raw(tokens)
 shift = (raw_logits - logits)[0]
+mary = ml.single_token(model, " Mary")
 compare = {
+    "logit of ' Mary', as loaded in this course": logits[0, -1, mary],
+    "logit of ' Mary', with fold=False": raw_logits[0, -1, mary],
     "logits: largest difference": shift.abs().max(),
     "logits: spread of the difference in one row": shift.std(-1).max(),
     "log-probabilities: largest difference": (raw_logits.log_softmax(-1) - logits.log_softmax(-1))
@@ -699,19 +713,26 @@ for what, value in compare.items():
     print(f"{what:45} {value:.4f}")
 
 # %% kind="assert"
-claim(model, "constant between the two last rows", shift[-1].mean().abs(), says=8.1, within=0.1)
+claim(model, "constant between the last rows of the two models", -shift[-1].mean(), says=8.1, within=0.1)
+claim(model, "logit of ' Mary', as loaded", logits[0, -1, mary], says=20.5, within=0.06)
+claim(model, "logit of ' Mary', with fold=False", raw_logits[0, -1, mary], says=12.4, within=0.06)
+# x times the mean column of the folded, not yet centred unembedding
+mean_column = raw.W_E.mean(0) * raw.ln_final.weight
+x = cache["ln_final.hook_normalized"][0]
+assert (x @ mean_column - shift.mean(-1)).abs().max() < 1e-3
 assert compare["logits: largest difference"] > 1
 assert compare["logits: spread of the difference in one row"] < 1e-3
 assert compare["log-probabilities: largest difference"] < 1e-3
 
 # %% [markdown]
-# Each row of logits has moved by a constant of its own, 8.1 in the last row, and a constant does not matter to a
-# softmax. So logit *differences* and probabilities are the model's own; a single raw logit is not a fact about the
-# model. Folding is done because it lets you read directions straight off the weights, as notebook 12 will.
+# Each row of logits has moved by a constant of its own, 8.1 in the last row. That is the centring: x times the mean column
+# was taken from every logit of the row. A constant does not matter to a softmax. So logit *differences* and probabilities
+# are the model's own; a single raw logit is not a fact about the model. Folding is done because it lets you read
+# directions straight off the weights, as notebook 12 will; centring takes out what no probability depends on.
 #
 # ### A question
 #
-# A colleague did not fold the norms and says: "the logit of ' Mary' is 12.4 in my model and 20.5 in yours, so yours is
+# A colleague loads the model with `fold=False` and says: "the logit of ' Mary' is 12.4 in my model and 20.5 in yours, so yours is
 # surer." What is wrong?
 #
 # - **a** Nothing, a larger logit means a larger probability.
@@ -729,7 +750,8 @@ quiz("02.a", "b")
 # | residual stream | one vector a token, to which every part adds | `cache["resid_post", 5]` | `hook_resid_post` |
 # | RMS norm | divide by the root of the mean square | `ml.forward.rms_norm` | `ln1.hook_normalized` |
 # | pattern | who looks where; rows sum to 1 | `ml.forward.attention_pattern` | `hook_pattern` |
-# | grouped queries | several query heads share a key and value head | heads 3g to 3g + 2 | `cfg.n_key_value_heads` |
+# | grouped queries, GQA | several query heads share a key and value head | heads 3g to 3g + 2 | `cfg.n_key_value_heads` |
 # | neuron | one product of gate and value, writing one row of W_out | `ml.forward.gated_mlp` | `mlp.hook_post` |
-# | attention sink | the begin token, with a length of 25,000 | position 0 | |
+# | attention sink | a token that heads look at though little is taken from it | position 0 | |
 # | folding | norm weights moved into the next matrices | `ml.load(fold=False)` leaves them | `enable_compatibility_mode` |
+# | centring | the mean column taken out of W_U | `ml.load(fold=False)` leaves it in | `enable_compatibility_mode` |

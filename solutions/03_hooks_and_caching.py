@@ -20,7 +20,8 @@
 # ## Two sentences, one word apart
 #
 # The running sentence, and the one in which Mary gives the drink. They differ in one token, number 10. How far
-# does the difference reach? `run_with_cache` runs the model and keeps what its parts computed.
+# does the difference reach? `run_with_cache` runs the model and keeps what its parts computed. The picture shows the
+# relative distance of the two streams: the length of their difference, divided by the length of the first.
 
 # %%
 pair = ml.prompt_pair(
@@ -48,13 +49,16 @@ claim(model, "distance at the last token after layer 20", distance[20, -1], says
 claim(model, "distance at the last token after layer 23", distance[23, -1], says=0.49, within=0.03)
 claim(model, "distance at token 11 after layer 23", distance[23, 11], says=0.41, within=0.03)
 assert distance[:, :10].max() == 0
+for position in (11, -1):  # the two layers at which the distance rises most
+    rise = distance[1:, position] - distance[:-1, position]
+    assert sorted(rise.topk(2).indices.tolist()) == [20 - 1, 23 - 1]
 
 # %% [markdown]
 # Read it column by column. Before token 10 the two runs are equal to the last bit: no token can see the future.
 # At token 10 they differ from the start. At the *last* token, where the answer is made, they stay within 5 % of
 # each other up to layer 15, and part between layers 18 and 20, and again at layer 23. Something brings the news to the
-# last token there. Token 11 changes at the same layers, so the picture does not yet say from where; it says in which
-# layers to look.
+# last token there. Token 11 also jumps at layers 20 and 23, so the picture does not yet say from where the news comes; it
+# says in which layers to look.
 #
 # ## What is there to see
 #
@@ -77,7 +81,7 @@ for name in names:
 #
 # ### Exercise 03.1 Pick the right hook
 #
-# Difficulty 1 of 5 · 10 minutes · needs the table above
+# Difficulty 1 of 5 · 5 minutes · needs the table above
 
 
 # %% kind="exercise" id="03.1"
@@ -191,8 +195,9 @@ def hook_names(layer):
 # %% [markdown]
 # ## What it costs
 #
-# A full cache keeps everything. Many tensors have several names, so the list is longer than the memory. Guess the
-# share of the memory that you need for the picture above (only `resid_post`), in percent.
+# A full cache keeps everything. Many tensors are listed under several names, so the sizes in the list add up to more than
+# the memory they take. Guess the share of the memory that you need for the picture above (only `resid_post`), in percent.
+# In the cell, `ml.only("hook_resid_post")` keeps the hooks whose names end so.
 
 # %% kind="predict"
 predict("03.p", "10 %")
@@ -227,7 +232,7 @@ claim(
 #
 # ### Exercise 03.2 Keep only what you need
 #
-# Difficulty 2 of 5 · 10 minutes · needs `run_with_cache` and `names_filter`
+# Difficulty 2 of 5 · 5 minutes · needs `run_with_cache` and `names_filter`
 
 
 # %% kind="exercise" id="03.2"
@@ -296,7 +301,9 @@ def patterns_only(model, tokens):
 # ## The stream is a sum
 #
 # Nothing is overwritten, so the stream at any depth must be the embedding plus everything written so far. Check
-# it, then use it: since the parts add up, one can ask how much of the last stream each layer wrote.
+# it, then use it: since the parts add up, one can ask how much of the last stream each part wrote. The share of a part is
+# its length along the direction of the last stream (negative if it points the other way), divided by the length of that
+# stream. All shares sum to 1. The embedding's is about zero, and is left out of the picture.
 
 # %%
 parts = {"embedding": cache["hook_embed"][0, -1]}
@@ -306,12 +313,14 @@ for layer in layers:
 final = cache["resid_post", model.cfg.n_layers - 1][0, -1]
 error = (sum(parts.values()) - final).norm() / final.norm()
 along = torch.stack([part @ final / (final @ final) for part in parts.values()])
-written = ml.Scores(along, ("part",), "share of the last stream", {"part": list(parts)})
-written.plot(height=380)
+shares = along[1:].reshape(-1, 2).T  # without the embedding: [attention or MLP, layer]
+written = ml.Scores(shares, ("part", "layer"), "share of the last stream", {"part": ["attention", "MLP"]})
+written.plot(lines=True, height=380, title="Share of the last stream that each part wrote")
 
 # %% kind="assert"
 assert error < 1e-5, error
 assert abs(along.sum() - 1) < 1e-4
+claim(model, "share of the embedding", along[0], says=0, within=0.001)
 claim(model, "share written by the last MLP", along[-1], says=0.27, within=0.02)
 claim(model, "share of the last five layers", along[-10:].sum(), says=0.68, within=0.04)
 head_23_3 = cache["z", 23][0, -1, 3] @ model.W_O[23, 3].detach()
@@ -319,12 +328,12 @@ claim(model, "share of head 23.3", head_23_3 @ final / (final @ final), says=0, 
 
 # %% [markdown]
 # The parts add up to the whole, up to rounding. Two thirds of the last stream were written by the last five layers.
-# This share measures direction along the last stream, not importance: head 23.3 decided the answer in notebook 00,
-# and its share is about zero.
+# This share measures direction along the last stream, not importance: replacing what head 23.3 says made the two names
+# level in notebook 00, and its share here is about zero.
 #
 # ### Exercise 03.3 Rebuild the stream
 #
-# Difficulty 2 of 5 · 15 minutes · needs cache indexing
+# Difficulty 2 of 5 · 10 minutes · needs cache indexing
 
 
 # %% kind="exercise" id="03.3"
@@ -420,9 +429,12 @@ def stream_before(cache, layer):
 # ## Comparing two models
 #
 # The same comparison works between two models that read the same prompt: a base model and a fine-tuned one, or,
-# here, the model and a copy with noise in a single matrix, the MLP output of layer 12, half as large as its weights.
-# Where does the damage show? For the predictions we use the **KL divergence**: how far one set of probabilities is from
-# another, in nats; 0 when they are equal.
+# here, the model and a copy in which noise was added to one matrix, `W_out` of the MLP in layer 12. The noise spreads half
+# as widely as the weights. Where does the damage show? The picture has the relative distance of the two streams after each
+# layer (mean over the tokens, the begin token left out). For the predictions we use the **KL divergence**, which says how
+# far the probabilities q of one model are from the probabilities p of the other: the mean of log p − log q over the next
+# tokens, each counted with its probability p. It is 0 when the two are equal. With natural logarithms its unit is the
+# **nat**.
 
 # %%
 noisy = ml.load(quiet=True)
@@ -435,20 +447,22 @@ with torch.no_grad():
 noisy_stream = torch.stack([noisy_cache["resid_post", layer][0] for layer in layers])
 drift = ((stream - noisy_stream).norm(dim=-1) / stream.norm(dim=-1))[:, 1:].mean(1)
 damage = ml.kl_divergence(logits)(noisy_logits).item()
-ml.Scores(drift, ("layer",), "relative distance of the two models", signed=False).plot(height=340)
+drifted = ml.Scores(drift, ("layer",), "relative distance of the streams", signed=False)
+drifted.plot(height=340, title="Relative distance of the model and its noisy copy")
 
 # %% kind="assert"
 assert drift[:12].max() == 0
 claim(model, "distance after layer 12", drift[12], says=0.11, within=0.01)
 claim(model, "least distance after layer 12", drift[12:].min(), says=0.064, within=0.005)
+claim(model, "distance after layer 28", drift[28], says=0.064, within=0.005)
 claim(model, "distance after layer 29", drift[29], says=0.08, within=0.01)
 claim(model, "KL of the predictions (nats)", damage, says=0.006, within=0.002)
 absolute = (stream - noisy_stream).norm(dim=-1)[:, 1:].mean(1)
 claim(model, "how many times longer the damage gets", absolute[29] / absolute[12], says=4.3, within=0.3)
 
 # %% [markdown]
-# Nothing before layer 12, a jump to 11 % there, then a slow fall to 6 %, and 8 % at the end. The damage itself grows,
-# but the stream grows faster. The prediction hardly moves, a KL of 0.006 nats. Comparing *streams* tells you where two
+# Nothing before layer 12, a jump to 11 % there, then a slow fall to 6 % at layer 28, and 8 % at the end. The damage itself
+# grows, but up to layer 28 the stream grows faster on the whole. The prediction hardly moves, a KL of 0.006 nats. Comparing *streams* tells you where two
 # models part; comparing *predictions* tells you whether it matters. Look at both.
 #
 # ### Exercise 03.4 Where do two runs part?
@@ -461,9 +475,9 @@ claim(model, "how many times longer the damage gets", absolute[29] / absolute[12
 def first_parting(
     a: Float[Tensor, "layer d_model"], b: Float[Tensor, "layer d_model"], threshold: float
 ) -> int:
-    """The first layer at which the distance of two streams exceeds `threshold` times the length of a.
+    """The first layer at which the distance of two streams exceeds `threshold` times the length of `a`.
 
-    Returns -1 when they never part.
+    Distance and length (`norm`) are taken layer by layer. Returns -1 when they never part.
     """
     # >>> solution
     distance = (a - b).norm(dim=-1) / a.norm(dim=-1)
@@ -529,8 +543,9 @@ def first_parting(a, b, threshold):
 # %% [markdown]
 # ## Changing something, and leaving nothing behind
 #
-# A hook can also return another value, and the model goes on with it. TransformerLens adds hooks for the length of
-# a `with`, then takes them off. In the first picture the last token parts at layer 20; here head 20.0 is silenced.
+# A hook can also return another value, and the model goes on with it. TransformerLens puts hooks on while a `with` block
+# runs, then takes them off. In the first picture the last token changes most at layers 20 and 23. Here one head of layer
+# 20, number 0, is silenced.
 
 
 # %%
@@ -549,15 +564,19 @@ before = pair.metric(logits).item()
 print(f"before {before:.2f}, head 20.0 silenced {silenced:.2f}, afterwards {afterwards:.2f}")
 
 # %% kind="assert"
+claim(model, "logit difference before", before, says=5.6, within=0.1)
 claim(model, "logit difference with 20.0 silenced", silenced, says=3.5, within=0.1)
 assert afterwards == before
 
 # %% [markdown]
-# ## How it misleads
+# Without what head 20.0 writes, the logit difference falls from 5.6 to 3.5. Afterwards it is what it was before, to the
+# last bit: the hook is gone.
 #
-# `ml.intervene` refuses three mistakes. A mistyped name (plain hooks refuse it too; here you also
-# get the nearest names). A hook that exists but never fires, such as GPT-2's position embedding in a model that
-# rotates: with plain hooks the "effect" is exactly zero, and looks like a finding. And a function that writes
+# ## How interventions mislead
+#
+# `ml.intervene` refuses three mistakes. The first is a mistyped name (plain hooks refuse it too; here you also get the
+# nearest names). The second is a hook that exists but never fires, such as GPT-2's position embedding in a model that
+# rotates: with plain hooks the "effect" is exactly zero, and looks like a finding. The third is a function that writes
 # *into* the tensor it was given, which may change what somebody else holds.
 
 
@@ -580,8 +599,8 @@ for what, hook in attempts.items():
         print(f"{what}: {error}\n")
 
 # %% [markdown]
-# A fourth it cannot see: an average over positions. The begin token is over a hundred times longer than the others
-# in the middle of the model, so any mean over positions that includes it is about the begin token.
+# A fourth mistake it cannot see: an average over positions. In the middle of the model the begin token is over a hundred
+# times longer than the others. In this prompt of 15 tokens a mean over positions that includes it points where the begin token points.
 
 # %%
 middle = stream[15]
@@ -594,15 +613,15 @@ print(f"its length: {with_sink.norm():.0f}; without position 0: {without_sink.no
 claim(model, "cosine of the mean with the begin token", similarity, says=1.0, within=0.002)
 longer = middle[0].norm() / middle[1:].norm(dim=-1).median()
 claim(model, "how many times longer the begin token is", longer, says=145, within=10)
-claim(
-    model,
-    "how many times longer the mean is with it",
-    with_sink.norm() / without_sink.norm(),
-    says=12.4,
-    within=1,
-)
+ratio = with_sink.norm() / without_sink.norm()
+claim(model, "how many times longer the mean is with it", ratio, says=12.4, within=1)
+as_heavy = middle[0].norm() / without_sink.norm()
+claim(model, "as many others as weigh as much as the begin token", as_heavy, says=180, within=10)
 
 # %% [markdown]
+# In a longer prompt it weighs less. But if the mean of the others stayed this long, it would take about 180 of them to
+# weigh as much as the begin token alone. Leave position 0 out.
+#
 # ### A question
 #
 # You patch `hook_k`, head 4, of SmolLM2, and get an error. Why?

@@ -37,6 +37,14 @@ def only_wrong(found: Tensor, expected: Tensor) -> str:
     return f"At [{index}] the result should be {expected[place]:.4g}, and yours is {found[place]:.4g}."
 
 
+def must_equal(found: Tensor, expected: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+    """Raise `NotYet` unless equal, with the name of the mistake, if it is a known one that can be told here."""
+    told = {why: like for why, like in mistakes.items() if not close(like, expected, tolerance)}
+    is_like(found, told, tolerance)
+    if not close(found, expected, tolerance):
+        raise NotYet(only_wrong(found, expected))
+
+
 def whole_number(value, what: str) -> int:
     """An int from whatever counts as one: int, numpy integer, tensor of one whole number; else `NotYet`."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
@@ -49,6 +57,23 @@ def whole_number(value, what: str) -> int:
         raise NotYet(f"Return {what}, an int; you returned a {type(value).__name__}.") from None
 
 
+def number(value, what: str) -> float:
+    """A finite float from whatever counts as one number."""
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        value = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet(f"Return {what}, a number; you returned a {type(value).__name__}.") from None
+    if not abs(value) < float("inf"):
+        raise NotYet(f"Return {what}; yours is {value}, which is no number to work with.")
+    return value
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Normal random numbers that are the same on every machine."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=seeded(seed))

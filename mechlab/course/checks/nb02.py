@@ -3,7 +3,7 @@
 import torch
 
 from mechlab import forward
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -11,7 +11,7 @@ QUIZZES = {
     "02.a": Quiz(
         "b",
         {
-            "a": "Only within one row of one model. Between models, or between folded and unfolded weights, all logits "
+            "a": "Only within one row of one model. Between models, or between centred and plain unembeddings, all logits "
             "of a row may be moved by a constant: here by 8 in the last row.",
             "b": "Yes. Compare probabilities, log-probabilities, or differences of logits: those do not move.",
             "c": "The temperature is a choice made when sampling. It is not part of the model, and it does not remove "
@@ -240,7 +240,7 @@ def check_block(attempt: Attempt) -> str:
 @checker("02.6")
 def check_sample(attempt: Attempt) -> str:
     def draw(logits, temperature: float, seed: int, n: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         drawn = [attempt(logits, temperature, generator) for _ in range(n)]
         for token in drawn:
             if isinstance(token, bool) or not isinstance(token, int):
