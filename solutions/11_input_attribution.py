@@ -10,7 +10,7 @@
 # - test any of them with a deletion curve beside random orders,
 # - show that the replacement you choose can matter more than the method.
 #
-# Time: 90 minutes. The cells take about 60 seconds in all. Memory: 2.2 GB.
+# Time: 115 minutes. The cells take about 60 seconds in all. Memory: 2.2 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 03.
 
 # %% kind="setup"
@@ -43,8 +43,8 @@ assert largest["Shapley values"] == largest["integrated gradients"] == 4
 
 # %% [markdown]
 # They do not agree. Five of them put " France" first. The gradient norm and gradient × input put "The" first. Attention
-# rollout puts everything on the begin token, which the other methods leave out: it does not play. They cannot all be
-# right. This notebook takes the methods apart, then lets the model judge them.
+# rollout puts everything on the begin token. The other methods give that token no score, since it is not replaced. They
+# cannot all be right. This notebook takes the methods apart, then lets the model judge them.
 #
 # ## A game
 #
@@ -54,7 +54,7 @@ assert largest["Shapley values"] == largest["integrated gradients"] == 4
 
 # %%
 game = ml.input_game(model, base, source, metric)
-value = lambda masks: game.values(0, torch.as_tensor(masks).float())
+value = lambda masks: game.values(0, torch.as_tensor(masks).float())  # 0: the first prompt, the only one
 n = len(game.players)
 everything, nothing = torch.ones(n), torch.zeros(n)
 all_but_france, only_france = torch.tensor([1, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 0])
@@ -69,7 +69,7 @@ claim(model, "without France", without, says=0.68, within=0.05)
 claim(model, "the metric falls without France by", whole - without, says=5.53, within=0.05)
 
 # %% [markdown]
-# The check that holds the game to the model: a prompt with the comma written in must give the same number.
+# Does the game tell the truth? Write the comma into the prompt and run the model: the number must be the same.
 
 # %% kind="assert"
 written = base.clone()
@@ -168,8 +168,8 @@ def occlusion_scores(value, n):
 
 
 # %% [markdown]
-# Occlusion looks at tokens one at a time. But tokens work together, as the running sentence shows. John is there twice. Take out the first " John", the
-# second, or both:
+# Occlusion looks at tokens one at a time. But tokens work together, as the running sentence shows. John is there twice.
+# Replace the first " John", the second, or both:
 
 # %%
 sentence = model.to_tokens("When John and Mary went to the store, John gave a drink to")
@@ -214,8 +214,9 @@ quiz("11.a", "c")
 # ## All neighbourhoods: Shapley values
 #
 # Let the tokens join one after the other, in some order, and note what each adds when it joins. Average over all orders:
-# that is the **Shapley value** (1953). No other way of sharing adds up to the whole, treats equal tokens equally, gives
-# nothing to a token that changes nothing, and is linear in the metric.
+# that is the **Shapley value** (1953). It is the only way of sharing that does all of this: it adds up to the whole,
+# treats equal tokens equally, gives nothing to a token that changes nothing, and is linear in the metric (the scores
+# for the sum of two metrics are the sums of the scores).
 #
 # Instead of orders one can go through masks. For player i, take every mask without i, and the gain when i joins it.
 # Average first over the masks of the same size, then over the sizes 0 to n − 1. Five tokens have only 32 masks, so here
@@ -335,12 +336,16 @@ assert exact.gap.abs().max() < 1e-3  # efficiency
 claim(model, "Shapley value of France", exact.values[4], says=2.59, within=0.05)
 claim(model, "Shapley value of of", exact.values[3], says=0.67, within=0.05)
 claim(model, "what the tokens add in all", exact.whole[0], says=5.76, within=0.05)
+assert 2**n == 32 and 2**20 > 1_000_000
 
 # %% [markdown]
-# " France" gets 2.59 of the 5.76 logits that the tokens add to the commas, and " of" gets 0.67. This is our reference, for this replacement. It costs 2ⁿ masks: 32 here, 16,384 for
-# fourteen tokens. Kernel SHAP and LIME ask for 128 random masks at any length and fit a line:
-# kernel SHAP weighs the masks so that the slopes are Shapley values; LIME weighs masks near the whole prompt and shrinks
-# small slopes to zero. How far from Shapley values do they end up, with different random masks?
+# " France" gets 2.59 of the 5.76 logits that the tokens add to the commas, and " of" gets 0.67. This is our reference, for
+# this replacement. It costs 2ⁿ masks: 32 here, more than a million for twenty tokens.
+#
+# Kernel SHAP and LIME draw 128 random masks, however long the prompt, and fit one slope a token: the value of a mask is
+# guessed as a constant plus the slopes of the tokens that stand. Kernel SHAP draws the masks in such a way that, with
+# ever more of them, the slopes become the Shapley values. LIME gives more weight to masks near the whole prompt, and
+# shrinks small slopes to zero. How far from Shapley values do they end up, with different random masks?
 
 # %%
 for name, method in (("LIME", ml.lime), ("kernel SHAP", ml.kernel_shap)):
@@ -359,8 +364,13 @@ assert len(draws) == 4 and max(error) > 0.2
 #
 # ## Slopes: gradients
 #
-# Gradients need no masks: one backward pass tells how fast the metric changes as each embedding moves. The trouble
-# is that a slope at one point says little about a step as large as a whole token.
+# Gradients need no masks: one backward pass tells how fast the metric changes as each embedding moves. The length of
+# this slope is the **gradient norm**: one number a token, without a sign, whatever the token is replaced by. **Gradient ×
+# input** multiplies the slope by the step from the comma to the token, to guess what the whole step does. The trouble is
+# that a slope at one point says little about a step as large as a whole token.
+#
+# To see it, let the masks hold numbers between 0 and 1: at 0.5 an embedding stands half way between the comma's and the
+# token's. Here all tokens move together.
 
 # %%
 slope = found["gradient × input"]
@@ -382,7 +392,7 @@ assert 8 <= int(along.argmin()) <= 12
 #
 # ### Exercise 11.3 Integrated gradients
 #
-# Difficulty 3 of 5 · 20 minutes · needs the paragraph above
+# Difficulty 3 of 5 · 15 minutes · needs the paragraph above
 
 
 # %% kind="exercise" id="11.3"
@@ -393,7 +403,8 @@ def integrate(
     """Integrated gradients: one score a position.
 
     gradient: takes one input [pos, d_model] and returns the metric's gradient there, of the same shape.
-    x, x_source: where the way ends, and where it begins. steps: how many points to average over.
+    x, x_source: where the way ends, and where it begins.
+    steps: how many points to average over, spread evenly from x_source to x.
     """
     # >>> solution
     total = torch.zeros_like(x)
@@ -465,7 +476,8 @@ def integrate(gradient, x, x_source, steps):
 
 
 # %% [markdown]
-# How many steps are enough? The gap answers: what the scores fall short of the whole.
+# How many steps are enough? The gap answers: what the scores fall short of the whole. (Below zero, they add up to too
+# much.)
 
 # %%
 few = {steps: ml.integrated_gradients(model, base, source, metric, steps=steps) for steps in (4, 16, 64)}
@@ -483,7 +495,8 @@ claim(model, "France with 64 steps", few[64].values[4], says=3.0, within=0.1)
 #
 # ## By hand equals the library
 #
-# The library asks captum for what captum has. Here is how, then two by-hand versions against it.
+# The library asks captum, PyTorch's package of attribution methods, for what captum has. Here is how it does so for
+# integrated gradients. The cell below that compares occlusion and Shapley values by hand with the library's.
 
 # %%
 ml.show_source(ml.integrated_gradients)
@@ -508,7 +521,7 @@ for player in range(n):
 #
 # ### Exercise 11.4 A deletion curve
 #
-# Difficulty 2 of 5 · 15 minutes · needs the game
+# Difficulty 2 of 5 · 10 minutes · needs the game
 
 
 # %% kind="exercise" id="11.4"
@@ -599,8 +612,8 @@ def deletion_curve(value, scores):
 
 
 # %% [markdown]
-# Now the running sentence, all methods, 20 random orders. (Exact Shapley values would need 8,192 masks here.) Before
-# you look: which method will have the lowest curve?
+# Now the running sentence and 20 random orders. Thirteen tokens play, since one is a comma already. All methods but the
+# exact Shapley values take part: those would need 8,192 masks. Before you look: which method will have the lowest curve?
 
 # %% kind="predict"
 predict("11.p", "integrated gradients")
@@ -612,7 +625,7 @@ named = {
     if name != "Shapley values"
 }
 curves = ml.deletion_curves(model, sentence, commas, asks_mary, named)
-curves.plot()
+curves.plot(title="Logit difference as tokens are replaced, highest score first")
 
 # %%
 marks = curves.table()
@@ -622,15 +635,23 @@ marks
 reveal("11.p", marks.index[0])
 
 # %% kind="assert"
+assert len(ioi.players) == 13 and 2**13 == 8192
 assert marks.index[0] == "LIME" and marks.loc["attention rollout", "random orders as good"] > 0.5
 claim(model, "LIME better than random by", marks.loc["LIME", "better than random by"], says=3.2, within=0.4)
 
 # %% [markdown]
-# At each step the grey band holds nine in ten random orders. LIME's order beats all twenty, kernel SHAP's eighteen. A fifth of the random
-# orders are as good as integrated gradients, and most are better than rollout. But one prompt is an anecdote. So the
-# same was done on 24 prompts: 8 facts, 8
-# sentences like this one, 8 about feelings. `better` is the distance from random orders in logits with its 95 % interval,
-# `chance` the share of random orders at least as good.
+# At each step the grey band holds nine in ten random orders. LIME's order beats all twenty, kernel SHAP's eighteen. A fifth of
+# the random orders are at least as good as integrated gradients, and most are better than rollout. But one prompt is an
+# anecdote. So the same was done on 24 prompts: 8 facts, 8 sentences like this one (`IOI` in the table, for indirect
+# object identification) and 8 about feelings. Tokens were replaced in three ways: by a comma; by `<|endoftext|>`, a token that
+# marks the end of a text; and by `mean`, the mean of all embeddings, which is no token at all. Below, commas:
+#
+# - `better`: the distance from random orders, in logits,
+# - `low`: the lower end of its 95 % interval; with other prompts of the kind, the mean would hardly lie lower,
+# - `chance`: the share of 40 random orders that are at least as good,
+# - `seconds`: the time for one prompt.
+#
+# The sentences (`IOI`) are too long for exact Shapley values.
 
 # %%
 import pandas as pd
@@ -649,8 +670,11 @@ assert wins["attention rollout"] == wins["gradient × input"] == 0 and wins["gra
 # Three kinds of prompts and three replacements make nine tables, each with its own judge. LIME and kernel SHAP beat
 # chance in all nine, and Shapley values in all six for which they were computed. Here "beats" means: the interval lies above
 # 0, and at most one random order in twenty (of 40) does as well. The gradient norm beats chance in three tables, gradient ×
-# input and rollout in none. Which method is *best* is mostly a tie: the column `tied` says whether the interval of the
-# difference to the best includes 0.
+# input and rollout in none.
+#
+# Which method is *best* is mostly a tie. Below is every method whose difference to the best, prompt by prompt, has an
+# interval that includes 0. (So on facts with commas LIME is clearly behind, and integrated gradients, with a lower mean,
+# are not: their differences scatter more.)
 
 # %%
 best = own[own.tied == "yes"].groupby(["kind", "deletion"]).method.apply(", ".join)
@@ -660,7 +684,7 @@ best.to_frame("not clearly worse than the best")
 # ## How it misleads: the replacement decides
 #
 # So far each method was judged by the replacement it had used itself. Now ask one method with one replacement, and judge
-# with another. (`mean` replaces an embedding by the mean of all embeddings, which is no token at all.)
+# with another. Rows: what kernel SHAP replaced tokens by. Columns: what the judge replaced them by.
 
 # %%
 crossed = page[(page.method == "kernel SHAP") & (page.kind == "fact")]
@@ -673,18 +697,20 @@ gradients = own[(own.method == "integrated gradients") & (own.kind == "fact")].s
 assert gradients[","] > 1 and gradients["mean"] < gradients[","] / 2
 foreign = page[(page.baseline != page.deletion) & (page.baseline != "")]
 beat = foreign.assign(beat=(foreign.low > 0) & (foreign.chance <= 0.05)).groupby("deletion").beat.mean()
-print("share of foreign rows that beat chance, by judge:", beat.round(2).to_dict())
+print("judged by another replacement, share that beat chance, by judge:", beat.round(2).to_dict())
+assert set(foreign.deletion.value_counts()) == {34} and round(34 * beat["<|endoftext|>"]) == 3
 assert wins["occlusion"] == 5 and wins["integrated gradients"] == 4
 assert beat["<|endoftext|>"] < 0.15 and beat[","] > 0.4 and beat["mean"] > 0.4
 
 # %% [markdown]
 # On facts, kernel SHAP with commas is more than a logit better than chance when commas judge, and no better than chance when
-# `<|endoftext|>` judges. Commas and `mean` agree better with each other. So
-# "which tokens matter?" is half a question. The other half is: compared with what?
+# `<|endoftext|>` judges. Commas and `mean` agree better with each other. The same holds over all methods and kinds. Judged
+# by another replacement than their own, about half beat chance when commas or `mean` judge, and 3 of 34 when
+# `<|endoftext|>` does. So "which tokens matter?" is half a question. The other half is: compared with what?
 #
 # What to believe, then? LIME, kernel SHAP and, for short prompts, Shapley values, each with its replacement named and
-# judged by a second one. Occlusion beat chance in five tables of nine, integrated gradients in four, and they add up or are
-# cheap, which has its uses.
+# judged by a second one. Occlusion, which is cheap, beat chance in five tables of nine; integrated gradients, which add
+# up, in four.
 
 # %% [markdown]
 # **Question 11.b.** A colleague shows that method A has the best deletion curve. Their method and the deletion both replace
@@ -706,7 +732,7 @@ quiz("11.b", "b")
 #
 # ### Exercise 11.5 Attention rollout
 #
-# Difficulty 2 of 5 · 15 minutes · needs matrix products
+# Difficulty 2 of 5 · 10 minutes · needs matrix products
 
 
 # %% kind="exercise" id="11.5"
@@ -806,17 +832,17 @@ for layer in range(model.cfg.n_layers):
 assert (hand[-1] - rolled).abs().max() < 1e-4
 
 # %% [markdown]
-# Everything on the first token. Heads that have nothing to do rest there, and 30 layers of resting multiply to 1. Rollout never looks at
-# values, so it cannot see whether anything was fetched. And it cannot know
+# Everything is on the first token. In each layer, heads that have nothing to do look there (the attention sink of
+# notebook 02), and the first token sees only itself. So each of the 30 layers moves a part of what is left onto it, and
+# nothing comes back. Rollout never looks at values, so it cannot see whether anything was fetched. And it cannot know
 # whether you asked about " Mary" or " John".
 #
 # ## The paper's figures and yours
 
 # %% kind="assert"
+complete = [steps for steps, scores in few.items() if scores.gap.abs() < 0.05 * scores.whole]
 yours = {
-    "enough steps for integrated gradients to be complete within 5 %": 64
-    if few[64].gap.abs() < 0.05 * few[64].whole
-    else 0,
+    "enough steps for integrated gradients to be complete within 5 %": min(complete),  # of 4, 16 and 64
     "tables (of 9) in which attention rollout beats random orders": int(wins["attention rollout"]),
     "tables (of 9) in which LIME beats random orders": int(wins["LIME"]),
 }
@@ -829,13 +855,15 @@ table
 #
 # | term | meaning | here | elsewhere |
 # |---|---|---|---|
-# | baseline, source | what a token is replaced by | `ml.replaced` | captum `baselines` |
+# | baseline, replacement | what a token is replaced by | `ml.replaced` | captum `baselines` |
 # | occlusion | fall of the metric without one token | `ml.occlusion` | captum `FeatureAblation` |
 # | Shapley value | what a token adds, over all orders | `ml.shapley_values` | captum `ShapleyValues` |
-# | LIME, kernel SHAP | lines fitted to random masks | `ml.lime`, `ml.kernel_shap` | captum `Lime`, `KernelShap` |
+# | LIME, kernel SHAP | one slope a token, fitted to random masks | `ml.lime`, `ml.kernel_shap` | captum `Lime`, `KernelShap` |
+# | gradient norm | length of the slope at the prompt | `ml.gradient_norm` | captum `Saliency` |
+# | gradient × input | that slope times the way | `ml.gradient_x_input` | captum `InputXGradient` |
 # | integrated gradients | mean slope along the way, times the way | `ml.integrated_gradients` | captum `IntegratedGradients` |
 # | completeness | the scores add up to the whole | `Scores.gap` | Sundararajan et al. 2017 |
-# | rollout | attention multiplied through the layers | `ml.attention_rollout` | Abnar and Zuidema 2020 |
+# | attention rollout | attention multiplied through the layers | `ml.attention_rollout` | Abnar and Zuidema 2020 |
 # | deletion curve | the metric as tokens are replaced in order | `ml.deletion_curves` | Petsiuk et al. 2018 |
 #
 # Tokens are one way to divide the credit. The next notebook divides it among the parts of the model.

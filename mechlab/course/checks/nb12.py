@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random, whole_number
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded, whole_number
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 from mechlab.models import tiny
@@ -22,7 +22,7 @@ QUIZZES = {
         "a",
         {
             "a": "Yes. Direct attribution sees what a part says to the output. What 20.0 writes is read by the heads of layer "
-            "23, and the credit appears there.",
+            "23 (notebook 41 shows which), and the credit appears there.",
             "b": "It is hardly noise: the metric falls by 0.8 with a mean over 16 prompts.",
             "c": "The parts add up to the metric within 0.001, so nothing is lost in the sum. Its share is small because "
             "others say it.",
@@ -34,7 +34,7 @@ QUIZZES = {
 def _final_stream(kind: str, seed: int = 0):
     """Parts of a real last residual stream of a tiny model, its scale, and its logits."""
     model = tiny(kind)
-    tokens = torch.randint(1, 300, (1, 6), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(1, 300, (1, 6), generator=seeded(seed))
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
     names = ["hook_embed", *(["hook_pos_embed"] if "hook_pos_embed" in cache else [])]
