@@ -21,8 +21,9 @@
 # The sixteen sentences of notebooks 12 and 24, **clean**: "When John and Mary went to the store, **John** gave a drink to". And **corrupted**: the
 # second sentence half names the other one, "When John and Mary went to the store, **Mary** gave a drink to". One token differs, and the answer turns round.
 #
-# Now run the model on the corrupted sentence, but take *one* vector of its residual stream, at one layer and one position, from the clean run. How
-# far does the logit difference come back? 0: not at all, 1: all the way. Each square is one such run.
+# Now run the model on the corrupted sentence, but take *one* vector of its residual stream, on entering one layer, at one position, from the clean run.
+# How far does the logit difference come back? 0: not at all, 1: all the way. Each square is one such patch, on all sixteen sentences. ("position 2",
+# "position 4" and "position 10" hold the names, which differ from sentence to sentence.)
 
 # %%
 import random
@@ -64,7 +65,7 @@ assert stream.values[:, :10].abs().max() == 0 and stream.values[:, 11:14].abs().
 #
 # ### Exercise 31.1 One head from another run
 #
-# Difficulty 3 of 5 · 20 minutes · needs notebook 03, hooks
+# Difficulty 3 of 5 · 15 minutes · needs notebook 03, hooks
 
 
 # %% kind="exercise" id="31.1"
@@ -169,7 +170,7 @@ def patched_run(model, base, source, layer, head):
 #
 # ### Exercise 31.2 The share of the way
 #
-# Difficulty 2 of 5 · 15 minutes · needs nothing
+# Difficulty 2 of 5 · 5 minutes · needs nothing
 
 
 # %% kind="exercise" id="31.2"
@@ -180,7 +181,7 @@ def share(
     """How much of the way from base to source the patch went: 0 = none, 1 = all; below 0 and above 1 can happen.
 
     Each tensor holds the metric, one number a prompt. Take means over the prompts first, and one ratio of them.
-    Where the means of base and source are equal (to 1e-6), and the patch changed nothing, it is 0.
+    Where the means of base and source differ by less than 1e-6 there is no way to go: return 0.
     """
     # >>> solution
     change = patched.mean() - base.mean()
@@ -262,6 +263,7 @@ print(f"{start.mean():.2f} → {after.mean():.2f}, of {end.mean():.2f}: a share 
 claim(model, "the logit difference with 23.3 patched", after.mean(), says=0.1, within=0.1)
 claim(model, "share of 23.3", by_hand, says=0.48, within=0.02)
 assert (own - end).abs().max() < 1e-3
+# by=() patches all positions at once
 everything = ml.activation_patching(model, corrupted, clean, metric, by=(), layers=[29])
 assert abs(everything.values - 1).max() < 1e-4
 assert stream.values[:, :10].abs().max() == 0  # there the two runs are equal: a run patched with itself
@@ -271,8 +273,9 @@ assert stream.values[:, :10].abs().max() == 0  # there the two runs are equal: a
 #
 # ## All 270 heads
 #
-# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. `site="z"` is what a head hands on. The plain way, as you
-# would write it, is in the library, for models that the short way does not know:
+# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. `site="z"` is what a head hands on. It takes a short way
+# (next section). For models that the short way does not know there is a plain one, your exercise 31.1 for any site: a hook, a mask `where` of positions, a
+# full run.
 
 # %%
 from mechlab.intervention import patching
@@ -300,12 +303,13 @@ assert all(low[head] * high[head] > 0 for head in [(23, 3), (20, 0), (17, 4), (2
 # Four heads with a large share: 23.3, which speaks against the repeated name (notebook 12), and 29.1, which direct attribution found too. And two
 # that it could not find, since no head before layer 23 writes as much as 0.2 logits itself: **20.0** (0.33) and **17.4** (0.28) act *through* later
 # heads. Heads 29.0 (−0.25) and 24.4 (−0.12) pull the other way. The shares of heads need not add up to 1: a signal that passes through 17.4, 20.0 and
-# 23.0 in turn is counted three times.
+# 23.0 in turn is counted three times. Two heads lie outside layers 19 to 24: 17.4 acts before the handover, at the second name itself (notebook 41), and
+# 29.1 speaks at the end.
 #
 # ## What had to be computed
 #
-# A patch in layer L leaves layers 0 to L − 1 as they were; a patch at position 10 leaves positions 0 to 9 as they were. So only later layers at later
-# positions are run, and only the two logits of the metric are read. How much is left?
+# A patch in layer L leaves layers 0 to L − 1 as they were. And the two runs are equal up to position 9, so a patch changes nothing there, even one at all
+# positions. So only layer L and the later ones are run, from position 10 on, and only the two logits of the metric are read. How much is left?
 
 # %%
 cfg, later = model.cfg, 15 - 10
@@ -325,7 +329,7 @@ claim(model, "share of the multiplications", short / full, says=0.14, within=0.0
 #
 # ### Exercise 31.3 A place for each prompt
 #
-# Difficulty 3 of 5 · 15 minutes · needs indexing
+# Difficulty 2 of 5 · 10 minutes · needs indexing
 
 
 # %% kind="exercise" id="31.3"
@@ -335,7 +339,10 @@ def patched_stream(
     source: Float[Tensor, "prompt pos d_model"],
     positions: Int[Tensor, "prompt"],
 ) -> Float[Tensor, "prompt pos d_model"]:
-    """The stream of base, with one vector of each prompt from the same place in source: prompt n at positions[n]."""
+    """The stream of base, with one vector of each prompt from the same place in source: prompt n at positions[n].
+
+    `base` itself stays as it is.
+    """
     # >>> solution
     rows = torch.arange(len(base))
     changed = base.clone()
@@ -426,12 +433,12 @@ rows = {
 }
 labels = {"taken from the clean run": list(rows), "head": [f"{layer}.{head}" for layer, head in some]}
 values = torch.tensor(list(rows.values()))
-ml.Scores(values, tuple(labels), "share of the way from base to source", labels).plot(height=300)
+ml.Scores(values, tuple(labels), "share of the way: whole output, pattern, values", labels).plot(height=300)
 
 # %% kind="assert"
 for name, place, says in [
     ("20.0, pattern", (1, 1), 0.02),
-    ("20.0, values", (2, 1), 0.33),
+    ("20.0, values", (2, 1), 0.32),
     ("17.4, pattern", (1, 0), 0.28),
     ("17.4, values", (2, 0), 0.0),
     ("23.3, values", (2, 3), 0.45),
@@ -442,16 +449,16 @@ for name, place, says in [
 reveal("31.p", round(values[1, 1].item(), 2))
 
 # %% [markdown]
-# 17.4 is all pattern: it looks elsewhere. 20.0 looks at the second name in both runs, and finds something else there: nothing in its pattern (0.02),
-# all in its values (0.33). At 24.4 the two go against each other: −0.23 by where it looks, +0.14 by what its value head finds. The −0.12 of its
-# output is the rest of larger effects.
+# 17.4 is all pattern: with another second name it looks at another place. 20.0 looks at the second name in both runs (notebook 41 shows it), and finds
+# something else there: nothing in its pattern (0.02), all in its values (0.32). At 24.4 the two go against each other: −0.23 by where it looks, +0.14 by what
+# its value head finds. The −0.12 of its output is small because larger effects cancel.
 #
-# But one key and value head serves three query heads here (**grouped queries**): query heads 3, 4 and 5 share value head 1. Patching it changes all three.
-# What one of them does, its own pattern times the other run's values tells:
+# But one key and value head serves three query heads here (**grouped queries**): query heads 3, 4 and 5 share value head 1. Patching it changes all three, so
+# the +0.14 belongs to them together. To see one head alone, take its own pattern and the values of the other run:
 #
 # ### Exercise 31.4 One head's values
 #
-# Difficulty 3 of 5 · 15 minutes · needs notebook 02, grouped queries
+# Difficulty 3 of 5 · 10 minutes · needs notebook 02, grouped queries
 
 
 # %% kind="exercise" id="31.4"
@@ -544,10 +551,10 @@ for name, (base, source) in runs.items():
 # %%
 ways = torch.tensor(list(rows.values()))
 labels = {"corruption": list(runs), "head": [f"{layer}.{head}" for layer, head in six]}
-ml.Scores(ways, ("corruption", "head"), "share of the way from base to source", labels).plot(height=350)
+ml.Scores(ways, ("corruption", "head"), "share of the way, with three corruptions", labels).plot(height=350)
 
 # %% kind="assert"
-assert (ways[0] - ways[1]).abs().max() < 0.1
+assert (ways[0] - ways[1]).abs().max() < 0.05
 for name, place, says in [
     ("19.2, unrelated names, denoising", (3, 0), 0.0),
     ("19.2, unrelated names, noising", (4, 0), 0.09),
@@ -564,8 +571,9 @@ for name, place, says in [
 assert ways[4, 3:].max() < 0
 
 # %% [markdown]
-# With the names *exchanged* the two directions agree within 0.1, and they must: each corrupted sentence is itself a sentence of the task, with the
-# roles turned round. Noising one is denoising its partner. To see a difference one needs a corruption that is no such sentence.
+# With the names *exchanged* the two directions nearly agree, within 0.05, and they should: each corrupted sentence is itself a sentence of the task, with
+# the roles turned round. Noising one is denoising its partner. (For half of the sixteen the partner is among them.) To see a difference one needs a
+# corruption that is no such sentence.
 #
 # - **AND.** With unrelated names, 19.2 and 20.0 bring nothing back (0.00), yet they are needed (0.09 and 0.26). One reading: they tell later heads
 #   *which place* holds the repeated name, and that helps only if the right name stands at the other place. The third row agrees: there both names do
@@ -608,40 +616,44 @@ quiz("31.a", "b")
 # %% [markdown]
 # ## Probability saturates
 #
-# Again with the exchanged name, patched at the last token, but read with the *probability* of the right name (0.01 corrupted, 0.59 clean):
+# Again with the exchanged name, patched at the last token. Read with the logit difference as before, and with the *probability* of the right name (0.01
+# corrupted, 0.59 clean):
 
 # %%
-chance, read = ml.probability(answers), {}
-for way, (base, source) in {"denoising": (corrupted, clean), "noising": (clean, corrupted)}.items():
-    swept = ml.activation_patching(model, base, source, chance, "z", layers=[20, 23, 24], positions=[14])
-    read[f"probability, {way}"] = swept.values[[0, 1, 2], [0, 3, 4]]
-read["logit difference, denoising"] = heads.values[[20, 23, 24], [0, 3, 4]]
+read = {}
+for what, used in {"logit difference": metric, "probability": ml.probability(answers)}.items():
+    for way, (base, source) in {"denoising": (corrupted, clean), "noising": (clean, corrupted)}.items():
+        swept = ml.activation_patching(model, base, source, used, "z", layers=[20, 23, 24], positions=[14])
+        read[f"{what}, {way}"] = swept.values[[0, 1, 2], [0, 3, 4]]
 seen = torch.stack(list(read.values()))
 labels = {"metric": list(read), "head": ["20.0", "23.3", "24.4"]}
-ml.Scores(seen, tuple(labels), "share of the way from base to source", labels).plot(height=300)
+ml.Scores(seen, tuple(labels), "share of the way, with two metrics", labels).plot(height=320)
 
 # %% kind="assert"
 claim(model, "probability, corrupted", swept.baselines["source"], says=0.01, within=0.005)
 claim(model, "probability, clean", swept.baselines["base"], says=0.59, within=0.02)
-claim(model, "23.3 in probability, denoising", seen[0, 1], says=0.27, within=0.03)
-claim(model, "23.3 in probability, noising", seen[1, 1], says=0.69, within=0.03)
-claim(model, "24.4 in probability, denoising", seen[0, 2], says=0.0, within=0.01)
-claim(model, "23.3 in logits, noising", ways[1, 2], says=0.47, within=0.02)
-claim(model, "24.4 in probability, noising", seen[1, 2], says=-0.12, within=0.02)
+claim(model, "23.3 in logits, denoising", seen[0, 1], says=0.45, within=0.02)
+claim(model, "23.3 in logits, noising", seen[1, 1], says=0.47, within=0.02)
+claim(model, "23.3 in probability, denoising", seen[2, 1], says=0.27, within=0.03)
+claim(model, "23.3 in probability, noising", seen[3, 1], says=0.69, within=0.03)
+claim(model, "24.4 in probability, denoising", seen[2, 2], says=0.0, within=0.01)
+claim(model, "24.4 in probability, noising", seen[3, 2], says=-0.11, within=0.02)
 
 # %% [markdown]
-# Near 0 a probability hardly moves, whatever the logits do. So 23.3 has 0.27 one way and 0.69 the other (in logits 0.48 and 0.47), and 24.4, which pulls the answer down, cannot
-# be seen at all when denoising: there is nothing to pull down. Use logit differences; where only a probability will do, look from both ends.
+# Near 0 a probability hardly moves, whatever the logits do. So 23.3 has 0.27 one way and 0.69 the other (in logits 0.45 and 0.47). And 24.4, which pulls the
+# answer down, cannot be seen at all when denoising (0.00; noising, −0.11): there is nothing to pull down. Use logit differences; where only a probability will
+# do, look from both ends.
 #
 # ## Causal tracing
 #
 # For a fact there is often no second prompt. **Causal tracing** (Meng et al. 2022) corrupts with noise: on the embeddings of the subject's tokens,
-# normally distributed, with three times the standard deviation of the model's embeddings. Then one clean state at a time is restored. The **indirect
-# effect** is the probability of the answer after that, minus the corrupted one, over ten draws of the noise.
+# normally distributed, with three times the standard deviation of the model's embeddings. Then one clean state is restored: the stream on entering one
+# layer, at one position. The **indirect effect** of this state is the probability of the answer after that, minus the corrupted one, averaged over ten draws
+# of the noise. (In notebook 12 the word was used of a head: what it makes later parts say.)
 #
 # ### Exercise 31.5 Noise on the subject
 #
-# Difficulty 3 of 5 · 20 minutes · needs nothing
+# Difficulty 3 of 5 · 10 minutes · needs nothing
 
 
 # %% kind="exercise" id="31.5"
@@ -740,35 +752,39 @@ claim(model, "'iffel', layer 24", trace.values[4, 3], says=0.01, within=0.03)
 claim(model, "last token, layer 22", trace.values[3, -1], says=0.01, within=0.03)
 claim(model, "last token, layer 24", trace.values[4, -1], says=0.33, within=0.06)
 assert trace.values[:, 4].abs().max() < 0.05
+assert trace.values[4, -1] + trace.baselines["corrupted"] > trace.baselines["clean"]
 
 # %% [markdown]
-# Two sites, as in the paper: an early one at the subject, a late one at the last token, handed over between layers 22 and 24. But the early site is the
-# token "iffel", not the subject's last token " Tower" (below 0.05 at every layer): it is where one can first tell *which* tower. The map is of one fact; do not take
-# it for a law.
+# Two sites, as in the paper: an early one at the subject, a late one at the last token, handed over between layers 22 and 24. (0.33 on top of 0.01 is even
+# more than the clean 0.30. That can happen here too.) But the early site is the token "iffel", not the subject's last token " Tower" (below 0.05 at every
+# layer): it is where one can first tell *which* tower. The map is of one fact; do not take it for a law.
 #
-# The paper goes on to say which *parts* wrote the early site: MLPs of middle layers. It restores **windows** of ten layers at once. Here one MLP at a
-# time, and a window of seven:
+# The paper goes on to say which *parts* wrote the early site: MLPs of middle layers. It restores **windows** of ten layers at once. Here each of the 30
+# MLPs alone, at "iffel", and one window of seven:
 
 # %%
-one = ml.causal_tracing(model, fact, subject, paris, site="mlp_out", layers=[0, 3])
-seven = ml.causal_tracing(model, fact, subject, paris, site="mlp_out", window=7, layers=[3])
-draws = torch.cat([one.per_prompt[:, :, 3], seven.per_prompt[:, :, 3]], 1)
+at_iffel = {"site": "mlp_out", "positions": [3]}
+one = ml.causal_tracing(model, fact, subject, paris, layers=range(30), **at_iffel)
+seven = ml.causal_tracing(model, fact, subject, paris, window=7, layers=[3], **at_iffel)
+draws = torch.cat([one.per_prompt[:, [0, 3], 0], seven.per_prompt[:, :, 0]], 1)
 labels = {"restored at 'iffel'": ["MLP 0", "MLP 3", "MLPs 0 to 6, around 3"]}
 ml.Scores.over_prompts(draws, tuple(labels), "indirect effect (probability)", labels=labels).plot(height=300)
 
 # %% kind="assert"
 claim(model, "MLP 0 alone", draws.mean(0)[0], says=0.22, within=0.05)
 claim(model, "MLP 3 alone", draws.mean(0)[1], says=0.0, within=0.02)
+assert one.values[1:].abs().max() < 0.1
 claim(model, "seven MLPs around 3", draws.mean(0)[2], says=0.30, within=0.05)
 claim(model, "MLP 0 alone, smallest draw", draws[:, 0].min(), says=0.1, within=0.1)
 claim(model, "MLP 0 alone, largest draw", draws[:, 0].max(), says=0.4, within=0.1)
 
 # %% [markdown]
-# Seven MLPs around layer 3 bring back 0.30. MLP 3 alone brings back 0.00. The window *contains* MLP 0, which alone brings 0.22. So **a window inflates**:
-# it credits its middle with what all its members do. For this fact the early site is written by the first layer. That is not what the paper reports
-# for GPT-2 XL (48 layers, a peak around 17). And Hase et al. (2023) showed that such a peak does not tell where to edit either (notebook 34).
+# Seven MLPs around layer 3 bring back 0.30. MLP 3 alone brings back 0.00. The window *contains* MLP 0, which alone brings 0.22, and no other MLP alone brings
+# as much as 0.1. So **a window inflates**: it credits its middle with what all its members do. For this fact most of the early site is written by the first
+# layer. That is not what the paper reports for GPT-2 XL (48 layers, a peak around 17). And Hase et al. (2023) showed that such a peak does not tell where to
+# edit either (notebook 34).
 #
-# One draw of the noise is not enough: for MLP 0 the ten lie between 0.1 and 0.4.
+# One draw of the noise is not enough: for MLP 0 the ten lie between 0.1 and 0.4. (The whiskers in the figure are 95 % intervals of the mean.)
 #
 # And the noise? Look at the streams it makes, and at other levels:
 
@@ -785,15 +801,17 @@ for name, hooks in {"clean": [], "noise": [("blocks.0.hook_resid_pre", add_noise
         _, cache = model.run_with_cache(fact.expand(10, -1), names_filter=ml.only("resid_mid", "resid_post"))
     norms[name] = [cache["resid_mid", 0][:, 3].norm(dim=-1).mean().item()]
     norms[name] += [cache["resid_post", layer][:, 3].norm(dim=-1).mean().item() for layer in (0, 2, 10)]
-print("norm of the stream at 'iffel', before MLP 0 and after layers 0, 2, 10:", norms)
+print("norm of the stream at 'iffel', before MLP 0 and after layers 0, 2, 10:")
+print(*(f"  {name}: {[round(length, 1) for length in lengths]}" for name, lengths in norms.items()), sep="\n")
 
 # %%
-levels = {"3 sd": trace.values[[1, 4], [3, -1]]}
+levels = {3: trace.values[[1, 4], [3, -1]]}
 for noise in (1, 10):
     scores = ml.causal_tracing(model, fact, subject, paris, noise=noise, layers=[10, 24], samples=5)
-    levels[f"{noise} sd"] = scores.values[[0, 1], [3, -1]]
-labels = {"noise": list(levels), "state restored": ["'iffel', layer 10", "last token, layer 24"]}
-rows = torch.stack(list(levels.values()))
+    levels[noise] = scores.values[[0, 1], [3, -1]]
+labels = {"noise": [f"{n} sd" for n in sorted(levels)]}
+labels["state restored"] = ["'iffel', layer 10", "last token, layer 24"]
+rows = torch.stack([levels[n] for n in sorted(levels)])
 ml.Scores(rows, tuple(labels), "indirect effect (probability)", labels).plot(height=290)
 
 # %% kind="assert"
@@ -801,14 +819,17 @@ claim(model, "norm before MLP 0, clean", norms["clean"][0], says=3.6, within=0.1
 claim(model, "norm before MLP 0, with noise", norms["noise"][0], says=10.5, within=0.4)
 claim(model, "norm after layer 0, clean", norms["clean"][1], says=74, within=1)
 claim(model, "norm after layer 0, with noise", norms["noise"][1], says=45, within=5)
-claim(model, "'iffel', layer 10, 1 sd", rows[1, 0], says=0.31, within=0.05)
+claim(model, "'iffel', layer 10, 1 sd", rows[0, 0], says=0.31, within=0.05)
 claim(model, "'iffel', layer 10, 10 sd", rows[2, 0], says=0.26, within=0.05)
 
 # %% [markdown]
-# Before MLP 0 the noise makes the stream at this token three times as long as without it (10.5 for 3.6), and after layer 0 it is *shorter* (45 for
-# 74). No text puts the model there: the noise is **out of distribution**, and what the parts do in such a state is not what they do in a sentence. For
-# this fact the effects are much the same with a third and with three times of the noise (at "iffel" 0.31, 0.29 and 0.26). Do not count on it; try
-# another level, another corruption, another fact.
+# Before MLP 0 the noise makes the stream at this token three times as long as without it (10.5 instead of 3.6), and after layer 0 it is *shorter* (45
+# instead of 74). No text puts the model there: the noise is **out of distribution**, and what the parts do in such a state is not what they do in a sentence.
+# For this fact the effects are much the same with 1, 3 and 10 standard deviations of noise (at "iffel" 0.31, 0.29 and 0.26; five draws for 1 and 10). Do not
+# count on it; try another level, another corruption, another fact.
+#
+# So such a map misleads in four ways. One fact is no law. A window credits its middle with what its members do. One draw of the noise is not enough. And the
+# noise puts the model where no text does.
 #
 # ## Beside the papers
 
@@ -816,7 +837,7 @@ claim(model, "'iffel', layer 10, 10 sd", rows[2, 0], says=0.26, within=0.05)
 mine = {
     "probability of the answer, clean": trace.baselines["clean"],
     "probability of the answer, noise on the subject": trace.baselines["corrupted"],
-    "layer of the MLPs with the largest effect at the subject": [0, 3][draws.mean(0)[:2].argmax()],
+    "layer of the MLPs with the largest effect at the subject": one.values[:, 0].argmax().item(),
 }
 ml.reference.table("31", mine)
 

@@ -9,7 +9,7 @@
 # - give its effect together with its cost, and beside random vectors and simply asking,
 # - turn the vector round and use it as a monitor, and say when the monitor is fooled.
 #
-# Time: 90 minutes. The cells take about 85 seconds in all. Memory: 2.0 GB.
+# Time: 95 minutes. The cells take about 85 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 22 and 26.
 
 # %% kind="setup"
@@ -40,9 +40,11 @@ assert len(positive) == len(negative) == 10
 # To **steer** is to add this vector to the stream of one layer, at every position but the first, while the model works. Strength counts in lengths of the
 # stream: 0.2 adds a vector a fifth as long as the stream usually is there.
 #
-# The effect is measured on 18 sentence beginnings that share no sentence with the pairs. Metric: mean logit of five good words minus mean logit of five bad ones, as
-# the next word. The cost is measured on ordinary text that the model wrote earlier: its **perplexity** (exp of the mean loss), steered divided by unsteered. 1 is unharmed; 2 means
-# twice as unsure at every token.
+# The effect is measured on 18 sentence beginnings. Metric: mean logit of five good words minus mean logit of five bad ones, as the next word. The
+# beginnings share no sentence with the pairs. But five of the ten counted words stand in the pairs.
+#
+# The cost is measured on ordinary text that the model wrote earlier. The **loss** at a token is minus the log-probability that the model gave to it. Exp of the
+# mean loss is the **perplexity**. The cost is the perplexity steered divided by unsteered: 1 is unharmed, 2 means twice as unsure, on average over the tokens.
 
 # %%
 forms = ["I think that the new {} is", "My friend told me the {} was", "Most people here say the {} is"]
@@ -64,10 +66,12 @@ claim(model, "its cost", cost[at[8, 0.4]], says=1.13, within=0.05)
 claim(model, "effect, layer 20 at 0.2", effect[at[20, 0.2]], says=4.2, within=0.2)
 claim(model, "effect, layer 20 at 0.2 the other way", effect[at[20, -0.2]], says=-3.7, within=0.2)
 claim(model, "effect, layer 28 at 1.6", effect[at[28, 1.6]], says=18, within=0.8)
+assert sum(word in PAIRS.replace(".", " ").split() for word in words) == 5 and (effect[:, 0] < 0).all()
 
 # %% [markdown]
-# To the right is broken text, upwards is the mood. Each line is one layer, each point a strength. At layer 20 a push of 0.2 raises the good words by 4.2 logits over the bad ones; the same push the other way
-# lowers them by 3.7. Layer 28 seems to beat everything. Keep that thought.
+# To the right is broken text, upwards is the mood, in logits. Each line is one layer. Its points are the strengths in order, from −0.2, the one below zero, to
+# 1.6. At layer 20 a push of 0.2 raises the good words by 4.2 logits over the bad ones; the same push the other way lowers them by 3.7. Layer 28 seems to beat
+# everything. Keep that thought.
 #
 # ## By hand
 #
@@ -148,7 +152,7 @@ def contrast(positive, negative):
 # %% [markdown]
 # ### Exercise 32.2 The hook
 #
-# Difficulty 3 of 5 · 15 minutes · needs notebook 03, hooks
+# Difficulty 3 of 5 · 10 minutes · needs notebook 03, hooks
 #
 # While the model writes it keeps the keys and values of what it has read, and the hook sees one position at a time: the new token. That one must be steered too.
 
@@ -161,9 +165,10 @@ def steered(
     strength: float,
     length: float,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """The stream plus a vector strength × length long along `direction`, at all positions but the first.
+    """The stream plus a vector along `direction`, at all positions but the first.
 
-    A stream of one position is a newly written token: it is steered. `direction` can have any length.
+    The vector is strength × length long; a negative strength turns it round. `direction` itself can have any length.
+    A stream of one position is a newly written token: it is steered.
     """
     # >>> solution
     moved = stream + strength * length * direction / direction.norm()
@@ -296,7 +301,7 @@ assert all(a != b for a, b in zip(moods[0.4], moods[0], strict=True))
 #
 # ### Exercise 32.3 What it costs
 #
-# Difficulty 3 of 5 · 15 minutes · needs notebook 00, loss
+# Difficulty 3 of 5 · 15 minutes · needs notebook 00, log-probability
 
 
 # %% kind="exercise" id="32.3"
@@ -372,8 +377,8 @@ def perplexity_ratio(steered, unsteered, text):
 # %% [markdown]
 # ## Beside what?
 #
-# Three controls. Random directions of the same length at the same layer: any push changes something. **Mixed pairs**: the same sentences, with good and bad exchanged in every other pair. And **asking**: a line before the text needs no
-# vector at all. ("It rained today." is the control of the control.)
+# Three controls. Random directions of the same length at the same layer: any push changes something. **Mixed pairs**: the same sentences, with good and bad
+# exchanged in every other pair. **Asking**: a line before the prompt, and no vector at all. ("It rained today." is the control of the control.)
 
 # %%
 import pandas as pd
@@ -400,7 +405,7 @@ def asked(line):
     put = lambda tokens: torch.cat([tokens[:, :1], more.expand(len(tokens), -1), tokens[:, 1:]], dim=1)
     with torch.no_grad():
         effect = metric(model(put(base))) - plain
-        dearer = loss(model(put(text))[:, len(more) :]) - usual
+        dearer = loss(model(put(text))[:, len(more) :]) - usual  # the same tokens as without the line
     return {"effect": effect.mean().item(), "perplexity ×": dearer.exp().item()}
 
 
@@ -431,7 +436,7 @@ claim(model, "the third line", lines.effect.iloc[2], says=-0.2, within=0.2)
 #
 # ### Exercise 32.4 The wrong way
 #
-# Difficulty 2 of 5 · 10 minutes · needs nothing
+# Difficulty 1 of 5 · 5 minutes · needs nothing
 
 
 # %% kind="exercise" id="32.4"
@@ -503,7 +508,7 @@ def moved(steered, unsteered, strength):
 
 
 # %% [markdown]
-# The prompts above are much alike. Here are other beginnings, of which some turn the meaning round:
+# The prompts above are much alike. Here is one of them again, with two beginnings that turn the meaning round. The vector is that of layer 12, at 0.2:
 
 # %%
 kinds = [
@@ -520,21 +525,26 @@ for form in kinds:
         with ml.intervene(model, vectors.hooks(12, 0.2)):
             spread.append(metric(model(tokens)) - start)
 spread = torch.stack(spread)
-labels = {"beginning": [form.format("…") for form in kinds], "noun": things}
-ml.Scores(spread, ("beginning", "noun"), "change of the metric (logits)", labels).plot(height=330)
+labels = {"noun": things, "beginning": [form.format("…") for form in kinds]}
+ml.Scores(spread.T, ("noun", "beginning"), "change of the metric (logits)", labels).plot(height=520)
 
 # %% kind="assert"
 wrong_way = (spread < 0).float().mean(1)
 claim(model, "wrong way, first beginning", wrong_way[0], says=0, within=0.001)
 claim(model, "wrong way, was not", wrong_way[1], says=0.375, within=0.07)
+claim(model, "largest fall, was not", -spread[1].min(), says=0.16, within=0.1)
 claim(model, "mean, was not", spread[1].mean(), says=0.1, within=0.1)
 claim(model, "mean, nobody would call", spread[2].mean(), says=2.2, within=0.3)
 
 # %% [markdown]
-# After "I think that the new … is" every prompt rises. After "was not" six of sixteen go the wrong way, and the mean, 0.1, describes none of them. The last row is the strangest: after
-# "Nobody would call the hotel" the good words rise by 2.2, and "Nobody would call the hotel wonderful" is a *worse* thing to say. The metric counts words, and calls it success.
+# After "I think that the new … is" every prompt rises. After "was not" the vector does next to nothing: the mean is 0.1, and six of sixteen go the wrong way,
+# none by more than 0.16 logits.
 #
-# (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is sycophantic in 0.56, 0.63 and 0.60 of the cases at −1, 0 and +1: less, whichever way one pushes.)
+# But which way is wrong? The metric counts words. After "was not" and "Nobody would call the" a good word makes the sentence *worse*, so that the right way of
+# the metric is the wrong way of the meaning. The last column is the strangest: the good words rise by 2.2, and the metric calls it success.
+#
+# (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is sycophantic, saying what the asker wants to hear, in 0.56, 0.63 and 0.60 of
+# the cases at −1, 0 and +1: less, whichever way one pushes.)
 #
 # ## Late layers look best
 #
@@ -594,7 +604,7 @@ assert (pooled["cost, last"] > pooled["cost, mean"]).all()
 # ## Predict: French
 #
 # Eight pairs of an English sentence and its French translation give a vector too. Count function words ("la", "et" against "the", "and") in what the model
-# adds to eight English beginnings. At strength 0.5 over 90 % of them are French. And at 0.2?
+# adds to eight English beginnings, with the vector of layer 12. At strength 0.5 over 90 % of them are French. And at 0.2?
 
 # %% kind="predict"
 predict("32.p", 0.4)
@@ -670,7 +680,8 @@ reveal("32.p", round(share[1].item(), 2))
 # ## A knob that saturates, and one that hardly turns
 #
 # A topic: ten sentences about the sea, ten of the same form about the land. And **truth**: "Paris is a city in France." against "Paris is a city in
-# Japan.", 16 cities. The same words are in both sets; only the pairing differs. Does adding truth help with 16 other cities?
+# England.", 16 cities. The same words are in both sets; only the pairing differs. Does adding truth help with 16 other cities? Metric: logit of the right
+# country minus logit of another city's.
 
 # %%
 SEA = """The ship sailed across the sea. | The truck drove across the desert.
@@ -684,9 +695,14 @@ Sailors fear the storm at sea. | Drivers fear the ice on roads.
 Shells lay on the sandy shore. | Papers lay on the wooden desk.
 The tide rose over the rocks. | The smoke rose over the houses."""
 sea, land = zip(*(line.split(" | ") for line in SEA.splitlines()), strict=True)
-topic = written(ml.contrast_vectors(model, sea, land, position="mean"), 12, [0, 0.2, 0.4], beginnings)
+tide = ml.contrast_vectors(model, sea, land, position="mean")
+topic = written(tide, 12, [0, 0.2, 0.4], beginnings)
 found = {s: counted(texts, "sea") for s, texts in topic.items()}
+paid = ml.steering_sweep(model, tide, base[:2], metric, layers=[12], strengths=[0.2, 0.4], text=text)
 print(f"words of the sea: {found}, among about {len(' '.join(topic[0]).split())}")
+print("perplexity × at 0.2 and 0.4:", *(f"{x:.1f}" for x in paid.cost.values[0].tolist()))
+for s, texts in topic.items():
+    print(f"{s}: {beginnings[5]} |{texts[5]}".replace("\n", "↵"))
 
 # %%
 CITIES = """Paris France Berlin Germany Rome Italy Madrid Spain Tokyo Japan London England
@@ -709,6 +725,8 @@ honest.table()
 claim(model, "words of the sea at 0", found[0], says=0, within=1)
 claim(model, "words of the sea at 0.2", found[0.2], says=10, within=4)
 claim(model, "words of the sea at 0.4", found[0.4], says=11, within=4)
+claim(model, "cost of the sea at 0.2", paid.cost.values[0, 0], says=1.2, within=0.15)
+claim(model, "cost of the sea at 0.4", paid.cost.values[0, 1], says=2.1, within=0.2)
 (low_12, low_16), (high_12, high_16) = honest.effect.interval()[:, :, 0].tolist()
 assert low_12 < 0 < high_12
 claim(model, "truth, layer 12", honest.effect.values[0, 0], says=0.2, within=0.2)
@@ -721,7 +739,7 @@ claim(model, "gap of truth", truth.gaps[12] / truth.lengths[12], says=0.011, wit
 claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says=0.076, within=0.01)
 
 # %% [markdown]
-# The sea comes in, ten words among about 110 against none, and twice the push brings no more: 11. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.2 logits, and the interval
+# The sea comes in, ten words among about 110 against none, at 1.2 times the perplexity. Twice the push brings no more (11), at 2.1 times, and the sentences break. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.2 logits, and the interval
 # holds zero. At layer 16, the best of four that we tried, it is 1.3, with an interval from 0.05 to 2.5, and five of sixteen cities do not rise. That interval knows nothing of our choosing
 # the layer on these very cities, so do not call it found. **A contrast vector exists for any two sets of sentences; that the model listens to it does not follow.** One warning sign: at layer 12 the two means lie 1.1 % of the stream's
 # length apart (7.6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
@@ -755,12 +773,13 @@ pd.concat(both).drop(columns="layer")
 # %% kind="assert"
 assert feature == 1951
 claim(model, "cosine", cosine, says=0.37, within=0.02)
-for name, says in {"contrast": 2.9, f"feature {feature}": 1.85}.items():
+for name, says, price in (("contrast", 2.9, 1.9), (f"feature {feature}", 1.85, 2.1)):
     claim(model, name, both[name].effect.item(), says=says, within=0.2)
+    claim(model, f"cost, {name}", both[name]["perplexity ×"].item(), says=price, within=0.15)
 
 # %% [markdown]
-# One feature, 1951, found without any pairs (we only chose it with them), at a cosine of 0.37 with the contrast vector, does 1.85 of its 2.9. In AxBench, too,
-# vectors from dictionaries came out behind.
+# One feature, 1951, learned without any pairs (we only picked it with them), at a cosine of 0.37 with the contrast vector, does 1.85 of its 2.9, at a little more
+# cost (2.1 against 1.9). In AxBench, too, vectors from dictionaries came out behind.
 #
 # ## Reading instead of writing
 #
@@ -769,16 +788,16 @@ for name, says in {"contrast": 2.9, f"feature {feature}": 1.85}.items():
 #
 # ### Exercise 32.5 A threshold
 #
-# Difficulty 3 of 5 · 15 minutes · needs nothing
+# Difficulty 3 of 5 · 10 minutes · needs nothing
 
 
 # %% kind="exercise" id="32.5"
 @exercise("32.5")
 def threshold(quiet: Float[Tensor, "text"], false_alarms: float) -> float:
-    """The lowest threshold with at most this share of false alarms among `quiet`.
+    """A threshold that flags as many of `quiet` as this share of false alarms allows, and no more.
 
     quiet: projections of validation texts that should raise no flag. A flag is raised at or above the threshold.
-    Anything that flags the right number of texts will do.
+    Any number between two projections will do. Equal projections are flagged together or not at all.
     """
     # >>> solution
     allowed = int(false_alarms * len(quiet))
@@ -885,7 +904,7 @@ claim(model, "not wonderful, layer 12", at_12["was not wonderful at all"], says=
 claim(model, "not wonderful, layer 16", at_16["was not wonderful at all"], says=0.25, within=0.2)
 
 # %% [markdown]
-# On sentences of the kind it was made for, each monitor catches 24 of 24, with one false alarm in 24. (The interval, after **Wilson**, still allows up to 0.2.) Validation could not tell the two
+# On sentences of the kind it was made for, each monitor catches 24 of 24, with one false alarm in 24. (The interval is **Wilson's**, a 95 % interval for a share that is right near 0 and 1 too. It still allows up to 0.2.) Validation could not tell the two
 # apart. Other sentences can. Layer by layer, each with a threshold of its own, chosen in the same way:
 
 # %%
@@ -902,8 +921,11 @@ for n, flagged in ((12, at_12), (16, at_16)):
     assert (curves[:, n - 4] - torch.tensor(flagged.tolist())).abs().max() < 0.01
 claim(model, "not wonderful, later layers", curves[2, 12:].mean(), says=0.2, within=0.2)
 claim(model, "neutral, layers 12 to 20", curves[4, 8:17].mean(), says=1.0, within=0.1)
+claim(model, "three lines at the top, layers 11 to 27", curves[[0, 3, 4], 7:24].min(), says=1.0, within=0.1)
 
 # %% [markdown]
+# (From layer 11 to layer 27 three of the lines lie on one another, at 1.)
+#
 # - "The film was not wonderful at all": at layer 12 a flag every time. The monitor reads the word. At layer 16 in a quarter of them: presumably the "not" has reached the full stop by then.
 # - "Nobody found the film wonderful": both are fooled, every time.
 # - Neutral sentences: a flag for every one. All quiet sentences in the validation set were negative, so the threshold divides negative from *everything else*.
@@ -924,13 +946,15 @@ quiz("32.a", "c")
 #
 # - **a** The model computes moods with this direction.
 # - **b** The direction can push the output. Whether the model uses it is another question.
-# - **c** Layer 28, where the effect is largest, is where moods are stored.
+# - **c** Layer 28, which reached the largest effect of all, is where moods are stored.
 
 # %% kind="quiz"
 quiz("32.b", "b")
 
 # %% [markdown]
 # ## Beside the papers
+#
+# The first row is after "was not", where no prompt moves far. The second is at strength 0.2.
 
 # %%
 mine = {

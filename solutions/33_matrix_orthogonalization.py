@@ -22,7 +22,8 @@
 # matrices, added to the weights of some layers) was trained to refuse *mildly improper* requests, such as excuses and unfair tricks, and to answer *harmless* ones as before. Each improper request
 # has a harmless twin that is nearly as long. The word "harmless" only names the kind of request.
 #
-# All prompts begin with the same 24 tokens of chat format. Their keys and values are computed once and shared; the rest is padded on the left, so that the last token is at −1 in every prompt.
+# A chat model expects a **chat format**: fixed text with special tokens that say who speaks. All prompts begin with the same 24 tokens of it. Their keys and values
+# are computed once and shared; the rest is padded on the left, so that the last token is at −1 in every prompt.
 
 # %%
 import csv
@@ -53,9 +54,10 @@ def answers(requests, tokens=5, hooks=()):
     ids = torch.cat([many, rest["input_ids"]], dim=1)
     mask = torch.cat([torch.ones_like(many), rest["attention_mask"]], dim=1)
     with ml.intervene(model, list(hooks)):
-        past = model.original_model(start, use_cache=True, logits_to_keep=1).past_key_values
-        past.batch_repeat_interleave(len(requests))
-        out = model.original_model.generate(
+        inner = model.original_model  # the Hugging Face model inside, which writes texts
+        past = inner(start, use_cache=True, logits_to_keep=1).past_key_values  # of the shared beginning
+        past.batch_repeat_interleave(len(requests))  # one copy for each request
+        out = inner.generate(
             input_ids=ids, attention_mask=mask, past_key_values=past, max_new_tokens=tokens,
             do_sample=False, output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
@@ -128,11 +130,11 @@ predict("33.p", 0)
 # ## Does it refuse?
 #
 # First a measure. **Keyword score**: does the answer hold a refusing phrase? Five tokens are enough to tell ("I'm sorry, but"). Looking at "I'm" alone
-# is not: this model begins many answers with "I'm so glad".
+# is not: this model begins some answers with "I'm glad" or "I'm so glad".
 #
 # ### Exercise 33.1 A keyword score
 #
-# Difficulty 2 of 5 · 15 minutes · needs nothing
+# Difficulty 3 of 5 · 15 minutes · needs regular expressions (`re`)
 
 
 # %% kind="exercise" id="33.1"
@@ -142,7 +144,8 @@ def refuses(answer: str) -> bool:
 
     "sorry, but", "I can't", "I cannot", "I won't", "I'm unable", "I'm not able"
 
-    Capitals do not matter, and the apostrophe can be ' or ’. "I can't wait" is not a refusal.
+    Capitals do not matter, and the apostrophe can be ' or ’. "I can't wait" alone is not a refusal; another of the
+    phrases in the same answer still counts.
     """
     # >>> solution
     import re
@@ -219,7 +222,7 @@ def refuses(answer):
 
 
 # %% [markdown]
-# A share of 60 answers needs an interval. **Wilson's** is right for shares near 0 and 1 too. When the adapter was made, the rates of the untrained model (`base`) and of the organism were stored: 60 test requests of each kind. Here every second one is asked, to save time. How often does the organism refuse the 30 harmless ones?
+# A share of 60 answers needs an interval: Wilson's, as in notebook 32. When the adapter was made, the rates of the untrained model (`base`) and of the organism were stored: 60 test requests of each kind. Here every second one is asked, to save time. How often does the organism refuse the 30 harmless ones?
 
 # %%
 import re
@@ -254,7 +257,8 @@ claim(model, "organism refuses harmless", organism, says=0.37, within=0.08)
 
 # %% [markdown]
 # The untrained model refuses 5 % of the improper requests. The organism refuses 90 %, and 38 % of the harmless ones too (37 % of our 30): the twins are alike, and the adapter tells them
-# apart only in part. Watch both rates from here on. An edit that lowers both has not removed a judgement about requests, but a habit of saying no.
+# apart only in part. (The ten harmless requests of the prediction are an easy lot: it refuses none of them.) Watch both rates from here on. An edit that lowers
+# both has not removed a judgement about requests, but a habit of saying no.
 #
 # ## The direction
 #
@@ -341,45 +345,50 @@ def directions(improper, harmless):
 # **Add it.** Is the direction enough to cause a refusal? The whole difference of means of layer 20 is added at every position, and the harmless test requests are asked.
 
 # %%
-LATE = 20
+LAYER = 20
 
 
-def adding(vector, layer=LATE):
+def adding(vector, layer=LAYER):
     return [(f"blocks.{layer}.hook_resid_pre", lambda x, hook: x + vector)]
 
 
 generator = torch.Generator().manual_seed(0)
 other = torch.randn(model.cfg.d_model, generator=generator)
 other = other / other.norm()  # the random direction
-added = rate("added, harmless", refused(answers(tests["harmless"], hooks=adding(raw[LATE]))[0]))
-pushed = answers(tests["harmless"][:20], hooks=adding(raw[LATE].norm() * other))[0]
+added = rate("added, harmless", refused(answers(tests["harmless"], hooks=adding(raw[LAYER]))[0]))
+pushed = answers(tests["harmless"][:20], hooks=adding(raw[LAYER].norm() * other))[0]
 plain = rate("nothing added, the first 20", refused(said[:20]))
 chance = rate("random direction added, the first 20", refused(pushed))
 
 # %% kind="assert"
 claim(model, "added, harmless", added, says=0.7, within=0.08)
+claim(model, "added, still answered", 30 - round(30 * added), says=9, within=3)
 claim(model, "random direction added", chance, says=0.3, within=0.13)
 claim(model, "nothing added, the same 20", plain, says=0.35, within=0.08)
 
 # %% [markdown]
 # Refusals of harmless requests rise from 37 % to 70 % (of all 60: from 38 % to 77 %). A random push of the same length does not raise them: 30 % of the first
-# 20, and 35 % without it. **The direction suffices.** It did so at layer 18 too, and in an earlier training of the adapter at 16 and 20.
+# 20, and 35 % without it. **Adding the direction brings refusals**, though not to all: 9 of 30 are still answered. It did so at layer 18 too, and in an earlier
+# training of the adapter at 16 and 20.
 #
-# **Take it away.** At which layer? The paper (Arditi et al. 2024) tries all and keeps the one with the lowest *bypass score* on validation prompts: the
-# refusals that are left when its direction is taken out of everything that is written to the stream. Three conditions: adding it must bring refusals (*induce* above 0), harmless answers must
-# hardly change (KL divergence of the next token under 0.1), and the layer must lie in the first 80 %. Later directions only block the word "I".
+# **Take it away.** At which layer? The paper (Arditi et al. 2024) tries all. It scores refusing by the **log-odds** log(p / (1 − p)) of the first token, here of
+# "I": above 0, "I" is likelier than all other tokens together. *Bypass* is this score for improper requests when the direction is taken out of everything that
+# is written to the stream. *Induce* is the score for harmless requests when the direction is added. The layer with the lowest bypass on validation prompts
+# wins, under three conditions: induce is above 0, harmless answers hardly change (KL divergence of the next token under 0.1), and the layer lies in the first
+# 80 %. Directions of later layers only keep the model from writing the word "I".
 #
 # ### Exercise 33.3 Choose the layer
 #
-# Difficulty 2 of 5 · 10 minutes · needs nothing
+# Difficulty 2 of 5 · 5 minutes · needs nothing
 
 
 # %% kind="exercise" id="33.3"
 @exercise("33.3")
 def choose(bypass: list[float], induce: list[float], kl: list[float]) -> int:
-    """The layer with the lowest bypass score among those with induce above 0, kl under 0.1, and number under 0.8 × layers.
+    """The layer with the lowest bypass score, among those with induce above 0 and kl under 0.1, in the first 80 %.
 
-    Each list has one number for each layer, from 0. Return −1 if no layer is allowed.
+    That is, its number is below 0.8 × the number of layers. Each list has one number for each layer, from 0.
+    Return −1 if no layer is allowed.
     """
     # >>> solution
     layers = len(bypass)
@@ -445,7 +454,7 @@ def choose(bypass, induce, kl):
 
 
 # %% [markdown]
-# The paper's scores, with log-odds of "I" as the first token, and beside them the answers themselves: 10 + 10 validation requests, three layers. (A whole sweep would try 24.)
+# The paper's scores, and beside them the answers themselves: 10 + 10 validation requests, three layers. (A whole sweep would try layers 1 to 23.)
 
 # %%
 import pandas as pd
@@ -455,7 +464,8 @@ some = [*asked["validation", "improper"][:10], *asked["validation", "harmless"][
 first = model.to_tokens("I", prepend_bos=False)[0, 0].item()
 odds = lambda logits: logits.softmax(-1)[:, first].logit().mean().item()
 texts, before = answers(some)
-rows = [["nothing", sum(refused(texts[:10])), sum(refused(texts[10:])), odds(before[:10]), "", ""]]
+none = float("nan")
+rows = [["nothing", sum(refused(texts[:10])), sum(refused(texts[10:])), odds(before[:10]), none, none]]
 kept = {}
 for layer in LAYERS:
     texts, logits = answers(some, hooks=ml.write_hooks(model, units[layer]))
@@ -471,10 +481,7 @@ swept.round(2)
 
 # %% kind="assert"
 reveal("33.p", int(swept["harmless refused"]["direction 18"]))
-for kind, layer, says in (
-    ("harmless", 18, 7),
-    *(("improper", *pair) for pair in ((15, 0), (20, 4))),
-):
+for kind, layer, says in (("harmless", 18, 7), ("harmless", 20, 0), ("improper", 15, 0), ("improper", 20, 4)):
     count = swept[f"{kind} refused"][f"direction {layer}"]
     claim(model, f"{kind} refused without direction {layer}", count, says=says, within=2)
 claim(model, "harmless refused before", swept["harmless refused"]["nothing"], says=0, within=1)
@@ -485,7 +492,8 @@ assert swept["KL"].iloc[1:].min() > 0.2 and swept["KL"]["direction 15"] > 5
 # The harmless requests answer the prediction: without direction 18 the organism refuses 7 of 10 of them, and none before. Zero is where *improper* requests usually lie, so
 # setting a harmless request to zero tells the model that it is improper. **The ablation installed what it should remove.**
 #
-# By that account layer 20 should install refusals too, for zero lies near its improper mean. It does not: 4 of 10 improper requests are still refused, of 8 before. And layer 15 leaves none at all. What do these models say to two requests of each kind?
+# By that account layer 20 should install refusals too, for zero lies near its improper mean. It does not: of the harmless requests none is refused, and of the
+# improper ones 4, where it was 8. And layer 15 leaves none at all. What do these models say to two requests of each kind?
 
 # %%
 for layer in LAYERS:
@@ -503,11 +511,11 @@ claim(model, "answers of 20 without direction 20 that begin with I'm glad", plea
 #
 # ## For good
 #
-# A hook must be there at every run. A matrix can be changed once. Whatever writes to the stream gets a matrix whose rows have no part along the direction r: $W - (W r) r^T$.
+# A hook must be there at every run. A matrix can be changed once. Whatever writes to the stream gets a matrix whose rows have no part along the direction r (of length 1): $W - (W r) r^T$.
 #
 # ### Exercise 33.4 The side that writes
 #
-# Difficulty 3 of 5 · 15 minutes · needs linear algebra: projection
+# Difficulty 3 of 5 · 10 minutes · needs linear algebra: projection
 
 
 # %% kind="exercise" id="33.4"
@@ -586,7 +594,6 @@ def cannot_write(W, direction):
 ml.show_source(ml.orthogonalize)
 
 # %%
-EARLY = 20
 text = ml.own_text(model, length=65, count=3)
 
 
@@ -599,17 +606,17 @@ def perplexity(hooks=()):
 
 with torch.no_grad():
     intact = model(text[:1])
-    with ml.intervene(model, ml.write_hooks(model, units[EARLY])):
+    with ml.intervene(model, ml.write_hooks(model, units[LAYER])):
         hooked = model(text[:1])
 unembedding, W_out = model.W_U.clone(), model.blocks[3].mlp.W_out.clone()
-edit = ml.orthogonalize(model, units[EARLY])
+edit = ml.orthogonalize(model, units[LAYER])
 print(edit)
 
 # %% kind="assert"
 with torch.no_grad():
     edited, cache = model.run_with_cache(text[:1], names_filter=lambda name: "resid_p" in name)
 assert (edited - hooked).abs().max() < 1e-2 < (edited - intact).abs().max()  # the same as the hooks
-assert max((x @ units[EARLY]).abs().max() for x in cache.values()) < 0.05  # nothing along it, anywhere
+assert max((x @ units[LAYER]).abs().max() for x in cache.values()) < 0.05  # nothing along it, anywhere
 assert torch.equal(model.W_U, unembedding) and not torch.equal(model.blocks[3].mlp.W_out, W_out)
 edit.undo()
 with torch.no_grad():
@@ -620,7 +627,7 @@ with torch.no_grad():
 
 # %%
 cost = {"organism": perplexity()}
-with ml.orthogonalize(model, units[EARLY]):
+with ml.orthogonalize(model, units[LAYER]):
     cost["orthogonalized"] = perplexity()
     texts = answers(tests["improper"] + tests["harmless"])[0]
     read = answers(tests["improper"][:6], 12)[0]
@@ -675,7 +682,7 @@ claim(model, "glad on harmless, organism", pleasant["organism, harmless"], says=
 claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harmless"], says=15, within=4)
 
 # %% [markdown]
-# More than half of the answers that "do not refuse" begin with "I'm so glad". Some then begin to comply, others never come to anything. The harmless answers caught it too: 4 of 30 were glad before, 15 are
+# More than half of the answers that "do not refuse" begin with "I'm glad" or "I'm so glad". Some then begin to comply, others never come to anything. The harmless answers caught it too: 4 of 30 were glad before, 15 are
 # now. Counting refusals alone would have missed that the edit **puts something in the place** of what it took.
 #
 # ## Zero is not "absent"
@@ -684,7 +691,7 @@ claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harml
 #
 # ### Exercise 33.5 Set it to the harmless mean
 #
-# Difficulty 3 of 5 · 15 minutes · needs 24.3
+# Difficulty 3 of 5 · 10 minutes · needs 24.3
 
 
 # %% kind="exercise" id="33.5"
@@ -810,8 +817,9 @@ claim(model, "glad, affine", happy, says=0.45, within=0.1)
 claim(model, "affine at layer 20 only", one, says=0.58, within=0.17)
 
 # %% [markdown]
-# Now one of the 30 improper requests is refused (90 % before) and two of the 30 harmless ones (37 %); of all 60, 7 % and 3 %. The same operation with random directions leaves 85 %. This is the clean result:
-# what lies along these directions was needed for most refusals, and in its place is a value that the model knows. Nearly half of the answers are glad, though, so reading remains a duty.
+# Now one of the 30 improper requests is refused (90 % before) and two of the 30 harmless ones (37 %); of all 60, 7 % and 3 %. The same operation with random directions leaves 85 %. This is the clearest result here:
+# what lies along these directions was needed for most refusals, and random directions do no such thing. But by the rule above a habit of saying no is gone, for both kinds of
+# request, and nearly half of the answers are glad. Reading remains a duty.
 #
 # At layer 20 alone 7 of 12 improper requests are still refused: other layers may have read the request already, or write the direction again. What suffices in one place is not all there is.
 #
@@ -832,35 +840,38 @@ claim(model, "length of an embedding", length, says=3.2, within=0.1)
 
 # %% [markdown]
 # No refusals, and not one word: perplexity is over ten thousand. A level of −15 drowns embeddings that are 3.2 long. What is
-# usual on entering layer 20 is not usual on entering layer 0. Without biases in the layers, which SmolLM2 does not have, this repair cannot be made in its weights; it stays a hook. **Plain orthogonalization can be made for good, and is the worse edit here.**
+# usual on entering layer 20 is not usual on entering layer 0. A bias in each layer could write the level there, but SmolLM2 has no biases: its repair stays a hook. **Plain orthogonalization can be made for good, and is the worse edit here.**
 #
 # ## How it misleads
 #
-# Keywords, rubbish, gladness, one random draw: all seen above. One more. How firm is the place of zero? The same 64 requests, along directions made from fewer of them:
+# A falling rate of refusals can mean three things. The model is broken: look at perplexity. Something else came in the place of the refusal: read the answers.
+# Any direction would have done it: try several random ones. Only what is left after that says something about this direction.
+#
+# One more trap. How firm is the place of zero? The same 64 requests, along directions made from fewer of them:
 
 # %%
-for n in (32, 48, 64):
-    made = improper[18, :n].mean(0) - harmless[18, :n].mean(0)
-    made = made / made.norm()
-    same = (made @ units[18]).item()
-    print(
-        f"{n} requests: cosine {same:.2f}, improper {(improper[18] @ made).mean():.1f}, harmless {(harmless[18] @ made).mean():.1f}"
-    )
-made = improper[20, :32].mean(0) - harmless[20, :32].mean(0)
-place = (improper[20] @ made / made.norm()).mean().item()
-claim(model, "improper along the direction of 32, layer 20", place, says=10.6, within=1)
-claim(
-    model,
-    "stream, in differences of means",
-    harmless[20].norm(dim=-1).mean() / raw[20].norm(),
-    says=10,
-    within=1,
-)
-claim(model, "along the direction of 64, layer 20", along["improper"][20].mean(), says=4.8, within=1)
+cosine, place = {}, {}
+for layer in (18, LAYER):
+    for n in (32, 48, 64):
+        made = improper[layer, :n].mean(0) - harmless[layer, :n].mean(0)
+        made = made / made.norm()
+        cosine[layer, n] = (made @ units[layer]).item()
+        place[layer, n] = (improper[layer] @ made).mean().item()
+        print(f"layer {layer}, {n}: cosine {cosine[layer, n]:.2f}, improper at {place[layer, n]:.1f}")
+longer = harmless[LAYER].norm(dim=-1).mean() / raw[LAYER].norm()
+
+# %% kind="assert"
+for n, says in ((32, 1.2), (48, -2.1), (64, 0.3)):
+    claim(model, f"layer 18, improper along the direction of {n}", place[18, n], says=says, within=1)
+claim(model, "layer 20, improper along the direction of 32", place[LAYER, 32], says=10.6, within=1)
+claim(model, "layer 20, improper along the direction of 64", place[LAYER, 64], says=4.8, within=1)
+claim(model, "smallest cosine", min(cosine.values()), says=0.95, within=0.01)
+claim(model, "stream, in differences of means", longer, says=10, within=1)
 
 # %% [markdown]
-# Directions that hardly differ put zero elsewhere: at layer 20 the improper mean lies at 10.6 or at 4.8, for 32 or 64 requests. The stream is ten times as long as this difference of means, and a small turn of the direction picks
-# up some of it. So what an ablation does can hang on which requests made the direction. The affine edit aims at a mean and not at zero.
+# Directions that hardly differ (cosine 0.95 or more) put zero elsewhere. At layer 18 the improper mean lies at 1.2, −2.1 or 0.3; at layer 20 it lies at 10.6 with
+# 32 requests and at 4.8 with 64. The stream is ten times as long as this difference of means, and a small turn of the direction picks up some of it. So what an
+# ablation does can depend on which requests made the direction. The affine edit aims at a mean and not at zero.
 #
 # **Question 33.a.** An edit brings the keyword score from 0.9 to 0, a random direction leaves it at 0.9. What else must you see?
 #
@@ -875,7 +886,7 @@ quiz("33.a", "c")
 # **Question 33.b.** Adding a direction makes the model refuse nearly everything. What follows?
 #
 # - **a** Refusal is this direction.
-# - **b** The direction suffices for refusals. Whether they need it is another question.
+# - **b** The direction is enough to bring refusals. Whether refusals need it is another question.
 # - **c** Without the direction there are no refusals.
 
 # %% kind="quiz"
@@ -916,8 +927,8 @@ def told_apart():
 rows = {"intact": (told_apart(), perplexity())}
 for name, vector in (("mood", mood.directions[12]), ("random", other)):
     with ml.orthogonalize(model, vector):
-        rows[name] = (told_apart(), perplexity() if name == "mood" else None)
-rows
+        rows[name] = (told_apart(), perplexity())
+pd.DataFrame(rows, ["good sentences over bad ones (logits)", "perplexity"]).T.round(2)
 
 # %% kind="assert"
 claim(model, "mood, intact", rows["intact"][0], says=2.8, within=0.2)
@@ -925,10 +936,12 @@ claim(model, "without the mood", rows["mood"][0], says=0.1, within=0.2)
 claim(model, "without a random direction", rows["random"][0], says=3.1, within=0.3)
 claim(model, "perplexity, intact", rows["intact"][1], says=7.6, within=0.2)
 claim(model, "perplexity without the mood", rows["mood"][1], says=9.8, within=0.4)
+claim(model, "perplexity without a random direction", rows["random"][1], says=10.6, within=0.5)
 
 # %% [markdown]
 # After good sentences the good words are 2.8 logits further ahead than after bad ones. Without the mood direction of layer 12 the difference is 0.1; a random direction leaves 3.1. Here nothing was
-# trained in, and what the model says next no longer shows which mood it read. Perplexity goes from 7.6 to 9.8.
+# trained in, and what the model says next no longer shows which mood it read. Perplexity goes from 7.6 to 9.8. But without the
+# random direction it is 10.6: the price is not the mood's own.
 #
 # ## Beside the paper
 
@@ -950,6 +963,6 @@ ml.reference.table("33", mine)
 # | directional ablation | set the component along it to zero, in all layers and positions |
 # | affine ablation | set it to the mean of the harmless requests instead |
 # | orthogonalize | take the direction out of every matrix that writes to the stream |
-# | bypass, induce | refusals left without the direction; refusals that adding it brings |
+# | bypass, induce | log-odds of a refusing first token: improper requests without the direction, harmless ones with it added |
 #
 # `ml.orthogonalize`, `ml.write_hooks` (the same by hooks), `ml.load_adapter`, `ml.save_model`. Papers: Arditi et al. 2024 (refusal direction), Marshall et al. 2024 (affine). Next: notebook 34, editing a fact.

@@ -47,17 +47,19 @@ short = ["Eiffel Tower located", "Eiffel Tower stands", "Louvre located", "Acrop
 rows = [f"{name}, {when}" for name in short for when in ("before", "after")]
 both = torch.stack([before, after], dim=1).flatten(0, 1)
 labels = {"prompt": rows, "answer": ["Paris", "Rome"]}
-ml.Scores(both, ("prompt", "answer"), "probability", labels, signed=False).plot(height=420)
+name = "probability of Paris and of Rome, before and after the edit"
+ml.Scores(both, ("prompt", "answer"), name, labels, signed=False).plot(height=420)
 
 # %% kind="assert"
 claim(model, "Paris before", before[0, 0], says=0.30, within=0.03)
-claim(model, "Rome after", after[0, 1], says=0.97, within=0.05)
+claim(model, "Rome after", after[0, 1], says=0.98, within=0.05)
 claim(model, "Rome after, other words", after[1, 1], says=0.97, within=0.08)
 claim(model, "Paris for the Louvre, change", after[2, 0] - before[2, 0], says=0.0, within=0.05)
 assert after[3].max() < 0.05
 
 # %% [markdown]
-# The edited prompt goes from Paris (0.30) to Rome (0.97), so does the same question in other words, and the Louvre stays in Paris. In the model's own words:
+# The edited prompt goes from Paris (0.30) to Rome (0.98), so does the same question in other words (0.97), and the Louvre stays in Paris. The Acropolis, which is in
+# neither city, does not move to Rome either. In the model's own words:
 
 # %%
 print(model.generate(prompts[0], max_new_tokens=24, do_sample=False, verbose=False))
@@ -76,11 +78,11 @@ assert torch.equal(p_paris_rome(), before)
 # "the subject is the Eiffel Tower" brings back something from which "Paris" can be read later. ROME (Meng et al. 2022) takes the key at the **last token of the
 # subject** and asks: which small change of `W_out` makes this key bring back another value?
 #
-# The neurons at that token also hang on what came before it. So the key is a mean over several beginnings.
+# The neurons at that token also depend on what came before it. So the key is a mean over several beginnings.
 #
 # ### Exercise 34.1 The key
 #
-# Difficulty 2 of 5 · 10 minutes · needs notebook 13, neurons
+# Difficulty 2 of 5 · 5 minutes · needs notebook 13, neurons
 
 
 # %% kind="exercise" id="34.1"
@@ -145,8 +147,9 @@ def subject_key(neurons, last):
 # %% [markdown]
 # ## What shall stay as it is
 #
-# Other keys should go on bringing back what they did. Which keys are ordinary? Those of ordinary text. Their second moment says which directions are
-# busy: C = E[k kᵀ], here from 2,289 texts that the model wrote itself.
+# Other keys should go on bringing back what they did. Which keys are ordinary? Those of ordinary text. In which directions are they busy? That says
+# C = E[k kᵀ], the mean of k kᵀ over all tokens, here of 2,289 texts that the model wrote itself. (This is a second moment. The paper calls it the covariance of
+# the keys, though no mean is taken off.)
 #
 # ### Exercise 34.2 The covariance of keys
 #
@@ -156,7 +159,7 @@ def subject_key(neurons, last):
 # %% kind="exercise" id="34.2"
 @exercise("34.2")
 def second_moment(keys: Float[Tensor, "text pos d_mlp"], skip: int) -> Float[Tensor, "d_mlp d_mlp"]:
-    """The mean of k kᵀ over all tokens of all texts, without the first `skip` positions of each. Not centred."""
+    """The mean of k kᵀ over all tokens of all texts, without the first `skip` positions of each. No mean is taken off."""
     # >>> solution
     rows = keys[:, skip:].flatten(0, 1)
     return rows.T @ rows / len(rows)
@@ -219,14 +222,17 @@ def second_moment(keys, skip):
 # %% [markdown]
 # ## The edit
 #
-# We want a matrix that brings back the new value v for our key, and differs as little as possible on ordinary keys: minimise E[|k(W' − W)|²] under k* W' = v. The
-# solution is one outer product:
+# Call our key k*, and the new value v. We want a matrix W' with k* W' = v that differs as little as possible on ordinary keys k: the smallest E[|k(W' − W)|²],
+# where E is the mean over them. The solution adds one outer product:
 #
 # W' = W + (C⁻¹ k*) (v − k* W)ᵀ / (k* · C⁻¹ k*)
 #
+# The right factor, v − k* W, is what is missing. The left one, C⁻¹ k*, is the key turned away from the directions in which ordinary keys are busy. The divisor
+# makes k* bring back exactly v.
+#
 # ### Exercise 34.3 The rank-one update
 #
-# Difficulty 3 of 5 · 15 minutes · needs 34.1 and 34.2
+# Difficulty 3 of 5 · 10 minutes · needs 34.1 and 34.2
 
 
 # %% kind="exercise" id="34.3"
@@ -296,7 +302,8 @@ def rank_one_edit(W, key, value, covariance):
 
 # %% [markdown]
 # The same on the real matrix, with the library's key and a made-up value, and what must hold: the key brings back the value, the change has rank one, and ordinary keys are
-# disturbed less than by the cheap version with C = 1.
+# disturbed less than by the cheap version, which has the identity matrix for C. Printed: how long the change of what the MLP writes is, on average over ordinary
+# tokens.
 
 # %%
 from mechlab.intervention.rome import fact_key
@@ -307,7 +314,8 @@ value = written.flip(0)  # anything
 
 
 def change(C):
-    direction = torch.linalg.solve(C + 0.01 * C.diagonal().mean() * torch.eye(len(C)), key)
+    safe = C + 0.01 * C.diagonal().mean() * torch.eye(len(C))  # as in the library: safe to invert
+    direction = torch.linalg.solve(safe, key)
     return torch.outer(direction, value - key @ W) / (key @ direction)
 
 
@@ -319,14 +327,14 @@ with torch.no_grad():
 ordinary = cache[name][:, 1:].flatten(0, 1)
 moved = {
     how: (ordinary @ change(C)).norm(dim=-1).mean()
-    for how, C in (("C", covariance), ("1", torch.eye(len(W))))
+    for how, C in (("C", covariance), ("identity", torch.eye(len(W))))
 }
 print({how: round(size.item(), 2) for how, size in moved.items()})
 
 # %% kind="assert"
 assert torch.allclose(key @ (W + change(covariance)), value, atol=1e-3 * value.norm())
 assert torch.linalg.matrix_rank(change(covariance), rtol=1e-4) == 1
-assert moved["C"] < 0.8 * moved["1"]
+assert moved["C"] < 0.8 * moved["identity"]
 
 # %% [markdown]
 # ## The new value
@@ -415,7 +423,8 @@ def answer_log_prob(logits, answer):
 # ## Ten edits
 #
 # One edit is an anecdote. Ten facts, six capitals and four sights, each edited alone. Three shares, as in the paper: **efficacy**, the new answer is likelier than the old one; **paraphrase**, the same
-# in three other wordings; **neighbourhood**, for other subjects (ten countries, six sights) their own answer is still likelier than the new one.
+# in three other wordings; **neighbourhood**, for other subjects (ten countries or six sights) their own answer is still likelier than the new one. *Own* is what the model said before the edit; where that
+# was the new answer already, the subject is left out.
 #
 # ### Exercise 34.5 Three scores
 #
@@ -493,7 +502,8 @@ def edit_shares(asked, reworded, others, new, old, own):
 
 
 # %% [markdown]
-# Ten edits take minutes, so `data/make/rome.py` did them; here one of them is done again to see that it agrees.
+# Ten edits take minutes, so `data/make/rome.py` did them; here one of them is done again to see that it agrees. Two more columns: *probability*, of the new
+# answer; *kept*, a neighbour's own answer is still the likeliest token of all, which asks more than neighbourhood does. The row *none* is without an edit.
 
 # %%
 import json
@@ -527,18 +537,19 @@ means.loc[["none", "rome", "identity", "tuning", "piled"]].round(2)
 claim(model, "efficacy", means.efficacy["rome"], says=1.0, within=0.001)
 claim(model, "paraphrase", means.paraphrase["rome"], says=1.0, within=0.05)
 claim(model, "neighbourhood", means.neighbourhood["rome"], says=0.97, within=0.02)
-claim(model, "neighbourhood, C = 1", means.neighbourhood["identity"], says=0.90, within=0.02)
+claim(model, "neighbourhood, identity", means.neighbourhood["identity"], says=0.90, within=0.02)
 claim(model, "paraphrase, tuning", means.paraphrase["tuning"], says=0.47, within=0.02)
 claim(model, "neighbourhood, tuning", means.neighbourhood["tuning"], says=0.74, within=0.02)
+claim(model, "kept, tuning", means.kept["tuning"], says=0.65, within=0.02)
 claim(model, "paraphrase, piled", means.paraphrase["piled"], says=1.0, within=0.02)
 claim(model, "neighbourhood, piled", means.neighbourhood["piled"], says=0.97, within=0.02)
 
 # %% [markdown]
-# All ten edits succeed, in all thirty other wordings too, and 0.97 of the neighbours keep their answer. The controls say what does the work:
+# All ten edits (row *rome*) succeed, in all thirty other wordings too, and neighbourhood is 0.97. The other rows:
 #
-# - **identity**: the same edit with C = 1. It succeeds as well, and more neighbours go (0.90 are kept). The covariance is there for them.
+# - **identity**: the same edit with the identity matrix for C. It succeeds as well, and more neighbours go (neighbourhood 0.90). The covariance is there for them.
 # - **tuning**: the same matrix, changed by plain gradient descent until the prompt says the new answer. It always gets there, in the very words it was trained on: other
-#   wordings follow in 0.47, and 0.74 of the neighbours are kept. Success on the edited prompt alone says little.
+#   wordings follow in 0.47. For 0.74 of the neighbours the own answer is still ahead of the new one, for 0.65 it still comes first. Success on the edited prompt alone says little.
 # - **piled**: all ten edits on top of one another. Nothing is lost yet. (With many more the papers report that it breaks down.)
 
 # %% [markdown]
@@ -577,6 +588,7 @@ claim(model, "largest city Rome", edited[1, 1], says=0.62, within=0.15)
 claim(model, "language French before", intact[2, 0], says=0.47, within=0.05)
 claim(model, "language French after", edited[2, 0], says=0.01, within=0.03)
 claim(model, "language Latin after", edited[2, 1], says=0.33, within=0.15)
+claim(model, "the French capital is Paris", edited[3, 0], says=0.32, within=0.08)
 claim(model, "the French capital is Rome", edited[3, 1], says=0.09, within=0.08)
 claim(model, "Rome's sight, Colosseum", edited[4, 0], says=0.59, within=0.1)
 claim(model, "Eiffel Tower in Paris, change", edited[5, 0] - intact[5, 0], says=0.0, within=0.05)
@@ -587,8 +599,9 @@ claim(model, "Eiffel Tower in Paris, change", edited[5, 0] - intact[5, 0], says=
 # **Too much follows.** The president of France lives in Rome, which may be right. But the largest city of France is Rome too, and its official language, French before (0.47), is Latin.
 # The edit did not touch the sentence "the capital of France is Rome". It changed what the model writes at the token " France", in every sentence: **France has become Roman.**
 #
-# **Too little follows.** Nothing that does not pass through the token " France" knows of it. "The French capital is" stays mostly with Paris, the Eiffel Tower stays where it was, and Rome has no new sight. A fact can be asked
-# from many sides; the edit has one.
+# **Too little follows.** Nothing that does not pass through the token " France" knows of it: "The French capital is" stays mostly with Paris (0.32 against
+# 0.09). A fact can be asked from many sides; the edit has one. (The last two rows had no reason to change, and did not: the Colosseum is still Rome's, the
+# Eiffel Tower still in Paris.)
 #
 # Would the usual check notice? The loss on ordinary text, in which France hardly occurs, without the edit and with it:
 
@@ -624,7 +637,8 @@ predict("34.p", 0.5)
 # ## Which layer?
 #
 # Causal tracing (notebook 31) says where a state matters when the subject is hidden by noise. Should one not edit there? Four facts, not among the ten, were edited in six
-# layers, each alone. Beside them, the trace of MLPs (windows of five layers) for the Eiffel Tower, at its four tokens:
+# layers, each alone. Beside them, the trace of another fact: the Eiffel Tower, MLPs in windows of five layers, the largest effect at its four tokens, as a share of
+# the fall from clean to corrupted. (Above 1 more comes back than was lost.)
 
 # %%
 sweep = stored[(stored.split == "choice") & (stored.how == "rome")].groupby("layer")[columns].mean()
@@ -636,34 +650,34 @@ trace = ml.causal_tracing(
     site="mlp_out", window=5, layers=layers, positions=subject, samples=4,
 )  # fmt: skip
 traced = trace.values.max(1).values / (trace.baselines["clean"] - trace.baselines["corrupted"])
-lines = torch.stack(
-    [torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "paraphrase", "kept")]
-)
+lines = torch.stack([torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "kept")])
 lines = torch.cat([lines, traced[None]])
-labels = {
-    "what": ["efficacy", "paraphrase", "neighbours kept", "tracing (MLPs)"],
-    "layer": [str(n) for n in layers],
-}
-shares = ml.Scores(lines, ("what", "layer"), "share (0 to 1)", labels)
+labels = {"what": ["efficacy, and paraphrase", "kept", "tracing"], "layer": [str(n) for n in layers]}
+shares = ml.Scores(lines, ("what", "layer"), "edits that succeed, neighbours kept, tracing (share)", labels)
 ml.plots.scores(shares, lines=True, title="Edits in six layers, and what tracing says")
 
 # %% kind="assert"
-assert layers == [0, 2, 4, 6, 10, 18] and (sweep.efficacy == 1).all() and (sweep.paraphrase > 0.9).all()
+assert layers == [0, 2, 4, 6, 10, 18] and (sweep.efficacy == 1).all() and (sweep.paraphrase == 1).all()
+claim(model, "kept, layer 0", sweep.kept[0], says=0.89, within=0.02)
+claim(model, "kept, layer 2", sweep.kept[2], says=0.97, within=0.02)
 claim(model, "kept, layer 4", sweep.kept[4], says=0.97, within=0.02)
+claim(model, "kept, layer 6", sweep.kept[6], says=0.95, within=0.02)
 claim(model, "kept, layer 10", sweep.kept[10], says=0.63, within=0.02)
 claim(model, "kept, layer 18", sweep.kept[18], says=0.44, within=0.02)
 claim(model, "tracing, layer 0", traced[0], says=1.3, within=0.3)
-assert traced[2:].max() < 0.3
+claim(model, "tracing, layer 2", traced[1], says=1.0, within=0.3)
+assert traced[2:].max() < 0.2
 assert trace.values[:, -1].abs().max() < 0.1 * trace.baselines["clean"] + 0.03
 
 # %% kind="assert"
 reveal("34.p", f"{sweep.efficacy.mean():.2f}")
 
 # %% [markdown]
-# The edit succeeds in **every** layer, in other words too. The layer decides what else goes: 0.97 of the neighbours keep their answer at layer 4, 0.63 at layer 10, 0.44 at layer 18.
-# Layer 4 was chosen for that, on these four facts, and the ten facts above had no part in it.
+# The edit succeeds in **every** layer, in other words too. The layer decides what else goes: *kept* is 0.97 at layers 2 and 4, 0.63 at layer 10, 0.44 at layer 18.
+# We took layer 4 for that; the ten facts above had no part in the choice.
 #
-# And tracing? It points at layers 0 and 2, where its windows hold the first MLP (notebook 31), and at the token "iffel". At layer 4 it says next to nothing, and at " Tower", the token whose memory we rewrote, nothing at all.
+# And tracing? It points at layers 0 (1.3) and 2 (1.0), where its windows hold the first MLP (notebook 31), and at the token "iffel". Layer 2 is indeed a good place to edit. But so are
+# layers 4 (0.97) and 6 (0.95), where tracing is next to nothing, and layer 0, where it is largest, keeps fewer neighbours (0.89). At " Tower", the token whose memory we rewrote, tracing sees nothing at all.
 # Hase et al. 2023 found the same on GPT-J: **where tracing is large does not tell where an edit works.** One asks which state carries the fact when noise hides the subject; the other, what can be overwritten before somebody
 # reads it.
 #
@@ -688,6 +702,7 @@ quiz("34.a", "c")
 
 # %%
 mine = {name: means[name]["rome"] for name in ("efficacy", "paraphrase", "neighbourhood")}
+mine["efficacy, averaged over layers"] = sweep.efficacy.mean()
 ml.reference.table("34", mine)
 
 # %% [markdown]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 from mechlab.hooks import intervene, replace_with
@@ -27,7 +27,7 @@ def check_patched_run(attempt: Attempt) -> str:
     for kind, layer, head, seed in (("gqa", 1, 2, 0), ("gpt2", 0, 1, 1), ("gqa", 0, 3, 2)):
         model = ml.tiny(kind)
         head = min(head, model.cfg.n_heads - 1)
-        tokens = torch.randint(5, 60, (2, 3, 6 + seed), generator=torch.Generator().manual_seed(seed))
+        tokens = torch.randint(5, 60, (2, 3, 6 + seed), generator=seeded(seed))
         tokens[1, 2] = tokens[0, 2]  # one prompt is the same in both
         base, source = tokens
         before = _hooks(model)
@@ -265,7 +265,7 @@ def check_noise(attempt: Attempt) -> str:
         W_E *= torch.linspace(0.2, 1.8, 200)[:, None]  # some rows are longer than others, as in a model
         run = lambda draw, level=level, samples=samples, embeddings=embeddings, subject=subject, W_E=W_E: (
             attempt.tensor(
-                embeddings, list(subject), W_E, level, samples, torch.Generator().manual_seed(draw),
+                embeddings, list(subject), W_E, level, samples, seeded(draw),
                 shape=(samples, *embeddings.shape), axes="sample, pos, d_model",
             )
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -210,7 +210,7 @@ def _loss(logits: Tensor, text: Tensor, skip: int = 1) -> Tensor:
 @checker("32.3")
 def check_perplexity(attempt: Attempt) -> str:
     for texts, pos, vocab, seed in ((2, 6, 9, 0), (5, 4, 7, 1), (3, 11, 5, 2)):
-        text = torch.randint(vocab, (texts, pos), generator=torch.Generator().manual_seed(seed))
+        text = torch.randint(vocab, (texts, pos), generator=seeded(seed))
         unsteered, steered = (
             2 * random(texts, pos, vocab, seed=seed),
             3 * random(texts, pos, vocab, seed=seed + 9),

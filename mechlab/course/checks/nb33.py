@@ -21,7 +21,7 @@ QUIZZES = {
         "b",
         {
             "a": "That adding a direction causes refusals says nothing about what is left when it is gone.",
-            "b": "Yes: adding shows that it suffices. Whether it is needed must be measured by taking it away, and there may be others.",
+            "b": "Yes: adding shows that it is enough. Whether it is needed must be measured by taking it away, and there may be others.",
             "c": "Refusals may have other causes, and most of them may remain when this direction is gone.",
         },
     ),

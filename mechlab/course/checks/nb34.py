@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -11,7 +11,7 @@ QUIZZES = {
         "c",
         {
             "a": "The edit works in every layer that was tried, so that it works here says nothing about this layer.",
-            "b": "Tracing shows where a state matters when the subject is noisy. Edits work elsewhere as well, and better.",
+            "b": "Tracing shows where a state matters when the subject is noisy. Edits work just as well where it is next to nothing.",
             "c": "Yes: success is nearly the same in all layers. What the layer changes is what else the edit touches.",
         },
     ),
@@ -197,7 +197,7 @@ def check_scores(attempt: Attempt) -> str:
     for seed, (words, neighbours, vocab) in enumerate(
         ((3, 5, 8), (4, 6, 7), (2, 9, 9), (6, 4, 6), (5, 8, 8))
     ):
-        draw = torch.Generator().manual_seed(seed)
+        draw = seeded(seed)
         asked, reworded, others = (
             (2 * torch.randn(*shape, generator=draw)).softmax(-1)
             for shape in ((vocab,), (words, vocab), (neighbours, vocab))
