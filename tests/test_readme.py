@@ -135,3 +135,21 @@ def test_the_exercise_that_the_contributors_guide_adds_works(tmp_path, monkeypat
         exec(code, session)
         outcome = exercises.run_checker(id, session["strongest"], (), {})
         assert outcome.status == status and says in outcome.message, outcome
+
+
+def test_the_teachers_guide_adds_up():
+    """Whole notebooks stand with the minutes of their headers; no timetable is longer than its hours."""
+    headers = [(p.stem[:2], p.read_text(encoding="utf-8")) for p in (ROOT / "solutions").glob("[0-9]*.py")]
+    minutes = {
+        number: int(re.search(r"^# Time: (\d+) minutes", text, re.MULTILINE)[1]) for number, text in headers
+    }
+    guide = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    hours, rows = int(re.search(r"whole course is about (\d+) hours", guide)[1]), {}
+    assert hours == round(sum(minutes.values()) / 60)
+    for length, row in re.findall(r"^\| (\d+) \| ([^|]+) \|", guide, re.MULTILINE):
+        if "(" in row:
+            rows[length] = row
+            assert sum(map(int, re.findall(r"(\d+)\)", row))) <= 60 * int(length)
+    assert set(rows) == {"4", "8", "16"}
+    for notebooks, told in re.findall(r"((?:\d\d, )*\d\d)(?: \(|: )(\d+)\)", rows["8"] + rows["16"]):
+        assert sum(minutes[n] for n in notebooks.split(", ")) == int(told), notebooks
