@@ -5,8 +5,10 @@
 small random models for tests and checks.
 """
 
+import io
 import os
 import time
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +123,8 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
         given = {"hf_model": hf_model, "tokenizer": model.tokenizer}
         drawn = _boot(model.cfg.model_name, torch.float32, process=True, **given)
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
-    return drawn.to(model.cfg.device)
+    with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
+        return drawn.to(model.cfg.device)
 
 
 def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:

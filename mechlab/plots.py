@@ -114,9 +114,9 @@ def _line(result: Scores, layout: dict) -> go.Figure:
         if len(x) <= 12 and error is None:
             fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
         elif len(x) <= 12:  # beyond the interval, which would cross the number elsewhere
-            up = values >= 0
+            up, gap = values >= 0, 0.02 * float((high - low).max() + np.ptp(values))
             fig.add_scatter(
-                x=x, y=np.where(up, _floats(high), _floats(low)), mode="text", text=[f"{v:.2f}" for v in values],
+                x=x, y=np.where(up, _floats(high) + gap, _floats(low) - gap), mode="text", text=[f"{v:.2f}" for v in values],
                 textposition=["top center" if each else "bottom center" for each in up], cliponaxis=False,
                 hoverinfo="skip", showlegend=False,
             )  # fmt: skip
@@ -218,7 +218,7 @@ def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **l
     """Vectors of two dimensions as arrows from the middle, one panel for each [arrow, 2] tensor, on one scale."""
     from plotly.subplots import make_subplots
 
-    limit = 1.15 * max(float(plane.abs().max()) for plane in planes) or 1.0
+    limit = 1.3 * max(float(plane.abs().max()) for plane in planes) or 1.0
     fig = make_subplots(1, len(planes), subplot_titles=list(titles), horizontal_spacing=0.02)
     for column, plane in enumerate(planes, 1):
         ends = _floats(plane)
@@ -228,9 +228,10 @@ def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **l
         )
         hover = [f"feature {n // 3}: length {np.hypot(*ends[n // 3]):.2f}" for n in range(len(x))]
         tips = [str(n // 3) if n % 3 == 1 else "" for n in range(len(x))]
+        sides = ["top center" if ends[n // 3, 1] >= 0 else "bottom center" for n in range(len(x))]
         fig.add_scatter(
             x=x, y=y, mode="lines+markers+text", marker={"symbol": "circle", "size": 5}, line={"color": BLUE},
-            text=tips, textposition="top center", hovertext=hover, hoverinfo="text", showlegend=False, row=1, col=column,
+            text=tips, textposition=sides, hovertext=hover, hoverinfo="text", showlegend=False, row=1, col=column,
         )  # fmt: skip
     plain = {"showticklabels": False, "zeroline": True, "zerolinecolor": "#DDDDDD", "showgrid": False}
     fig.update_xaxes(range=[-limit, limit], **plain)

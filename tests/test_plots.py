@@ -62,7 +62,8 @@ def test_bars_carry_intervals_when_there_are_prompts():
     low, high = scores.interval()  # a number stands beyond its interval, away from zero
     assert list(numbers.text) == [f"{v:.2f}" for v in scores.values]
     for at, place, v, *ends in zip(numbers.y, numbers.textposition, scores.values, low, high, strict=True):
-        assert (at, place) == ((ends[1], "top center") if v >= 0 else (ends[0], "bottom center"))
+        beyond, wanted = (at - ends[1], "top center") if v >= 0 else (ends[0] - at, "bottom center")
+        assert 0 < beyond < 0.5 and place == wanted
 
 
 def test_layers_rise_and_other_named_rows_are_read_from_the_top_down():

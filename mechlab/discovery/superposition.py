@@ -40,7 +40,13 @@ class ToyModels:
     def dimensionality(self) -> Scores:
         """The share of a dimension that each feature has to itself; see `feature_dimensionality`."""
         found = feature_dimensionality(self.W)
-        return Scores(found, ("density", "feature"), "dimensions a feature", self._labels, signed=False)
+        return Scores(
+            found,
+            ("density", "feature"),
+            "share of a dimension that each feature has",
+            self._labels,
+            signed=False,
+        )
 
     @property
     def _labels(self) -> dict[str, list[str]]:
