@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mechlab import reference
-from mechlab.course import build, check, claim, exercise, predict, progress, quiz, reveal, workspace
+from mechlab.course import build, check, claim, execute, exercise, predict, progress, quiz, reveal, workspace
 from mechlab.course.sources import SourceError, read
 
 
@@ -381,3 +381,10 @@ def test_a_stale_solution_is_noticed(tmp_path):
     assert build._is_fresh(target, expected)
     changed = build.solution_notebook(source(tmp_path, GOOD.replace("x + 1", "x + 2") + WRONG * 3))
     assert not build._is_fresh(target, changed)
+
+
+def test_progress_bars_are_not_stored():
+    widget = lambda text: {"data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": [text]}}
+    assert execute._is_bar(widget("patching  86% |########5 | 00:00 left"))
+    assert not execute._is_bar(widget("VBox(children=(IntSlider(value=3),))"))
+    assert not execute._is_bar({"output_type": "stream", "text": ["right on 57 % | of them\n"]})

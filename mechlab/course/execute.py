@@ -54,10 +54,16 @@ def execute_solution(notebook: dict, folder: Path) -> dict:
         for cell, original in zip(done["cells"], notebook["cells"], strict=True):
             cell |= {"metadata": original["metadata"], "source": original["source"]}
             if cell["cell_type"] == "code":
+                cell["outputs"] = [output for output in cell["outputs"] if not _is_bar(output)]
                 for output in cell["outputs"]:
                     _shrink(output, page)
                 cell["outputs"] = _merged_streams(cell["outputs"])
     return done
+
+
+def _is_bar(output: dict) -> bool:
+    """Whether it is a progress bar, of which a stored notebook keeps a line of no use."""
+    return re.search(r"\d+%\s*\|", "".join(output.get("data", {}).get("text/plain", ""))) is not None
 
 
 def _shrink(output: dict, page) -> None:
