@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -12,7 +12,7 @@ QUIZZES = {
         {
             "a": "It may do a lot that others do too, or that its mean goes on doing.",
             "b": "Yes: it is a statement about these prompts, this reference and what varies. Other prompts may need the head.",
-            "c": "Deleting is zero ablation, on every prompt. Notebook 23's heads do nothing here and a lot on repeated text.",
+            "c": "Deleting is zero ablation, on every prompt. Other prompts may need what varies in this head, and these may need its mean.",
         },
     ),
 }
@@ -104,7 +104,7 @@ def check_templates(attempt: Attempt) -> str:
         )
         if not close(found, expected):
             raise NotYet(only_wrong(found, expected))
-    return "Each prompt gets the mean of its own template, twice."
+    return "Each prompt gets the mean of its own template, on two sets of templates."
 
 
 @checker("24.3")
@@ -147,7 +147,7 @@ def check_direction(attempt: Attempt) -> str:
 def check_interval(attempt: Attempt) -> str:
     for n, seed in ((16, 0), (40, 1), (9, 2)):
         effects = 2 * random(n, seed=seed) - 1
-        low, high = _pair(attempt(effects, 4000, torch.Generator().manual_seed(seed)))
+        low, high = _pair(attempt(effects, 4000, seeded(seed)))
         mean, error = effects.mean().item(), (effects.std(correction=0) / n**0.5).item()
         if high < low:
             raise NotYet("The lower end comes first.")
@@ -172,7 +172,7 @@ def check_interval(attempt: Attempt) -> str:
             )
         if not mean - 2.6 * error < low < mean < high < mean + 2.6 * error:
             raise NotYet(f"The mean is {mean:.2f}; your interval is from {low:.2f} to {high:.2f}.")
-    one = [_pair(attempt(effects, 300, torch.Generator().manual_seed(s))) for s in (1, 1, 2)]
+    one = [_pair(attempt(effects, 300, seeded(s))) for s in (1, 1, 2)]
     if one[0] != one[1] or one[0] == one[2]:
         raise NotYet(
             "The same generator must give the same interval, and another one another: draw with `generator=generator`."
@@ -183,13 +183,13 @@ def check_interval(attempt: Attempt) -> str:
     ):  # the means of samples are whole numbers: 0, 1, 2, 3, ... with the chances of a binomial
         spike = torch.zeros(10)
         spike[place] = 10.0
-        low, high = _pair(attempt(spike, 4000, torch.Generator().manual_seed(3)))
+        low, high = _pair(attempt(spike, 4000, seeded(3)))
         if abs(low) > 1e-4 or abs(high - 3) > 1e-4:
             raise NotYet(
                 f"With one effect of 10 and nine of 0 the means of samples are 0, 1, 2, ..., and the interval goes from 0 to 3. "
                 f"Yours goes from {low:.2f} to {high:.2f}: take the 2.5 % and 97.5 % quantiles of means of samples of 10, from all 10."
             )
-    low, high = _pair(attempt(effects, 1, torch.Generator().manual_seed(4)))
+    low, high = _pair(attempt(effects, 1, seeded(4)))
     if abs(high - low) > 1e-5:
         raise NotYet("`draws` is how many samples are drawn. With one sample both ends are its mean.")
     return "As wide as theory says, around the mean, on three sets."

@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -52,9 +52,7 @@ def check_reconstruct(attempt: Attempt) -> str:
 @checker("25.2")
 def check_sparse(attempt: Attempt) -> str:
     for density, seed in ((0.3, 0), (0.05, 1), (1.0, 2), (0.7, 3)):
-        found = attempt.tensor(
-            4000, 6, density, torch.Generator().manual_seed(seed), shape=(4000, 6), axes="count, feature"
-        )
+        found = attempt.tensor(4000, 6, density, seeded(seed), shape=(4000, 6), axes="count, feature")
         if found.min() < 0 or found.max() > 1:
             raise NotYet("The numbers lie between 0 and 1.")
         present = found > 0
@@ -90,8 +88,7 @@ def check_sparse(attempt: Attempt) -> str:
         if abs(values.var() - 1 / 12) > 0.02:
             raise NotYet("Present numbers are uniform between 0 and 1; yours are spread differently.")
     drawn = [
-        attempt.tensor(7, 3, 0.5, torch.Generator().manual_seed(seed), shape=(7, 3), axes="count, feature")
-        for seed in (7, 7, 8)
+        attempt.tensor(7, 3, 0.5, seeded(seed), shape=(7, 3), axes="count, feature") for seed in (7, 7, 8)
     ]
     if not torch.equal(drawn[0], drawn[1]) or torch.equal(drawn[0], drawn[2]):
         raise NotYet(

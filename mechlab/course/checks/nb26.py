@@ -22,7 +22,8 @@ QUIZZES = {
             "a": "The list is what the direction does if nothing comes in between. Seventeen layers come in between.",
             "b": "Yes, it may. Seventeen layers read the direction before the output does. What the model then says differently, only an "
             "intervention shows.",
-            "c": "Its loudest places have one thing in common, and removing it changes what comes next there. It means something.",
+            "c": "Its loudest places have one thing in common, so it says something about its inputs. How much it does there is another "
+            "question.",
         },
     ),
 }
