@@ -9,7 +9,7 @@
 # - patch one path between two parts, and say what that tells beyond patching one part,
 # - give a head a role from three kinds of evidence, and leave a head without a role when they disagree.
 #
-# Time: 120 minutes. The cells take about 95 seconds in all. Memory: 2.5 GB.
+# Time: 115 minutes. The cells take about 95 seconds in all. Memory: 2.5 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 12, 23, 24 and 31.
 
 # %% kind="setup"
@@ -19,7 +19,7 @@
 # ## The picture
 #
 # "When Laura and Larry walked to the school, Laura gave a ring to": the next word is " Larry". This task is called **indirect object
-# identification** (IOI). Wang et al. (2022) explained how GPT-2 small does it, with 26 heads. For SmolLM2 we know of nobody who has. We do it here.
+# identification** (IOI). Wang et al. (2022) explained how GPT-2 small does it, with 26 heads. For SmolLM2 we know of nobody who has.
 #
 # Five places have names. **IO** is the indirect object, the answer. **S1** is the subject where it is first named, beside IO, and **S2** where it is
 # named again. **S1+1** is the token after S1. **end** is the last token. The metric is the logit of IO minus the logit of S.
@@ -47,8 +47,7 @@ claim(model, "after layer 23", so_far[23], says=3.75, within=0.1)
 claim(model, "at the end", so_far[29], says=4.5, within=0.1)
 
 # %% [markdown]
-# A cliff: 0.07 logits after layer 22, 3.75 after layer 23, 4.5 at the end. So layer 23 gives the answer. But how does it know it? The rest of
-# the notebook walks back from there.
+# A cliff: 0.07 logits after layer 22, 3.75 after layer 23, 4.5 at the end. So layer 23 gives the answer. But how does it know it?
 #
 # ## The task
 #
@@ -65,6 +64,7 @@ with torch.no_grad():
         print(
             f"{name}: {pairs.values:.2f} [{low:.2f}, {high:.2f}], right in {(found > 0).float().mean():.2f}"
         )
+# a prompt's label names its template and which name comes first, such as "template 3, S first"
 first = torch.tensor([template.endswith("S first") for template in wide.templates])
 print(
     f"S first: {seen['16 templates'][first].mean():.2f}, IO first: {seen['16 templates'][~first].mean():.2f}"
@@ -80,11 +80,11 @@ assert abs(seen["ABC"].mean()) < 1
 
 # %% [markdown]
 # The paper has 3.56 and 0.993 for GPT-2 small, on its own templates. Ours: 3.9 and 0.89 on sixteen templates; 4.5 on the eight that we use from here on. The
-# order matters: 5.0 where S comes first, 2.7 where IO does. With ABC names nearly nothing is left, as it should be.
+# order matters: 5.0 where S comes first, 2.7 where IO does. With ABC names nearly nothing is left.
 #
 # ### Exercise 41.1 Three new names
 #
-# Difficulty 2 of 5 · 15 minutes · needs indexing
+# Difficulty 2 of 5 · 8 minutes · needs indexing
 
 
 # %% kind="exercise" id="41.1"
@@ -185,17 +185,17 @@ shown = range(17, 26)
 stream = ml.activation_patching(
     model, flip.tokens, prompts.tokens, prompts.metric, layers=shown, positions=places
 )
-stream.plot(height=400)
+stream.plot(height=400, title="stream patched at S2 or at the end (share of the way)")
 
 # %% kind="assert"
 at = dict(zip(shown, stream.values, strict=True))
-for layer, s2, end in ((19, 1.0, 0.0), (21, 0.39, 0.57), (24, 0.1, 0.84)):
+for layer, s2, end in ((19, 1.0, 0.0), (21, 0.39, 0.57), (24, 0.1, 0.84), (25, 0.0, 0.92)):
     claim(model, f"S2, entering layer {layer}", at[layer][0], says=s2, within=0.04)
     claim(model, f"end, entering layer {layer}", at[layer][1], says=end, within=0.04)
 
 # %% [markdown]
-# Entering layer 19, all of it is at S2 (1.00). Entering layer 21, 0.39 is there and 0.57 at the end; entering layer 24, 0.10 and 0.84. So there are two moves
-# from S2 to the end: in layers 19 and 20, and in layer 23. Which heads?
+# Entering layer 19, all of it is at S2 (1.00). Entering layer 21, 0.39 is there and 0.57 at the end; entering layer 24, 0.10 and 0.84. So there are two large
+# moves from S2 to the end: in layers 19 and 20, and in layer 23. (Layer 24 moves the rest: 0.00 and 0.92.) Which heads?
 
 # %%
 heads = ml.direct_logit_attribution(model, prompts.tokens, prompts.io, prompts.s, unit="head")
@@ -216,7 +216,7 @@ heads.top(9)
 #
 # ### Exercise 41.2 One sender, all others held
 #
-# Difficulty 4 of 5 · 25 minutes · needs notebook 31, patching a head
+# Difficulty 4 of 5 · 15 minutes · needs notebook 31, patching a head
 
 
 # %% kind="exercise" id="41.2"
@@ -370,23 +370,17 @@ paths = ml.path_patching(model, *two, senders=[[(29, head)] for head in range(9)
 assert (last.values[0] - paths.values).abs().max() < 1e-3
 
 # %% [markdown]
-# What must hold, holds: the library agrees; with no sender nothing changes; and in the last layer, where no head comes after, a path to the logits is
+# What must hold, holds: they agree; with no sender nothing changes; and in the last layer, where no head comes after, a path to the logits is
 # all there is, so path patching and activation patching give the same.
 #
-# The receiver can also be a head. Then the change is caught in the receiver's queries, keys or values, and in one more run the receiver gets these, and
-# all else is free. Since held heads look nowhere, positions do not mix on the way; the library computes only the place where the receiver reads:
-
-# %%
-from mechlab.intervention import paths as paths_code
-
-ml.show_source(paths_code._streams)
-
-# %% [markdown]
+# The receiver can also be a head. Then the change is caught in the receiver's queries, keys or values; and in one more run the receiver gets these, and
+# all else is free. (A held head gives what it gave, so in the first run nothing moves from one token to another.)
+#
 # One thing needs care in this model: three query heads share one key and value head. To patch what *one* query head reads, its mates must keep theirs.
 #
 # ### Exercise 41.3 One reader of a shared value
 #
-# Difficulty 3 of 5 · 20 minutes · needs notebook 23, shared heads
+# Difficulty 2 of 5 · 8 minutes · needs 31.4
 
 
 # %% kind="exercise" id="41.3"
@@ -439,7 +433,8 @@ check(reads_anew)
 # ## Backwards, step by step
 #
 # Now the walk. Who writes to the logits? Who is read by those, and through what? An effect is the **share of the way** from the prompts to their ABC
-# versions: 0.2 means that patching this path costs a fifth of the difference. `ml.Resume` keeps a run, so that many questions can be asked of it.
+# versions: 0.2 means that patching this path costs a fifth of the difference. `ml.Resume` keeps a run, so that many questions can be asked of it;
+# with `like=base`, what both runs begin with is computed once.
 
 
 # %% kind="wrong" id="41.3" expects="neighbouring"
@@ -479,26 +474,28 @@ base = ml.Resume(model, prompts.tokens)
 source = ml.Resume(model, abc.tokens, like=base)
 runs, at = (model, base, source, prompts.metric), prompts.positions
 direct = ml.path_patching(*runs)
-direct.plot(height=560)
+direct.plot(height=560, title="path from each head to the logits (share of the way to ABC)")
 
 # %% kind="assert"
 for head, says in {(23, 3): 0.69, (29, 1): 0.25, (29, 0): -0.18, (23, 0): 0.16, (24, 4): -0.12}.items():
     claim(model, f"path from {named([head])} to the logits", direct.values[head], says=says, within=0.02)
 claim(model, "path from 20.0 to the logits", direct.values[20, 0], says=0.04, within=0.02)
 low, high = direct.interval()
-claim(model, "23.3, interval from", low[23, 3], says=0.61, within=0.03)
-claim(model, "23.3, interval to", high[23, 3], says=0.78, within=0.03)
-claim(model, "24.4, interval from", low[24, 4], says=-0.21, within=0.03)
-claim(model, "24.4, interval to", high[24, 4], says=-0.02, within=0.03)
+for head, ends in {(23, 3): (0.61, 0.78), (24, 4): (-0.21, -0.02)}.items():
+    claim(model, f"{named([head])}, interval from", low[head], says=ends[0], within=0.03)
+    claim(model, f"{named([head])}, interval to", high[head], says=ends[1], within=0.03)
 
 # %% [markdown]
 # **Into the logits.** Head 23.3 carries 0.69 of the way (95 % interval 0.61 to 0.78), 29.1 0.25 and 23.0 0.16. Heads 29.0 (−0.18) and 24.4 (−0.12, from
-# −0.21 to −0.02) work against the answer. Head 20.0, strong in notebook 31, sends next to nothing there (0.04).
+# −0.21 to −0.02) work against the answer. Head 20.0, strong in notebook 31, sends little there (0.04).
 #
-# **Into the queries** of 23.0, 23.2 and 23.7. They look at IO and copy it; the paper calls such heads **name movers**. Who tells them where to look?
+# **Into the queries** of 23.0, 23.2 (0.05) and 23.7 (0.07). They look at IO and copy it; the paper calls such heads **name movers**. (Evidence
+# below. Notebooks 12 and 24 counted 23.1 too; here its path carries nothing.) Who tells them where to look?
 
 # %%
-movers, inhibitors, inducers = [(23, 0), (23, 2), (23, 7)], [(19, 2), (20, 0)], [(17, 4), (17, 5), (18, 6)]
+movers = [(23, 0), (23, 2), (23, 7)]
+for head, says in zip(movers, (0.16, 0.05, 0.07), strict=True):
+    claim(model, f"path from {named([head])} to the logits", direct.values[head], says=says, within=0.02)
 queries = ml.path_patching(*runs, movers, "q", at=at["end"])
 claim(model, "20.0 into the queries", queries.values[20, 0], says=0.24, within=0.02)
 claim(model, "19.2 into the queries", queries.values[19, 2], says=0.04, within=0.02)
@@ -509,8 +506,9 @@ queries.top(6)
 # Two heads help: 20.0 (0.24) and 19.2 (0.04). They look from the end to S2. The paper calls such heads **S-inhibition** heads: they keep the name movers
 # away from the subject.
 #
-# What do these two find at S2? **Into their values.** A head can bring the name's first mention to S2 by looking back from there. So the heads that look
-# from S2 to S1 or to S1+1, with at least 0.15 of their attention, send one by one. All the rest send together: that shows what the shortcut misses.
+# What do these two find at S2? **Into their values.** A head can bring the name's first mention to S2 by looking back from there. So we take a
+# shortcut: only heads that look from S2 to S1 or to S1+1, with at least 0.15 of their attention, send one by one. All others send together; their one
+# number shows what the shortcut misses.
 
 # %%
 from mechlab.ioi.roles import RULES, THRESHOLDS, attention_to
@@ -524,6 +522,7 @@ def senders_that_look(*places, below):
     return [*([tuple(head)] for head in some.nonzero().tolist()), rest]
 
 
+inhibitors = [(19, 2), (20, 0)]
 at_s2 = senders_that_look("S2→S1", "S2→S1+1", below=20)
 values = ml.path_patching(*runs, inhibitors, "v", at=at["S2"], senders=at_s2)
 ml.Scores(values.values[:-1], ("sender",), values.name, {"sender": [named(g) for g in at_s2[:-1]]}).plot(
@@ -532,17 +531,20 @@ ml.Scores(values.values[:-1], ("sender",), values.name, {"sender": [named(g) for
 
 # %% kind="assert"
 sent_by = dict(zip([group[0] for group in at_s2[:-1]], values.values, strict=False))
-for head, says in {(17, 4): 0.23, (8, 1): 0.06, (18, 6): 0.03, (5, 6): 0.015}.items():
+there = {(17, 4): 0.23, (8, 1): 0.06, (18, 6): 0.03, (5, 6): 0.015, (17, 5): 0.01, (17, 0): 0.02}
+for head, says in there.items():
     claim(model, f"{named([head])} into the values at S2", sent_by[head], says=says, within=0.01)
 claim(model, "all the rest together", values.values[-1], says=0.03, within=0.02)
 
 # %% [markdown]
-# Mostly what 17.4 wrote there (0.23). It is an **induction** head: from S2 it looks at S1+1, the token after the same name. Then 8.1 (0.06) and 5.6
-# (0.015), **duplicate-token** heads: from S2 they look at S1. The rest, all together, 0.03.
+# Mostly what 17.4 wrote there (0.23). It is an **induction** head: from S2 it looks at S1+1, the token after the same name. Two others that
+# look there do the same, weakly: 18.6 (0.03) and 17.5 (0.01). Next comes 8.1 (0.06), and weakly 5.6 (0.015): **duplicate-token** heads, which look from S2
+# at S1. (17.0, 0.02, looks at both.) The heads that look at neither have 0.03, all together.
 #
 # How does an induction head find S1+1? By the key there. **Into the keys at S1+1**, where heads look back to S1:
 
 # %%
+inducers = [(17, 4), (17, 5), (18, 6)]
 at_next = senders_that_look("S1+1→S1", below=18)
 keys = ml.path_patching(*runs, inducers, "k", at=at["S1+1"], senders=at_next)
 ml.Scores(keys.values[:-1], ("sender",), keys.name, {"sender": [named(g) for g in at_next[:-1]]}).plot(
@@ -553,19 +555,22 @@ ml.Scores(keys.values[:-1], ("sender",), keys.name, {"sender": [named(g) for g i
 sent_next = dict(zip([group[0] for group in at_next[:-1]], keys.values, strict=False))
 claim(model, "16.0 into the keys at S1+1", sent_next[16, 0], says=0.19, within=0.02)
 assert keys.values.abs().sort().values[-2] < 0.01
+stored = {(edge.sender, edge.receiver): edge.effect for edge in ml.ioi.found_circuit().edges}
+claim(model, "20.0 into the queries of 23.3, stored", stored[(20, 0), (23, 3)], says=0.03, within=0.01)
 
 # %% [markdown]
-# One head: **16.0** (0.19), a **previous-token** head, which looks from S1+1 to S1. Nobody else reaches 0.01, the rest together included. The chain is
-# complete: 16.0 → 17.4 → 20.0 and 19.2 → name movers → logits.
+# One head: **16.0** (0.19), a **previous-token** head, which looks from S1+1 to S1. Nobody else reaches 0.01, the rest together included. The chain to the
+# name movers is complete: 16.0 → 17.4 → 20.0 and 19.2 → name movers → logits. Head 23.3, the largest of all, hardly reads it (20.0 has 0.03 there,
+# docs/ioi_report.md): it looks at S2 itself.
 #
 # ## Three kinds of evidence
 #
-# A path effect alone does not tell what a head *does*. Three things are asked of each role: that the head **looks** at the right place, that it
+# Three things are asked of each role: that the head **looks** at the right place, that it
 # **copies** the names it sees (or writes against them), and that it **serves** the right reader.
 #
 # ### Exercise 41.4 Which roles fit?
 #
-# Difficulty 3 of 5 · 20 minutes · needs nothing
+# Difficulty 2 of 5 · 8 minutes · needs nothing
 
 
 # %% kind="exercise" id="41.4"
@@ -621,8 +626,9 @@ check(roles_that_fit)
 #
 # </details>
 #
-# The library's rules, on what we have measured. Still missing is the copying: from a head's weights, of how many names it raises the same name among
-# its five likeliest words ("for"), or lowers it among the five unlikeliest ("against"). Eighteen names:
+# The library's limits: 0.15 of the attention, 0.25 of the names copied, a path of 0.01. One rule has one more condition: a subject mover must look at S
+# more than at IO. Still missing is the copying, read off a head's weights (notebook 23): is the name that it looks at among the five words that it raises
+# most ("for")? Among the five that it lowers most ("against")? The score is the share of names, here of eighteen. `fits` holds the roles that fit:
 
 
 # %% kind="wrong" id="41.4" expects="second role"
@@ -682,6 +688,10 @@ def on_grid(groups, scores):
 paths = {"logits": direct.values, "values of S-inhibition": on_grid(at_s2, values)}
 paths |= {"keys of induction": on_grid(at_next, keys), "queries of name movers": torch.zeros(30, 9)}
 paths["queries of name movers"][:23] = queries.values
+for role, rule in RULES.items():
+    copied = rule.copies or "not asked"
+    print(f"{role}: looks {rule.looks}, copying {copied}, into the {rule.serves} ({rule.sign:+d})")
+assert len(some) == 18 and THRESHOLDS == {"attention": 0.15, "copying": 0.25, "path": 0.01}
 
 # %%
 fits = {}
@@ -711,15 +721,16 @@ pd.DataFrame(columns).fillna(named([]))
 
 # %% [markdown]
 # Every role of the paper but one is there, with other heads. The one: **backup name movers**, which are found by removing the name movers first
-# (notebook 42). Two roles are not in the paper: the **subject suppressor** 23.3, of which more below, and the **subject movers** 24.5 (−0.12) and 23.5 (−0.04), which look
+# (notebook 42). Two roles are not in the paper: the **subject suppressor** 23.3 and the **subject movers** 24.5 (−0.12) and 23.5 (−0.04), which look
 # at S more than at IO, copy it, and so work against the answer. And 17.0 looks from S2 at S1 and at S1+1: two roles fit, so it is **ambiguous**.
 #
 # `ml.find_roles(model, prompts, abc)` does the whole walk in a minute or two. In four other draws (16 prompts each) 16.0, 17.4,
 # 18.6, 8.1, 19.2, 20.0, 23.0, 23.2, 23.3 and 24.4 had these roles every time. Others came and went: a limit of 0.01 lets chance in.
 #
-# The last column is the circuit that notebook 42 puts to the test: searched with more prompts, and added to until little was missing.
+# The last column is the circuit that notebook 42 puts to the test: searched with more prompts, and added to until little was missing. (There, too, what
+# "late" and "no role" mean.)
 #
-# Some heads write to the logits and fit no role:
+# Some heads write to the logits (0.03 or more, either way) and fit no role. With them 23.1:
 
 # %%
 unexplained = [tuple(h) for h in (direct.values.abs() >= 0.03).nonzero().tolist() if tuple(h) not in fits]
@@ -736,7 +747,7 @@ pd.DataFrame(rows, index=["end→IO", "end→S", "copies", "path to the logits"]
 # %% [markdown]
 # - **23.1** looks at IO (0.52) and copies, as a name mover does, and yet its path is about 0. More of this one below.
 # - **24.7** pulls a little against the answer (−0.05), in no way that we know.
-# - **29.1** and **29.0** look at no name at all. What do they pass on? Path patching again, into their values at the end:
+# - **29.1** and **29.0** look at no name at all, but at the end itself (0.50 and 0.52 of their attention). What reaches their values there?
 
 # %%
 wrote = [(20, 0), (23, 0), (23, 2), (23, 3), (24, 4), (24, 5)]
@@ -744,6 +755,9 @@ late = [
     ml.path_patching(*runs, [head], "v", at=at["end"], senders=[[h] for h in wrote])
     for head in ((29, 0), (29, 1))
 ]
+own = base.pattern(29)[:, :2, 14, 14].mean(0)  # the end is position 14
+claim(model, "29.1 at the end itself", own[1], says=0.50, within=0.03)
+claim(model, "29.0 at the end itself", own[0], says=0.52, within=0.03)
 labels = {"values of": ["29.0", "29.1"], "sender": [named([h]) for h in wrote]}
 claim(model, "23.3 into the values of 29.0", late[0].values[3], says=-0.15, within=0.03)
 claim(model, "23.3 into the values of 29.1", late[1].values[3], says=0.17, within=0.03)
@@ -752,15 +766,15 @@ ml.Scores(torch.stack([one.values for one in late]), tuple(labels), late[0].name
 )
 
 # %% [markdown]
-# What 23.3 and 23.0 wrote. Head 29.1 says it once more (0.17 for 23.3), 29.0 takes nearly as much back (−0.15). They know nothing by themselves.
+# Mostly what 23.3 and 23.0 wrote. Head 29.1 says it once more (0.17 for 23.3), 29.0 takes nearly as much back (−0.15).
 #
 # ## What S-inhibition carries
 #
 # Heads 19.2 and 20.0 could say *who* is the subject (a **token** signal), or *which* of the two names, first or second (a **position** signal). Wang et
-# al. tell them apart: give the two heads at the end what they had on another sentence, and leave all else. In the other sentence the subject's token is
+# al. tell them apart: give the two heads at the end what they had on another sentence. In the other sentence the subject's token is
 # the same, another one, or IO's; and it stands at the same place or at the other one.
 #
-# In GPT-2 small the difference of 3.55 becomes −0.99 with the same tokens in opposite order. Here it is 4.3 (16 prompts). With opposite order, same tokens?
+# In GPT-2 small the difference, 3.55 on the prompts of the paper's appendix A, becomes −0.99 with the same tokens in opposite order. Here it is 4.3 (16 prompts). With opposite order, same tokens?
 
 # %% kind="predict"
 predict("41.p", 2.0)
@@ -768,6 +782,7 @@ predict("41.p", 2.0)
 # %%
 half = prompts.rows(range(16))
 other_way = half.corrupted("order")
+# names: two new people. swap names: each takes the other's place. order: only the first two exchange places.
 sentences = [[half, other_way], [half.corrupted("names"), other_way.corrupted("names")]]
 sentences += [[half.corrupted("swap names"), half.corrupted("flip")]]
 
@@ -789,11 +804,10 @@ ml.Scores(signal, tuple(labels), "logit difference (logits)", labels).plot(
 
 # %% kind="assert"
 assert (half.positions["end"] == 14).all() and (half.positions["S2"] == 10).all()
-for row, says in enumerate(((4.3, -0.5), (4.15, -0.8), (4.0, -0.85))):
-    claim(model, f"{labels['token of S'][row]} token, same place", signal[row, 0], says=says[0], within=0.1)
-    claim(
-        model, f"{labels['token of S'][row]} token, opposite place", signal[row, 1], says=says[1], within=0.1
-    )
+for row, both in enumerate(((4.3, -0.5), (4.15, -0.8), (4.0, -0.85))):
+    for column, says in enumerate(both):
+        which = f"{labels['token of S'][row]} token, {labels['place of S'][column]} place"
+        claim(model, which, signal[row, column], says=says, within=0.1)
 claim(model, "cost of the other place", signal[0, 0] - signal[0, 1], says=4.8, within=0.1)
 assert (signal[0] - signal).max() < 0.45
 reveal("41.p", -0.5)
@@ -803,7 +817,7 @@ reveal("41.p", -0.5)
 #
 # ### Exercise 41.5 Place and token
 #
-# Difficulty 3 of 5 · 20 minutes · needs least squares
+# Difficulty 3 of 5 · 8 minutes · needs least squares
 
 
 # %% kind="exercise" id="41.5"
@@ -878,7 +892,7 @@ def place_and_token(table):
 # %%
 place, token = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 0.0, -1.0])[:, None]
 paper = torch.tensor([[3.55, -0.99], [2.45, -1.96], [1.77, -3.16]])  # Wang et al. 2022, appendix A
-signals = {
+signals = {  # place and token are at right angles: each coefficient is a sum by itself
     name: ((x * place).sum() / 6, (x * token).sum() / 4) for name, x in (("paper", paper), ("here", signal))
 }
 for name, (a, b) in signals.items():
@@ -888,13 +902,13 @@ claim(model, "token", signals["here"][1], says=0.15, within=0.1)
 assert abs(signals["paper"][0] - 2.31) < 0.01 and abs(signals["paper"][1] - 0.99) < 0.01
 
 # %% [markdown]
-# Place 2.4, token 0.15; in GPT-2 small 2.31 and 0.99. Here the signal is almost only "first or second name". (Two other draws: the same picture.)
+# Place 2.4, token 0.15; in GPT-2 small 2.31 and 0.99. Here the signal is almost only "first or second name".
 #
 # ## A head that the paper does not have
 #
 # Head 23.3 carries the most, looks from the end to S2, and writes *against* what it sees. A way of its own to solve the task: do not say the last name
-# again. Is it about names? Six other texts. The numbers are what each head of layer 23 adds to the word that 23.3 looks at most (in brackets), against
-# the mean of all words:
+# again. Is it about names? Six other texts. The numbers are what each head of layer 23 adds to the word that 23.3 looks at most (in brackets;
+# the begin token left out), against the mean of all words:
 
 # %%
 texts = [
@@ -927,7 +941,7 @@ claim(model, "23.3, apples", said[2, 3], says=-3.5, within=0.2)
 assert said[:, 3].max() < -0.9 and (said[:, 3:4] <= said).all()
 
 # %% [markdown]
-# France is pushed down by 1.9 logits where another country is due, apples by 3.5. It lowers whatever it looks at. McDougall et al. (2023) found such a
+# France is pushed down by 1.9 logits where another country is due, apples by 3.5. In all six it lowers the word that it looks at. McDougall et al. (2023) found such a
 # head in GPT-2 small and call what it does **copy suppression**; there it is one of the negative name movers, here the same habit makes the largest
 # part of the answer.
 #
@@ -951,9 +965,10 @@ assert looks["end→S2"].argmax() == 25 * 9 + 2
 
 # %% [markdown]
 # Head 11.1 (0.85) looks back as firmly as 16.0 (0.87), 2.1 (0.59) not much less, and the induction heads read neither. Head 25.2 gives S2 more of its
-# attention (0.74) than any other head does, two layers too late to tell a name mover anything.
+# attention (0.74) than any other head does, two layers too late to tell the name movers anything.
 #
-# **The counterfactual decides what is found.** The same paths, with three ways to spoil the prompt: all names new, S2 alone, IO alone.
+# **The counterfactual decides what is found.** A counterfactual is the spoiled prompt (corruption in notebook 31). The same paths, with three: all names new,
+# S2 alone, IO alone.
 
 # %%
 asked, swept = [(23, 3), (23, 0), (23, 1), (23, 7)], []
@@ -966,10 +981,10 @@ for how in ("abc", "s2", "io"):
         *of_half, movers, "q", at=half.positions["end"], senders=[[head] for head in inhibitors]
     )
     swept.append(torch.cat([to_logits.values, to_queries.values]))
-labels = {"new": ["all names", "S2", "IO"], "path": [f"{named([h])} → logits" for h in asked]}
-labels["path"] += [f"{named([h])} → queries" for h in inhibitors]
+labels = {"replaced": ["all names", "S2", "IO"], "path": [f"{named([h])} logits" for h in asked]}
+labels["path"] += [f"{named([h])} queries" for h in inhibitors]
 ml.Scores(torch.stack(swept), tuple(labels), to_logits.name, labels).plot(
-    title="the same paths, other counterfactuals (share of the way)", height=360
+    title="paths to the logits, or to the name movers' queries (share of the way)", height=360
 )
 
 # %% kind="assert"
@@ -998,18 +1013,20 @@ claim(model, "23.0 adds", adds[1], says=0.64, within=0.05)
 claim(model, "without 23.0", lost[1], says=0.1, within=0.05)
 claim(model, "20.0 adds", adds[3], says=0.02, within=0.05)
 claim(model, "without 20.0", lost[3], says=-1.84, within=0.1)
-claim(model, "29.1 adds", adds[4], says=1.1, within=0.1)
+claim(model, "29.1 adds", adds[4], says=1.0, within=0.1)
 claim(model, "without 29.1", lost[4], says=-1.1, within=0.1)
-ml.Scores(torch.stack([adds, lost]), tuple(labels), "logit difference (logits)", labels).plot(height=280)
+ml.Scores(torch.stack([adds, lost]), tuple(labels), "logit difference (logits)", labels).plot(
+    title="what a head adds, and what its removal changes (logits)", height=280
+)
 
 # %% [markdown]
 # Head 20.0 adds 0.02 and is missed by 1.84. Head 23.0 adds 0.64, and without it nothing is lost (+0.1): others make up for it. For 29.1 the two
-# agree (1.1), and still it only repeats what others said. No single number tells what a head is for.
+# agree (1.0 and −1.1), and still it mostly repeats what others said. No single number tells what a head is for.
 #
 # **Question 41.a.** A head looks from the end to S2 with 0.74 of its attention. What is still needed to call it an S-inhibition head?
 #
 # - **a** Nothing: that is what S-inhibition heads do.
-# - **b** That the queries of the name movers change when its path to them is patched.
+# - **b** That the logit difference falls when its path into the queries of the name movers is patched.
 # - **c** That it adds to the logit difference directly.
 
 # %% kind="quiz"
@@ -1020,7 +1037,7 @@ quiz("41.a", "b")
 #
 # - **a** 23.3 is not part of the circuit.
 # - **b** 23.3 is part of the circuit only when all names are new.
-# - **c** What 23.3 writes does not depend on who IO is.
+# - **c** What 23.3 says to the logits of the two names does not depend on who IO is.
 
 # %% kind="quiz"
 quiz("41.b", "c")
@@ -1051,15 +1068,15 @@ ml.reference.table("41", yours)
 # | S-inhibition | looks at S2 from the end, tells the name movers where not to look |
 # | induction, duplicate token | at S2 they find that the name was there before, and where |
 # | previous token | writes at S1+1 which name came before |
-# | subject suppressor | looks at S2 from the end, writes against it; not in the paper |
-# | subject mover | looks at S from the end, copies it; not in the paper |
+# | subject suppressor | looks at S2 from the end, writes against it |
+# | subject mover | looks at S from the end, copies it |
 #
 # Papers: Wang et al. 2022 (circuit, path patching), Goldowsky-Dill et al. 2023 (path patching in general), McDougall et al. 2023 (copy suppression),
 # Zhang and Nanda 2024 (counterfactuals). Next: notebook 42, does this circuit do the work, and is it all?
 #
 # ## The same on GPT-2
 #
-# The same functions on the paper's own model. Heads are compared with its 26. The paper puts no first token before the prompt.
+# The same functions on the paper's own model, beside its 26 heads. The paper puts no begin token before the prompt.
 
 # %% kind="gpu"
 if torch.cuda.is_available():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import mechlab as ml
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, must_equal, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -14,7 +14,7 @@ QUIZZES = {
     "41.a": Quiz(
         "b",
         {
-            "a": "25.2 does that more than any other head, and comes too late to tell a name mover anything.",
+            "a": "25.2 does that more than any other head, and comes too late to tell the name movers anything.",
             "b": "Yes: looking is one kind of evidence, whom it serves another. The role is about what the readers do with it.",
             "c": "19.2 and 20.0 add next to nothing directly. They act through the name movers.",
         },
@@ -24,22 +24,10 @@ QUIZZES = {
         {
             "a": "With all names new, or S2 alone, it carries the most of all heads.",
             "b": "It works on every prompt. What depends on the replaced names is which heads can be *seen* to work.",
-            "c": "Yes: only what was changed can be found. A head that never looks at IO does the same without it.",
+            "c": "Yes: only what was changed can be found. A head that hardly looks at IO does the same without it.",
         },
     ),
 }
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def must_equal(found: Tensor, expected: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4) -> None:
-    """Raise `NotYet` unless equal, with the name of the mistake, if it is a known one that can be told here."""
-    told = {why: like for why, like in mistakes.items() if not close(like, expected, tolerance)}
-    is_like(found, told, tolerance)
-    if not close(found, expected, tolerance):
-        raise NotYet(only_wrong(found, expected))
 
 
 @checker("41.1")

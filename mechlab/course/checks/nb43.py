@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, must_equal, number, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -27,27 +27,6 @@ QUIZZES = {
         },
     ),
 }
-
-
-def must_equal(found: Tensor, expected: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4) -> None:
-    """Raise `NotYet` unless equal, with the name of the mistake, if it is a known one that can be told here."""
-    told = {why: like for why, like in mistakes.items() if not close(like, expected, tolerance)}
-    is_like(found, told, tolerance)
-    if not close(found, expected, tolerance):
-        raise NotYet(only_wrong(found, expected))
-
-
-def number(value, what: str) -> float:
-    """A finite float from whatever counts as one number."""
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        value = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"Return {what}, a number; you returned a {type(value).__name__}.") from None
-    if not abs(value) < float("inf"):
-        raise NotYet(f"Return {what}; yours is {value}, which is no number to work with.")
-    return value
 
 
 @checker("43.1")
@@ -177,7 +156,7 @@ def check_step(attempt: Attempt) -> str:
     for trial in range(150):
         whole, heads, measure = _task(trial)
         kept, head = heads[: 4 + trial % 3], heads[trial % 4]
-        threshold = 0.02 + 0.3 * torch.rand((), generator=torch.Generator().manual_seed(trial)).item()
+        threshold = 0.02 + 0.3 * torch.rand((), generator=seeded(trial)).item()
         found = attempt(measure, list(kept), head, whole, threshold)
         if not isinstance(found, (list, tuple)):
             raise NotYet(f"Return a list of heads; you returned a {type(found).__name__}.")
@@ -198,7 +177,7 @@ def check_step(attempt: Attempt) -> str:
 
 def _task(seed: int):
     """A made-up model of six heads, of which some help and some hurt."""
-    draw = torch.Generator().manual_seed(seed + 100)
+    draw = seeded(seed + 100)
     heads = [divmod(n, 3) for n in torch.randperm(9, generator=draw)[:6].tolist()]
     sizes = torch.tensor([2.0, 0.3, 1.0, 0.2, 0.6, 1.4])[:, None]
     weights = torch.randn(6, 7, generator=draw) * sizes
@@ -242,7 +221,7 @@ def check_auc(attempt: Attempt) -> str:
         scores = random(layers, heads, seed=seed)
         if seed % 2:
             scores = (2 * scores).round()  # ties
-        order = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed))[:many]
+        order = torch.randperm(layers * heads, generator=seeded(seed))[:many]
         circuit = [divmod(n, heads) for n in order.tolist()]
         found = number(attempt(scores, list(circuit)), "the share of pairs")
         trials.append((torch.tensor(found), *_areas(scores, circuit)))
@@ -285,13 +264,13 @@ def check_agreement(attempt: Attempt) -> str:
     for seed, (layers, heads, sizes) in enumerate(
         ((6, 5, (7, 7, 7)), (10, 9, (12, 8, 15, 9)), (4, 4, (5, 6)))
     ):
-        draw, many = torch.Generator().manual_seed(seed), layers * heads
+        draw, many = seeded(seed), layers * heads
         some = [torch.randperm(many // 2, generator=draw)[:size].tolist() for size in sizes]
         circuits = [[divmod(n, heads) for n in numbers] for numbers in some]
 
         def run(seed, circuits=circuits, layers=layers, heads=heads):
             given = [list(circuit) for circuit in circuits]
-            return _pair(attempt(given, layers, heads, torch.Generator().manual_seed(seed)))
+            return _pair(attempt(given, layers, heads, seeded(seed)))
 
         sets = [set(circuit) for circuit in circuits]
         must_equal(torch.tensor(run(seed)[0]), *_indices(sets))
@@ -327,7 +306,7 @@ def _indices(sets: list[set]) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _control(found: float, many: int, used: int, sizes) -> None:
     """Compare the mean control with chance: out of all heads, or only out of those that are used."""
-    draw, chance = torch.Generator().manual_seed(99), {}
+    draw, chance = seeded(99), {}
     for n in (many, used):
         total = []
         for _ in range(500):
