@@ -9,7 +9,7 @@
 # - name four floors for its accuracy, and make each of them,
 # - take an impressive probe apart with one well-chosen baseline.
 #
-# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.8 GB.
+# Time: 95 minutes. The cells take about 90 seconds in all. Memory: 2.8 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 02 and 03.
 
 # %% kind="setup"
@@ -19,8 +19,10 @@
 # ## The picture
 #
 # "The film was wonderful." Is the feeling in the residual stream at the full stop? 48 adjectives, half of them positive, with three nouns:
-# 144 sentences. On each layer's stream a **probe**, a small linear classifier, learns to tell positive from negative. Whole adjectives
-# are held out for the test.
+# 144 sentences. On each layer's stream a **probe** learns to tell positive from negative. Ours is logistic regression: a weighted sum of the
+# 576 numbers of the stream; above a threshold it says positive. The adjectives are dealt into five parts. A probe learns on four and is tested on
+# the fifth, five times over, so that each sentence is tested once, by a probe that has never seen its adjective. Layer 30 stands for the stream
+# after the last layer.
 
 # %%
 import numpy as np
@@ -45,7 +47,7 @@ def drawn(rows, title="share of held-out examples right"):
     return ml.Scores(values, ("probe", "layer"), title, labels, chance, signed=False).plot(lines=True)
 
 
-drawn({"feeling, new adjectives": real})
+drawn({"feeling, new adjectives": real}, "feeling, new adjectives: share of held-out examples right")
 
 # %% kind="assert"
 claim(model, "accuracy on entering layer 1", real[1], says=0.79, within=0.04)
@@ -54,8 +56,8 @@ claim(model, "accuracy on entering layer 0", real[0], says=0.48, within=0.05)
 assert real[4:].min() > 0.97
 
 # %% [markdown]
-# On entering layer 0 there is only the full stop, so nothing can be told. From layer 6 on the probe is right on 99 % of adjectives that it has
-# never seen. That looks convincing. The rest of this notebook is about what such a number is worth.
+# On entering layer 0 there is only the full stop, so nothing can be told (0.48). On entering layer 1 the probe is right on 79 %, and from layer 6 on,
+# on 99 % of sentences with adjectives that it has never seen. That looks convincing. The rest of this notebook is about what such a number is worth.
 #
 # ## By hand: the simplest probe
 #
@@ -63,7 +65,7 @@ assert real[4:].min() > 0.97
 #
 # ### Exercise 22.1 The mass-mean probe
 #
-# Difficulty 2 of 5 · 15 minutes · needs nothing
+# Difficulty 2 of 5 · 10 minutes · needs nothing
 
 
 # %% kind="exercise" id="22.1"
@@ -73,7 +75,10 @@ def mass_mean_predictions(
     labels: Int[Tensor, "example"],
     test: Float[Tensor, "other d_model"],
 ) -> Int[Tensor, "other"]:
-    """Project on the line between the two class means of `train`, split at the middle: 1 or 0 for each test example."""
+    """Project on the line between the two class means of `train`, split at the middle.
+
+    Returns 1 for a test example on the side of class 1, 0 on the other. `labels` are 0 and 1.
+    """
     # >>> solution
     low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
     return ((test - (low + high) / 2) @ (high - low) > 0).long()
@@ -140,7 +145,7 @@ def mass_mean_predictions(train, labels, test):
 #
 # 1. **Shuffled labels**: nothing to learn. It should be at 0.5. (The control task below on new adjectives is this.)
 # 2. **A control task** (Hewitt and Liang 2019): each adjective gets a random label, the same in all its sentences. What a probe learns there,
-#    it learned by heart.
+#    it learned by heart. The real accuracy less this one is the probe's **selectivity**.
 # 3. **A model with random weights**: same architecture, no training.
 # 4. **The surface**: what can be told from the text without any model.
 
@@ -164,18 +169,20 @@ drawn(rows)
 values = list(rows.values())
 claim(model, "same adjectives, layer 1", values[1][1], says=1.0, within=0.02)
 claim(model, "control task, same adjectives, layer 1", values[2][1], says=0.98, within=0.03)
-claim(model, "random model, same adjectives, layer 1", values[4][1], says=0.98, within=0.03)
+claim(model, "control task, same adjectives, last layers", values[2][-2:].mean(), says=0.85, within=0.05)
+assert values[4][1:].min() > 0.95
 claim(model, "random model, new adjectives, last layers", values[5][-6:].mean(), says=0.69, within=0.07)
 assert values[3].max() < 0.62
 
 # %% [markdown]
-# Look at the second row: split at random, so that other sentences with the same adjective are in the training part, the probe is perfect from
-# layer 1 on. So it is on *random* labels, and on a *random* model: it recognises the word and recalls its label. **Splitting at random would have
-# told us nothing.** Only whole adjectives held out tell feeling from memory.
+# Look at "feeling, same adjectives": split at random, so that other sentences with the same adjective are in the training part, the probe is perfect
+# from layer 1 on. It nearly is on *random* labels too ("control task": 0.98 on entering layer 1, and still 0.85 in the last layers) and on a *random*
+# model (above 0.95): it recognises the word and recalls its label. **Splitting at random would have told us nothing.** Only whole adjectives held out
+# tell feeling from memory.
 #
 # ### Exercise 22.2 Hold groups out
 #
-# Difficulty 2 of 5 · 15 minutes · needs nothing
+# Difficulty 2 of 5 · 10 minutes · needs nothing
 
 
 # %% kind="exercise" id="22.2"
@@ -243,7 +250,7 @@ def held_out(groups, share, generator):
 # %% [markdown]
 # ### Exercise 22.3 A control task
 #
-# Difficulty 2 of 5 · 10 minutes · needs nothing
+# Difficulty 2 of 5 · 5 minutes · needs exercise 22.2
 
 
 # %% kind="exercise" id="22.3"
@@ -306,8 +313,8 @@ def control_task(groups, generator):
 
 
 # %% [markdown]
-# And the last row? A random model on new adjectives should know nothing, and reaches 0.69. The surface explains most of it. How many tokens does each
-# adjective have?
+# And the last line in the legend? A random model on new adjectives should know nothing, and reaches about 0.69 in the last layers. The surface
+# explains most of it. How many tokens does each adjective have? (The probe here is a decision tree: one or two yes-or-no questions about that number.)
 
 # %%
 length = torch.tensor([len(model.to_tokens(" " + word)[0]) - 1 for word in words]).float()
@@ -335,25 +342,30 @@ assert (length[positive == 1] == 1).all() and (length[positive == 0] > 1).any()
 denied = ml.residual_streams(
     model, [f"The {n} was not {w} at all." for n, w in zip(nouns, words, strict=True)]
 )[some]
-turned = ml.probe_layers(streams, positive, on=(denied, 1 - positive)).score.values
-drawn({"trained plain, tested on denials": turned})
+reading = ml.probe_layers(streams, positive, on=(denied, 1 - positive))
+turned = reading.score.values
+drawn({"trained plain, tested on denials": turned}, "trained plain, tested on denials: share right")
 
 # %% kind="assert"
+assert all(
+    len(set(said)) == 1 for said in reading.predictions[:3]
+)  # entering layers 0, 1 and 3: one label for all
 claim(model, "denials on entering layer 6", turned[3], says=0.03, within=0.04)
 claim(model, "denials on entering layer 15", turned[6], says=0.85, within=0.07)
 
 # %% [markdown]
-# On entering layer 6 it is right on 3 %: it reads the *word*, and "not" reverses the word. From layer 15 on it is mostly right (with a dip at 18):
-# there the stream holds something about the sentence. An accuracy of 0.99 could not tell the two apart. Testing somewhere else did.
+# Up to layer 3 it gives all denials the same label, and is right on half of them. On entering layer 6 it is right on 3 %: it reads the *word*, and "not"
+# reverses the word. From layer 15 on it is mostly right (with a dip at 18): there the stream holds something about the sentence. An accuracy of 0.99
+# could not tell the feeling of a word from the feeling of a sentence. Testing somewhere else did.
 #
 # ## Is it true?
 #
-# Three sets of statements, each true one beside a false one: "The capital of France is Paris." or "... is Ankara."; "The city of Lyon is in
-# France."; "Seventy-one is larger than twelve."
+# Three sets of statements, each true one beside a false one: "The capital of France is Paris." and "... is Caracas."; "The city of Shanghai is in
+# China." and "... in Pakistan."; "Twenty-seven is larger than twenty-two.", and the other way round.
 
 # %%
 facts = pd.read_csv(folder / "statements.csv")
-facts = facts[(facts.kind != "cities") | (facts.item < 80)].query("item < 80").reset_index(drop=True)
+facts = facts.query("item < 80").reset_index(drop=True)
 fact_streams = ml.residual_streams(model, facts.statement.tolist())[some]
 blank_facts = ml.residual_streams(blank, facts.statement.tolist())[some]
 rows, of = {}, {kind: np.where(facts.kind == kind)[0] for kind in ("capitals", "cities", "larger")}
@@ -365,15 +377,22 @@ drawn(rows)
 
 # %% kind="assert"
 claim(model, "capitals, best layer", rows["capitals"].max(), says=0.76, within=0.05)
-claim(model, "cities, layer 15", rows["cities"][6], says=0.87, within=0.05)
+claim(model, "capitals, entering layer 3", rows["capitals"][2], says=0.15, within=0.06)
+claim(model, "cities, best layer", rows["cities"].max(), says=0.9, within=0.05)
 claim(model, "larger, best layer", rows["larger"].max(), says=0.99, within=0.04)
 claim(model, "larger, random model, best layer", rows["larger, random model"].max(), says=0.94, within=0.04)
-assert rows["capitals, random model"].max() < 0.55 and rows["cities, random model"].max() < 0.58
+for kind in ("capitals", "cities"):
+    assert rows[f"{kind}, random model"].max() < 0.55
+    assert (rows[kind][5:] > rows[f"{kind}, random model"][5:] + 0.3).all()  # from layer 12 on
+ends = facts[facts.kind == "capitals"].assign(name=lambda table: table.statement.str.split(" is ").str[1])
+assert (ends.groupby("name").true.agg(["count", "sum"]) == [2, 1]).to_numpy().all()
+assert (ends.groupby("name")["item"].nunique() == 2).all()
 
 # %% [markdown]
-# "Larger" looks best and shows nothing beyond the words: a random model gets 0.94. Whether a big number word comes first can be read off the words. Capitals
-# (0.76 at best) and cities (0.87 on entering layer 15) are above their random models, which are at or *below* 0.5. (Below: each false statement shares its words with its
-# true twin, so a probe that remembers words is misled.)
+# "Larger" looks best and shows hardly anything beyond the words: 0.99, and a random model gets 0.94. Whether a big number word comes first can be read off
+# the words. From layer 12 on, capitals (0.76 at best) and cities (0.90 at best) are well above their random models, which are at or *below* 0.5. (Why below? Each
+# capital ends one true statement and one false one, in two different pairs. When a pair is held out, its two names are mostly in the training part with the opposite
+# label only. A probe that remembers names is wrong each time. In early layers the trained model falls for it too: 0.15 on entering layer 3.)
 #
 # **Question 22.a.** A probe trained on capitals is tested on cities. What would speak for a direction of truth?
 #
@@ -385,26 +404,41 @@ assert rows["capitals, random model"].max() < 0.55 and rows["cities, random mode
 quiz("22.a", "a")
 
 # %%
-true = facts.true.to_numpy()
-onto = {}
-for a, b in (("capitals", "cities"), ("cities", "capitals"), ("cities", "larger")):
-    other = (fact_streams[:, of[b]], true[of[b]])
-    onto[f"{a} to {b}"] = ml.probe_layers(fact_streams[:, of[a]], true[of[a]], on=other).score.values
-drawn(onto)
+true, onto = facts.true.to_numpy(), {}
+city = facts.statement.str.extract("The city of (.*) is in")[0]
+capital = facts.statement.str.extract("The capital of .* is (.*)[.]")[0]
+twice = city.isin(capital.dropna())  # cities that are capitals in the other set: left out
+of["cities"] = of["cities"][~twice[of["cities"]]]
+ways = [("capitals", "cities"), ("cities", "capitals"), ("cities", "larger")]
+for (a, b), read in [*((way, fact_streams) for way in ways), (ways[0], blank_facts)]:
+    other = (read[:, of[b]], true[of[b]])
+    name = f"{a} to {b}" + (", random model" if read is blank_facts else "")
+    onto[name] = ml.probe_layers(read[:, of[a]], true[of[a]], on=other).score.values
+drawn(onto, "trained on one kind, tested on another: share right")
 
 # %% kind="assert"
-claim(model, "capitals to cities, best", onto["capitals to cities"].max(), says=0.89, within=0.05)
-claim(model, "cities to larger, best", onto["cities to larger"].max(), says=0.6, within=0.06)
+assert len(of["cities"]) == 2 * (80 - 26) and int(onto["capitals to cities"].argmax()) == some.index(12)
+claim(model, "capitals to cities, best", onto["capitals to cities"].max(), says=0.86, within=0.05)
+claim(
+    model,
+    "capitals to cities, layers 21 to 27",
+    onto["capitals to cities"][8:11].max(),
+    says=0.57,
+    within=0.06,
+)
+claim(model, "cities to capitals, best", onto["cities to capitals"].max(), says=0.74, within=0.05)
+claim(model, "cities to larger, best", onto["cities to larger"].max(), says=0.58, within=0.06)
+claim(model, "random model, best", onto["capitals to cities, random model"].max(), says=0.52, within=0.05)
 
 # %% [markdown]
-# From capitals to cities the probe carries over, best on entering layer 12 (0.89); in the late layers hardly. To "larger" it hardly does
-# anywhere (0.60 on the best of twelve layers). So there is
-# something that place statements share. Truth as such it is not.
+# 26 of the 80 cities are capitals, which the probe has seen, so they are left out. To the other cities the probe carries over, best on entering layer 12
+# (0.86); from layer 21 to 27 hardly (0.57 at most), and on a random model nowhere (0.52 at most). From cities to capitals it reaches 0.74. To "larger" it hardly
+# carries over anywhere (0.58 on the best of twelve layers). So there is something that place statements share. Truth as such it is not.
 #
 # ## The map of the world
 #
-# Now numbers instead of classes: latitude and longitude of 558 large cities, from "The city of Lyon is located on the continent of". R² is 1 for
-# perfect, 0 for no better than the mean.
+# Now numbers instead of classes: latitude and longitude of 558 large cities, from "The city of Shanghai is located on the continent of". The probe is
+# linear again, with a penalty that keeps its weights small (`ridge`). R² is 1 for perfect, 0 for no better than always saying the mean.
 
 # %%
 cities = pd.read_csv(folder / "cities.csv")
@@ -412,10 +446,10 @@ city_streams = ml.residual_streams(
     model, [f"The city of {c} is located on the continent of" for c in cities.city]
 )
 place = cities[["latitude", "longitude"]].to_numpy()
-late = city_streams[[30]]
+late = city_streams[[30]]  # after the last layer
 mapped = ml.probe_layers(late, place, probe="ridge")
 countries = ml.probe_layers(late, place, probe="ridge", groups=cities.country).score.values
-print("R² of latitude and longitude, entering layer 30:", mapped.score.values[-1].numpy().round(2))
+print("R² of latitude and longitude, after the last layer:", mapped.score.values[-1].numpy().round(2))
 print("with whole countries held out:", countries[-1].numpy().round(2))
 
 # %% kind="assert"
@@ -428,7 +462,7 @@ claim(model, "R² of latitude, new countries", countries[-1, 0], says=0.48, with
 #
 # ### Exercise 22.4 The baseline
 #
-# Difficulty 3 of 5 · 15 minutes · needs nothing
+# Difficulty 2 of 5 · 10 minutes · needs nothing
 #
 # Suppose somebody knows only the continent, and says its mean latitude and longitude.
 
@@ -501,6 +535,10 @@ def group_means(train_groups, train_values, test_groups):
     return torch.stack(said)
 
 
+# %% [markdown]
+# A linear fit on one column for each continent says the same as your function. Beside it the probe **within continents**: the errors of the same
+# predictions, compared with those of somebody who says the continent's mean.
+
 # %%
 from sklearn.linear_model import LinearRegression
 
@@ -523,7 +561,7 @@ claim(model, "within continents, longitude", within[1], says=-1.13, within=0.3)
 # %% [markdown]
 # The continent alone does better on both, and within continents these predictions are worse than nothing (below 0). **The attractive number is a coarse label in
 # disguise**, which the prompt asked for. Is there no map, then? Careful: this probe had to fit the continents first. Ask a new one for the rest
-# alone: how far is each city from the middle of its continent?
+# alone: how many degrees north and east of the middle of its continent does each city lie?
 
 # %%
 middle = cities.groupby("continent")[["latitude", "longitude"]].transform("mean").to_numpy()
@@ -534,7 +572,8 @@ blank_cities = ml.residual_streams(
 rest = {
     "new cities": ml.probe_layers(late, place - middle, probe="ridge"),
     "new countries": ml.probe_layers(late, place - middle, probe="ridge", groups=cities.country),
-    "new cities, random model": ml.probe_layers(blank_cities, (place - middle)[third], probe="ridge"),
+    "new cities, every third": ml.probe_layers(late[:, third], (place - middle)[third], probe="ridge"),
+    "the same, random model": ml.probe_layers(blank_cities, (place - middle)[third], probe="ridge"),
 }
 rest = pd.DataFrame(
     {k: v.score.values[0].numpy() for k, v in rest.items()}, index=["latitude", "longitude"]
@@ -554,12 +593,27 @@ claim(
     says=0.36,
     within=0.06,
 )
-assert rest.loc["new cities, random model"].max() < 0.0
+claim(
+    model,
+    "every third city, latitude",
+    rest.loc["new cities, every third", "latitude"],
+    says=0.29,
+    within=0.08,
+)
+claim(
+    model,
+    "every third city, longitude",
+    rest.loc["new cities, every third", "longitude"],
+    says=0.49,
+    within=0.08,
+)
+assert rest.loc["the same, random model"].max() < 0.0
 
 # %% [markdown]
-# 0.28 and 0.53, and with whole countries held out 0.09 and 0.36. So there is some of a map, more from west to east than from south to north, and far less than
-# 0.59 and 0.73 seemed to say. In a model fifty times as large, Llama-2-7b, Gurnee and Tegmark find 0.88. **A control can mislead too**: the
-# first one only said what *those* predictions were made of.
+# 0.28 and 0.53, and with whole countries held out 0.09 and 0.36. A random model stays below 0 on a third of the cities, where the trained one has
+# 0.29 and 0.49. So there is some of a map, more from west to east than from south to north, and far less than
+# 0.59 and 0.73 seemed to say. (In a model fifty times as large, Llama-2-7b, Gurnee and Tegmark find 0.88. That belongs beside our 0.59 and 0.73: the
+# continents are not taken away.) **A control can mislead too**: the first one only said what *those* predictions were made of.
 #
 # ### Exercise 22.5 R²
 #
@@ -628,7 +682,8 @@ def r_squared(said, truth, groups=None):
 # ## Without labels: CCS
 #
 # Contrast-consistent search (Burns et al. 2022) looks for truth without labels: a direction on which "... This statement is true." and "... This statement is
-# false." get opposite, confident answers. 80 statements about capitals, half of them true:
+# false." get opposite, confident answers. Its **loss**, the number that training makes small, is 0 when the two answers of every pair are opposite and
+# certain. 80 statements about capitals, half of them true, on entering layer 21:
 
 # %%
 asked = facts[(facts.kind == "capitals") & (facts.item < 40)]
@@ -640,14 +695,13 @@ found = ml.contrast_consistent_search(yes, no, restarts=4)
 labels = torch.tensor(asked.true.to_numpy())
 accuracy = [((probe.truth(yes, no) > 0.5).long() == labels).float().mean().item() for probe in found]
 accuracy = [max(a, 1 - a) for a in accuracy]
-supervised = ml.probe_layers(
-    (yes - yes.mean(0) - no + no.mean(0))[None], labels, groups=asked.item
-).score.values.item()
+apart = (yes - yes.mean(0)) - (no - no.mean(0))  # the difference within each pair, each side less its mean
+supervised = ml.probe_layers(apart[None], labels, groups=asked.item).score.values.item()
 print(f"loss {found[0].loss:.3f}; accuracy, best sign: " + ", ".join(f"{a:.2f}" for a in accuracy))
 print(f"with labels: {supervised:.2f}")
 
 # %% kind="assert"
-claim(model, "loss of the best CCS probe", found[0].loss, says=0.001, within=0.004)
+claim(model, "loss of the best CCS probe", found[0].loss, says=0.002, within=0.003)
 claim(model, "mean accuracy of the CCS probes", np.mean(accuracy), says=0.57, within=0.05)
 claim(model, "with labels", supervised, says=0.84, within=0.08)
 assert max(accuracy) < 0.68
@@ -655,24 +709,20 @@ noise = torch.randn(2, 80, 576, generator=torch.Generator().manual_seed(0))
 assert ml.contrast_consistent_search(*noise, restarts=1)[0].loss < 0.002
 
 # %% [markdown]
-# Its own loss is next to zero: it found a direction that is perfectly consistent. And it is right on 57 %, where a probe with labels is right on 84 %. Eighty pairs
-# in 576 dimensions can always be told apart: on pure noise of that shape the loss is as small. And many things differ between the two
+# The smallest loss is 0.002: there CCS found a direction that is almost perfectly consistent. The four tries are right on 57 % on average, where a probe with labels
+# is right on 84 %. Eighty pairs in 576 dimensions can always be told apart: on pure noise of that shape the loss is as small. And many things differ between the two
 # sides of a pair besides truth. (Choosing the better sign already lifts chance above 0.5. CCS is scored on its own pairs, the other probe on pairs held out.)
 #
 # ## How it misleads: decodable need not be used
 #
-# Two probes, both nearly perfect on entering layer 12. Remove the direction of each from there on. Does the model still answer
-# "I thought it was" with " great" after a good film and " terrible" after a bad one?
+# Two probes, both nearly perfect on entering layer 12. Remove the direction of each from the stream there, once, at every position. Does the model still go
+# on from "I thought it was" with " great" after a good film and " terrible" after a bad one? The gap: logit of " great" minus logit of " terrible", after eight
+# good films, less the same after eight bad ones.
 
 # %%
 good, bad = ml.single_token(model, " great"), ml.single_token(model, " terrible")
-film = lambda word: f"The film was {word}. I thought it was"
-prompts = model.to_tokens(
-    [
-        film(w)
-        for w in (*listed[listed.positive == 1].adjective[:8], *listed[listed.positive == 0].adjective[:8])
-    ]
-)
+shown = [*listed[listed.positive == 1].adjective[:8], *listed[listed.positive == 0].adjective[:8]]
+prompts = model.to_tokens([f"The film was {word}. I thought it was" for word in shown])
 difference = ml.logit_difference(good, bad)
 directions = {
     kind: ml.probe_layers(streams[[5]], positive, groups=words, probe=kind)
@@ -684,9 +734,8 @@ gap = {}
 for kind, direction in [("intact", None), *removed.items()]:
     hooks = [] if direction is None else ml.direction_hooks(model, direction, [11])
     with torch.no_grad(), ml.intervene(model, hooks):
-        gap[kind] = (
-            (difference(model(prompts)).reshape(2, 8).mean(1) * torch.tensor([1.0, -1.0])).sum().item()
-        )
+        said = difference(model(prompts))
+    gap[kind] = (said[:8].mean() - said[8:].mean()).item()
 print({kind: round(value, 2) for kind, value in gap.items()})
 
 # %% kind="assert"
@@ -695,12 +744,13 @@ claim(model, "without the mass-mean direction", gap["mass_mean"], says=0.5, with
 claim(model, "without the logistic direction", gap["logistic"], says=2.5, within=0.3)
 claim(model, "accuracy of the mass-mean probe", directions["mass_mean"].score.values, says=0.98, within=0.03)
 claim(model, "accuracy of the logistic probe", directions["logistic"].score.values, says=1.0, within=0.02)
-assert abs(gap["random"] - gap["intact"]) < 0.4
+claim(model, "without a random direction", gap["random"], says=2.9, within=0.2)
+assert len({len(model.to_tokens(f"The film was {word}.")[0]) for word in shown}) == 1  # no padding
 
 # %% [markdown]
-# The gap of 3.1 logits falls to 0.5 without the mass-mean direction, and only to 2.5 without the logistic one. As probes they are equal, 0.98 and 1.00. The
-# trained probe is free to read any cue that works; the difference of means lies where the classes really differ. Marks and Tegmark
-# (2023) found the same for truth.
+# The gap of 3.1 logits falls to 0.5 without the mass-mean direction, and only to 2.5 without the logistic one (to 2.9 without a random one). As probes they are
+# nearly equal, 0.98 and 1.00. A likely reason: the trained probe is free to read any cue that works; the difference of means lies where the classes really
+# differ. Marks and Tegmark (2023) found the same for truth.
 #
 # **Few coordinates are enough.** TransformerLens has a sparse probe: how many of the 576 coordinates does it take?
 
@@ -726,7 +776,8 @@ claim(model, "sparse probe with 2 coordinates", sparse[2], says=1.0, within=0.08
 #
 # ## Languages, and the surface once more
 #
-# Twenty sentences in six languages; which language is it? Held out by meaning. Beside it a probe on character trigrams, without any model.
+# Twenty sentences in six languages; which language is it? The six versions of a sentence are held out together. Beside it a probe that counts runs of one to
+# three letters, without any model.
 
 # %%
 from sklearn.feature_extraction.text import CountVectorizer
@@ -744,11 +795,11 @@ print(
 
 # %% kind="assert"
 claim(model, "language, entering layer 15", known[6], says=0.62, within=0.06)
-claim(model, "language, entering layer 27", known[10], says=0.97, within=0.03)
+claim(model, "language, entering layer 27", known[10], says=0.96, within=0.03)
 claim(model, "language from characters", trigrams, says=0.85, within=0.04)
 
 # %% [markdown]
-# Chance is 1/6. On entering layer 15 the stream at the full stop says less about the language (0.62) than the letters do (0.85). Only the last layers say more (0.97).
+# Chance is 1/6. On entering layer 15 the stream at the full stop says less about the language (0.62) than the letters do (0.85). On entering layer 27 it says more (0.96).
 #
 # ## Beside the papers
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 
@@ -34,7 +34,7 @@ def check_mass_mean(attempt: Attempt) -> str:
     for ones, zeros, d, seed in ((12, 6, 5, 0), (5, 20, 8, 1), (9, 9, 3, 2)):
         direction, offset = random(d, seed=seed), 3 * random(d, seed=seed + 1)
         labels = torch.cat([torch.ones(ones), torch.zeros(zeros)]).long()
-        labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+        labels = labels[torch.randperm(len(labels), generator=seeded(seed))]
         train = random(len(labels), d, seed=seed + 2) + labels[:, None] * 1.5 * direction + offset
         test = random(60, d, seed=seed + 3) + torch.linspace(-1, 2.5, 60)[:, None] * direction + offset
         low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
@@ -76,7 +76,7 @@ def check_held_out(attempt: Attempt) -> str:
     groups = [f"word {n % 11}" for n in (5, 3, 3, 0, 1, 7, 6, 2, 4, 4, 10, 1, 0, 5, 9, 8, 10, 15, 14, 13, 21)]
     for seed in range(60):  # 11 groups: shares that come to 3.3 and 3.85 groups, so that rounding shows
         share = (0.3, 0.35)[seed % 2]
-        found = attempt(list(groups), share, torch.Generator().manual_seed(seed))
+        found = attempt(list(groups), share, seeded(seed))
         if not isinstance(found, torch.Tensor):
             found = torch.as_tensor(found)
         if found.shape != (len(groups),):
@@ -100,10 +100,7 @@ def check_held_out(attempt: Attempt) -> str:
         raise NotYet("The same groups every time: draw them with `generator=generator`.")
     if len(seen) < 16:
         raise NotYet("Only a few of the possible sets are ever drawn. Any groups may be held out together.")
-    same = {
-        tuple(torch.as_tensor(attempt(list(groups), 0.5, torch.Generator().manual_seed(9))).bool().tolist())
-        for _ in range(4)
-    }
+    same = {tuple(torch.as_tensor(attempt(list(groups), 0.5, seeded(9))).bool().tolist()) for _ in range(4)}
     if len(same) > 1:
         raise NotYet("The same generator must give the same split: draw with `generator=generator`.")
     return "Whole groups, as many as asked for, other ones with another generator."
@@ -114,7 +111,7 @@ def check_control(attempt: Attempt) -> str:
     labels_seen = []
     for seed, names in [(seed, 9) for seed in range(30)] + [(30, 11), (31, 7), (32, 4)]:
         groups = [f"word {n * 5 % names}" for n in range(3 * names)]
-        found = attempt(list(groups), torch.Generator().manual_seed(seed))
+        found = attempt(list(groups), seeded(seed))
         found = torch.as_tensor(found)
         if found.shape != (len(groups),):
             raise NotYet(f"One label is needed for each of the {len(groups)} examples.")
@@ -139,10 +136,7 @@ def check_control(attempt: Attempt) -> str:
             "Only a few of the possible labellings are ever drawn. Any half of the groups may get a 1."
         )
     groups = [f"word {n * 7 % 11}" for n in range(33)]
-    again = {
-        tuple(torch.as_tensor(attempt(list(groups), torch.Generator().manual_seed(5))).tolist())
-        for _ in range(4)
-    }
+    again = {tuple(torch.as_tensor(attempt(list(groups), seeded(5))).tolist()) for _ in range(4)}
     if len(again) > 1:
         raise NotYet("The same generator must give the same labels: draw with `generator=generator`.")
     return "One label a group, half of the groups, and another half with another generator."

@@ -2,7 +2,7 @@
 
 import torch
 
-from mechlab.course.checks import close, is_like, only_wrong, random
+from mechlab.course.checks import close, is_like, must_equal, only_wrong, random, seeded
 from mechlab.course.exercises import Attempt, NotYet, checker
 from mechlab.course.questions import Quiz
 from mechlab.models import tiny
@@ -13,8 +13,8 @@ QUIZZES = {
         {
             "a": "11.1 looks at the token before as much as 16.0 does, and the model does not miss it. A pattern is where a "
             "head looks, not who reads it.",
-            "b": "It could be, and one should try another ablation. But on these texts the mean over texts at a position "
-            "carries nothing about one text's tokens.",
+            "b": "It could be, and one should try another ablation. But on these texts the mean over the four texts at a position "
+            "carries little about one text's tokens: a quarter of it is its own.",
             "c": "Yes. The score and the ablation answer different questions, and both answers stand.",
         },
     ),
@@ -149,54 +149,57 @@ def check_matching(attempt: Attempt) -> str:
 
 
 @checker("23.4")
-def check_grouped(attempt: Attempt) -> str:
-    for pos, heads, kv, d, seed in ((5, 6, 2, 4, 0), (4, 4, 1, 8, 1), (6, 9, 3, 3, 2), (3, 2, 2, 4, 3)):
-        q, k = random(pos, heads, d, seed=seed) * 2, random(pos, kv, d, seed=seed + 10) * 2
-        group = heads // kv
-        future = torch.ones(pos, pos, dtype=torch.bool).triu(1)
-        raw = lambda k, q=q: torch.einsum("qhd,khd->hqk", q, k)
-        masked = lambda scores, future=future: scores.masked_fill(future, -1e9)
-        wide = k.repeat_interleave(group, 1)
-        expected = masked(raw(wide) / d**0.5).softmax(-1)
-        found = attempt.tensor(q, k, shape=(heads, pos, pos), axes="head, query, key")
+def check_shares(attempt: Attempt) -> str:
+    for count, heads, kv, d, d_head, seed in (
+        (61, 6, 2, 20, 12, 0),
+        (47, 4, 1, 16, 9, 1),
+        (53, 9, 3, 18, 10, 2),
+        (37, 3, 3, 14, 8, 3),
+    ):
+        tokens, mix = random(count, d, seed=seed), torch.linalg.qr(random(d, d, seed=seed + 10)).Q
+        written = tokens @ mix + 0.3 * random(count, d, seed=seed + 20)  # the same tokens, in another form
+        W_K = random(kv, d, d_head, seed=seed + 30)
+        wide = W_K.repeat_interleave(heads // kv, 0)
+        spoilt = torch.linspace(0, 1.5, heads)[:, None, None]  # heads match less and less
+        W_Q = mix @ wide + spoilt * random(heads, d, d_head, seed=seed + 40)
+        found = attempt(tokens, written, W_Q, W_K)
+        if isinstance(found, torch.Tensor) and found.ndim == 0:
+            raise NotYet("You averaged over the heads too. Keep them apart: one number for each head.")
+        if isinstance(found, torch.Tensor) and found.shape == (kv,) != (heads,):
+            raise NotYet("That is one number for each key head. Every query head has queries of its own.")
+        found = attempt.tensor(tokens, written, W_Q, W_K, shape=(heads,), axes="head")
+        own = torch.arange(count)
+        fits = lambda x, W, tokens=tokens, W_Q=W_Q: (tokens @ W_Q) @ (x @ W).mT
+        share = lambda best, own=own: (best == own).float().mean(-1)
+        scores = fits(written, wide)
+        expected = share(scores.argmax(-1))
+        unit = torch.nn.functional.normalize(written @ wide, dim=-1)
         mistakes = {
             "You repeated the key heads in turn (0, 1, 0, 1, ...). It is neighbouring heads that share one: 0, 0, 0, 1, 1, 1 "
-            "(`repeat_interleave`).": masked(raw(k.repeat(1, group, 1)) / d**0.5).softmax(-1),
-            "Tokens that come later are looked at too. Put -inf there before the softmax.": (
-                raw(wide) / d**0.5
-            ).softmax(-1),
-            "The scores are not divided by the root of d_head.": masked(raw(wide)).softmax(-1),
-            "You divided by d_head, not by its root.": masked(raw(wide) / d).softmax(-1),
-            "The softmax runs over the queries. Each query shares its attention over the keys: the last axis.": masked(
-                raw(wide) / d**0.5
-            ).softmax(-2),
-            "You put 0, not -inf, where the key comes later: e to the power of 0 is 1, so it is still looked at.": (
-                (raw(wide) / d**0.5).masked_fill(future, 0.0)
-            ).softmax(-1),
-            "You divided by the root of the number of heads. It is the root of d_head.": masked(
-                raw(wide) / heads**0.5
-            ).softmax(-1),
-            "All heads use the first key head.": masked(raw(k[:, :1].expand(-1, heads, -1)) / d**0.5).softmax(
-                -1
+            "(`repeat_interleave`).": share(fits(written, W_K.repeat(heads // kv, 1, 1)).argmax(-1)),
+            "You made the keys from the tokens themselves. Make them from `written`, what the earlier head writes.": share(
+                fits(tokens, wide).argmax(-1)
             ),
-            "You put zeros where the key comes later after the softmax: rows no longer sum to 1. Put -inf before it.": (
-                raw(wide) / d**0.5
-            ).softmax(-1)
-            * ~future,
+            "You ask for each key which query suits it best. Ask for each query which key: the last axis.": share(
+                scores.argmax(-2)
+            ),
+            "You made the queries from `written` and the keys from `tokens`. It is the other way round.": share(
+                ((written @ W_Q) @ (tokens @ wide).mT).argmax(-1)
+            ),
+            "All heads use the first key head.": share(
+                fits(written, W_K[:1].expand(heads, -1, -1)).argmax(-1)
+            ),
+            "You scaled the keys to length 1. In attention a longer key gets more: use the inner product.": share(
+                (tokens @ W_Q @ unit.mT).argmax(-1)
+            ),
+            "You took the mean of a softmax. Count how often the own key is the best.": scores.softmax(-1)
+            .diagonal(dim1=-2, dim2=-1)
+            .mean(-1),
+            "You counted the tokens. Divide by their number.": expected * count,
+            "You counted the tokens whose own key is not the best.": 1 - expected,
         }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    model = tiny("gqa")
-    with torch.no_grad():
-        _, cache = model.run_with_cache(torch.arange(3, 10)[None])
-    q, k = cache["blocks.1.attn.hook_rot_q"][0], cache["blocks.1.attn.hook_rot_k"][0]
-    if q.shape[0] == model.cfg.n_heads:  # [head, pos, d_head]
-        q, k = q.transpose(0, 1), k.transpose(0, 1)
-    found = attempt.tensor(q, k, shape=(4, 7, 7), axes="head, query, key")
-    if not close(found, cache["pattern", 1][0], 1e-4):
-        raise NotYet("On a model with two key heads your patterns are not the model's.")
-    return "Equal to a grouped-query model's own patterns."
+        must_equal(found, expected, mistakes)
+    return "Right for four layers with different numbers of heads and key heads."
 
 
 @checker("23.5")
@@ -207,7 +210,7 @@ def check_copying(attempt: Attempt) -> str:
         (53, 6, 3, 130, 4, 0),
     ):
         W_U = random(d, vocab, seed=seed)
-        ids = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))[:tokens]
+        ids = torch.randperm(vocab, generator=seeded(seed))[:tokens]
         streams = W_U[:, ids].T + 1.2 * random(tokens, d, seed=seed + 10)
         W_V = random(d, head, seed=seed + 20)
         W_O = W_V.T + 0.2 * random(head, d, seed=seed + 30)
