@@ -231,8 +231,18 @@ def test_versions_agree():
 
 
 # Words of every day, too; their place in the glossary is where the course narrows them.
-EVERYDAY = {"zero", "mean", "window", "strength", "complete", "feature", "features", "parameter", "weight"}
-EVERYDAY |= {"weights", "activation", "circuit", "neighbourhood", "attribution", "recovered"}
+EVERYDAY = {
+    "zero",
+    "mean",
+    "window",
+    "strength",
+    "complete",
+    "feature",
+    "features",
+    "circuit",
+    "neighbourhood",
+}
+EVERYDAY |= {"attribution", "recovered", "loss"}
 
 
 def glossary() -> dict[str, str]:

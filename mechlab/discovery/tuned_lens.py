@@ -1,7 +1,7 @@
 """The tuned lens: an affine map for each layer, so that earlier streams can be read as if they were the last one.
 
 Belrose et al. 2023 train the maps by gradient descent on the KL divergence to the model's own output. Here they are
-fitted by least squares on the streams, in closed form: less work, and most of the way (notebook 21 measures it).
+fitted by least squares on the streams, in closed form: less work, but less close (notebook 21 measures it).
 """
 
 import os
