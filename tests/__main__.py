@@ -3,6 +3,7 @@
 A stage that fails does not stop the others; the last line counts stages.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,9 +13,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.cells import unsolved_and_solved
+
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mechlab lab` does
-NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "tests.nbval_plugin", "--nbval-lax"]
+NBVAL = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-c",
+    "pyproject.toml",
+    "-p",
+    "tests.nbval_plugin",
+    "--nbval-lax",
+]
 
 
 def run(*command: str, **extra: str) -> bool:
@@ -41,17 +54,19 @@ def unit() -> bool:
 
 
 def notebooks() -> bool:
-    """Learners' notebooks leniently, solutions strictly, both with the network off and every attempt an error.
+    """Every cell of every notebook, unsolved and solved, with the network off and every attempt an error.
 
-    Two at a time, one thread each: two cores do more for two notebooks than for one.
+    A learner's notebook and its solution share one session, so that what both have is run once. Two at a time, one
+    thread each: two cores do more for two notebooks than for one.
     """
-    files = sorted(
-        p.relative_to(ROOT) for folder in ("notebooks", "solutions") for p in ROOT.glob(f"{folder}/*.ipynb")
-    )
+    names = sorted({p.name for folder in ("notebooks", "solutions") for p in ROOT.glob(f"{folder}/*.ipynb")})
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as two:
         log = Path(scratch) / "network"
 
-        def nbval(file: Path) -> bool:
+        def nbval(name: str) -> bool:
+            both = (json.loads((ROOT / folder / name).read_text()) for folder in ("notebooks", "solutions"))
+            file = Path(scratch) / name
+            file.write_text(json.dumps(unsolved_and_solved(*both)))
             done = subprocess.run(
                 [*NBVAL, str(file)],
                 cwd=ROOT,
@@ -59,8 +74,8 @@ def notebooks() -> bool:
                 | {
                     "PYTHONPATH": str(ROOT / "tests" / "netguard"),
                     "MECHLAB_NETGUARD_LOG": str(log),
-                    "MECHLAB_HOME": f"{scratch}/{file.parent}-{file.stem}",
-                    "MECHLAB_STRICT": str(int(file.parent.name == "solutions")),
+                    "MECHLAB_HOME": f"{scratch}/{file.stem}",
+                    "MECHLAB_STRICT": "1",
                     "TQDM_DISABLE": "1",
                     "OMP_NUM_THREADS": "1",
                 },
@@ -68,12 +83,12 @@ def notebooks() -> bool:
                 text=True,
             )
             lines = done.stdout.strip().splitlines()
-            print(f"{file}: {lines[-1] if lines else done.stderr}", flush=True)
+            print(f"{name}: {lines[-1] if lines else done.stderr}", flush=True)
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n", flush=True)
             return done.returncode == 0
 
-        passed = all(list(two.map(nbval, reversed(files))))  # the longest are late in the course
+        passed = all(list(two.map(nbval, reversed(names))))  # the longest are late in the course
         if log.exists():
             print("Somebody asked for the network:", sorted(set(log.read_text().split())))
             passed = False

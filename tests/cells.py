@@ -1,4 +1,4 @@
-"""Cells of a notebook: run one as a notebook would, and tell without running anything what it builds upon."""
+"""Cells of a notebook: run one as a notebook would, tell without running anything what it builds upon, put two together."""
 
 import ast
 import symtable
@@ -29,3 +29,30 @@ def needed(cells: list[str | None], target: int) -> list[int]:
             chosen.add(number)
             wanted |= used
     return sorted(chosen)
+
+
+def unsolved_and_solved(learner: dict, solved: dict) -> dict:
+    """A learner's notebook and its solution in one session: every cell of both, in order, what is the same once.
+
+    Each unsolved exercise is checked before the solution takes its place. Only solutions must be correct: that is what
+    `MECHLAB_STRICT` says.
+    """
+    merged = []
+    for number, (mine, theirs) in enumerate(zip(learner["cells"], solved["cells"], strict=True)):
+        if mine["source"] != theirs["source"]:
+            merged += [_strict(0, number), mine | {"id": f"unsolved-{number}"}]
+            if mine["metadata"]["mechlab"]["kind"] == "exercise":
+                check = next(c for c in learner["cells"][number:] if _kind(c) == "check")
+                merged.append(check | {"id": f"check-{number}"})
+            merged.append(_strict(1, number))
+        merged.append(theirs)
+    return solved | {"cells": merged}
+
+
+def _kind(cell: dict) -> str:
+    return cell["metadata"].get("mechlab", {}).get("kind", "")
+
+
+def _strict(on: int, number: int) -> dict:
+    source = f'import os\n\nos.environ["MECHLAB_STRICT"] = "{on}"'
+    return {"cell_type": "code", "execution_count": None, "id": f"strict-{number}-{on}", "metadata": {}, "outputs": [], "source": source}  # fmt: skip

@@ -5,6 +5,7 @@ get; the progress table must add up. That cells which are no answers cannot be h
 names they use (and seen when `tests` runs every notebook unsolved, and solved, from the first cell to the last).
 """
 
+import json
 import re
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mechlab.course import build, progress, sources
 from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
 from mechlab.course.questions import find_quiz
-from tests.cells import names, shown
+from tests.cells import names, shown, unsolved_and_solved
 
 SOURCES = {path.stem: path for path in build.sources()}
 
@@ -75,3 +76,31 @@ def test_no_cell_builds_upon_an_answer(stem):
         elif "check(" not in code:
             assert not used & answered, f"{stem}, {kind}: {code[:100]} uses {sorted(used & answered)}"
             answered -= bound
+
+
+@pytest.mark.parametrize("stem", SOURCES)
+def test_one_session_has_every_cell_of_the_unsolved_and_of_the_solved_notebook(stem):
+    """What `tests` runs: solved cells in their order, each unsolved one before its solution and with its check."""
+    learner, solved = (
+        json.loads((build.ROOT / folder / f"{stem}.ipynb").read_text())
+        for folder in ("notebooks", "solutions")
+    )
+    cells = unsolved_and_solved(learner, solved)["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert [cell for cell in cells if cell in solved["cells"]] == solved["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert {"".join(cell["source"]) for cell in learner["cells"]} <= set(sources)
+    exercises = [
+        cell["metadata"]["mechlab"]["id"]
+        for cell in learner["cells"]
+        if "@exercise(" in "".join(cell["source"])
+    ]
+    stubs = [
+        n
+        for n, source in enumerate(sources)
+        if "@exercise(" in source and "raise NotImplementedError" in source
+    ]
+    assert len(stubs) == len(exercises) > 0
+    for n in stubs:
+        assert 'MECHLAB_STRICT"] = "0"' in sources[n - 1] and "check(" in sources[n + 1]
+        assert 'MECHLAB_STRICT"] = "1"' in sources[n + 2] and "@exercise(" in sources[n + 3]
