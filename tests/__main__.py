@@ -17,17 +17,7 @@ from tests.cells import unsolved_and_solved
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mechlab lab` does
-NBVAL = [
-    sys.executable,
-    "-m",
-    "pytest",
-    "-q",
-    "-c",
-    "pyproject.toml",
-    "-p",
-    "tests.nbval_plugin",
-    "--nbval-lax",
-]
+NBVAL = [sys.executable, *"-m pytest -q -c pyproject.toml -p tests.nbval_plugin --nbval-lax".split()]
 
 
 def run(*command: str, **extra: str) -> bool:

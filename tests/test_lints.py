@@ -231,18 +231,8 @@ def test_versions_agree():
 
 
 # Words of every day, too; their place in the glossary is where the course narrows them.
-EVERYDAY = {
-    "zero",
-    "mean",
-    "window",
-    "strength",
-    "complete",
-    "feature",
-    "features",
-    "circuit",
-    "neighbourhood",
-}
-EVERYDAY |= {"attribution", "recovered", "loss"}
+EVERYDAY = {"zero", "mean", "window", "strength", "complete", "feature", "features", "circuit"}
+EVERYDAY |= {"neighbourhood", "attribution", "recovered", "loss"}
 
 
 def glossary() -> dict[str, str]:
