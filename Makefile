@@ -18,7 +18,7 @@ test: .venv/test  ## unit tests, exercises, every notebook, the browser; needs n
 lint: .venv/test  ## style, spelling, stale notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/mechlab build --check
 
-build: .venv/test  ## make the notebooks from solutions/*.py and run the solutions
+build: .venv/test  ## make the notebooks from course/*/notebook.py and run the solutions
 	@$(BIN)/mechlab build --execute $(ARGS)
 
 site: .venv/test  ## the executed course as a static web site, in site/

@@ -32,7 +32,7 @@ PROXY = "configurable-http-proxy@5.3.0"
 NOTEBOOK = "12"
 PLAIN_LEARNERS = 4
 PLAIN = """from transformer_lens.model_bridge import TransformerBridge
-from mechlab import checkpoints
+from mechlab.loading import checkpoints
 model = TransformerBridge.boot_transformers(str(checkpoints.cache_dir() / "smollm2" / "raw"), device="cpu")
 model.enable_compatibility_mode(disable_warnings=True)"""
 CONFIG = """
@@ -74,8 +74,8 @@ class Hub:
         self.address = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        from mechlab import checkpoints
-        from mechlab.cli import KERNELS
+        from mechlab.loading import checkpoints
+        from mechlab_course.cli import KERNELS
 
         proxy = self.folder / "node_modules" / ".bin" / "configurable-http-proxy"
         subprocess.run(["npm", "install", "--silent", "--prefix", str(self.folder), PROXY], check=True)
@@ -143,7 +143,7 @@ class Learner:
     """One user of the hub: a server, a kernel, a notebook run cell by cell."""
 
     def __init__(self, hub: Hub, name: str, recipe: str):
-        from mechlab.course import workspace
+        from mechlab_course.build import workspace
 
         self.hub, self.name, self.failures, self.pid = hub, name, [], 0
         work = hub.folder / "home" / name / "work"

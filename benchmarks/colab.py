@@ -78,7 +78,7 @@ class Colab:
     def call(self, *arguments: str) -> str:
         """Run Python in the machine; `git clone` of the public address takes this folder instead."""
         sys.path.insert(0, str(ROOT))
-        from mechlab.course.build import address
+        from mechlab_course.build.notebooks import address
 
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("MECHLAB", "PYTHON"))
@@ -122,7 +122,7 @@ class Colab:
         return json.loads(self.call("-c", RUN, str(path)))
 
 
-SEEN = "from mechlab.course import progress; print('found again:', len(progress.entries()))"
+SEEN = "from mechlab_course import progress; print('found again:', len(progress.entries()))"
 
 
 def main(folder: Path) -> bool:

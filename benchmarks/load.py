@@ -19,7 +19,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 import mechlab as ml
 from benchmarks.memory import memory
-from mechlab import checkpoints, models
+from mechlab.loading import checkpoints, models
 from transformers import AutoModelForCausalLM, AutoTokenizer  # part of the imports, not of the loading
 recipe, hold = sys.argv[1], sys.argv[2]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -80,7 +80,7 @@ def row(what: str, ours: str, plain: str, target: str, met: bool) -> bool:
 
 def main() -> bool:
     """Print the table; True when every target is met."""
-    from mechlab import checkpoints
+    from mechlab.loading import checkpoints
 
     for kind in ("folded", "raw"):
         checkpoints.prepare(kind)

@@ -6,7 +6,7 @@ import torch
 
 import mechlab as ml
 from benchmarks.load import row
-from mechlab.resume import Resume
+from mechlab.runs.fast import Resume
 
 NAMES = [("John", "Mary"), ("Tom", "Laura"), ("Mark", "Anna"), ("Peter", "Sarah")]
 NAMES += [("Paul", "Jane"), ("David", "Emma"), ("Mary", "John"), ("Laura", "Tom")]

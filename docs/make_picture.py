@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import mechlab as ml
-from mechlab.course.execute import browser_page, png_of_plotly
+from mechlab_course.build.execute import browser_page, png_of_plotly
 
 model = ml.load()
 pair = ml.prompt_pair(

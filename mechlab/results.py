@@ -16,7 +16,7 @@ from jaxtyping import Float
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechlab.plots import Picture
+    from mechlab.pictures.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Scores:
 
     def plot(self, **layout) -> "Picture":
         """A bar chart, line or heat map, whichever the dimensions ask for. Keywords go to plotly's layout."""
-        from mechlab import plots
+        from mechlab.pictures import plots
 
         return plots.scores(self, **layout)
 

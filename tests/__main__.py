@@ -17,7 +17,10 @@ from tests.cells import unsolved_and_solved
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mechlab lab` does
-NBVAL = [sys.executable, *"-m pytest -q -c pyproject.toml -p tests.nbval_plugin --nbval-lax".split()]
+NBVAL = [
+    sys.executable,
+    *["-m", "pytest", "-q", "-c", "pyproject.toml", "-p", "tests.nbval_plugin", "--nbval-lax"],
+]
 
 
 def run(*command: str, **extra: str) -> bool:
@@ -32,7 +35,7 @@ def style() -> bool:
             run(ruff, "check", "."),
             run(ruff, "format", "--check", "."),
             run(python, "-m", "codespell_lib"),
-            run(python, "-m", "mechlab.cli", "build", "--check"),
+            run(python, "-m", "mechlab_course.cli", "build", "--check"),
         ]
     )
 

@@ -3,7 +3,7 @@
 import ast
 import symtable
 
-from mechlab.grading.slices import free_names
+from mechlab_course.grading.slices import free_names
 
 
 def shown(code: str, session: dict):

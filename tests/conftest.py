@@ -16,11 +16,11 @@ MODULES += [
 install_import_hook(
     [
         "mechlab.metrics",
-        "mechlab.forward",
-        "mechlab.plots",
-        "mechlab.patterns",
-        "mechlab.resume",
-        "mechlab.matrices",
+        "mechlab.runs.forward",
+        "mechlab.pictures.plots",
+        "mechlab.pictures.patterns",
+        "mechlab.runs.fast",
+        "mechlab.runs.matrices",
         *MODULES,
     ],
     "beartype.beartype",

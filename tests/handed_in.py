@@ -12,9 +12,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from mechlab.grading.grader import ROOT, grade
-from mechlab.grading.grades import Rules
-from mechlab.grading.report import summary_lines
+from mechlab_course.grading.grader import ROOT, grade
+from mechlab_course.grading.grades import Rules
+from mechlab_course.grading.report import summary_lines
 
 HIDDEN = ROOT / "tests" / "hidden_example"
 STUB = "raise NotImplementedError  # your code here"
@@ -101,7 +101,7 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
             "review",
         ),
         "patches_the_checker": (
-            'import mechlab.course.exercises as e\ne._CHECKERS["12.1"] = lambda attempt: "fine"\nreturn 0',
+            'import mechlab_course.exercises as e\ne._CHECKERS["12.1"] = lambda attempt: "fine"\nreturn 0',
             "review",
         ),
         "patches_by_another_name": (
@@ -110,7 +110,7 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
         ),
         "patches_by_stealth": (
             "for value in list(torch.__dict__.values()):\n    pass\nobject.__setattr__\n"
-            'm = __import__("mechlab.course.checks.nb12", fromlist="x")\nm.close = lambda *a: True\nreturn written[:, 0] * 0',
+            'm = __import__("mechlab_course.checks_12", fromlist="x")\nm.close = lambda *a: True\nreturn written[:, 0] * 0',
             "review",
         ),
         "writes_outside": (f"open({str(outside / 'written')!r}, 'w').write('x')\n{right}", "review"),

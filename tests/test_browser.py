@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from mechlab.course import execute
-from mechlab.course.execute import FLAGS
+from mechlab_course.build import execute
+from mechlab_course.build.execute import FLAGS
 from tests.cells import needed
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
@@ -56,7 +56,15 @@ def lab(tmp_path_factory):
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "MECHLAB_STRICT": "0",
     }
-    command = [sys.executable, "-m", "mechlab.cli", "lab", "--no-browser", "--work", str(folder / "work")]
+    command = [
+        sys.executable,
+        "-m",
+        "mechlab_course.cli",
+        "lab",
+        "--no-browser",
+        "--work",
+        str(folder / "work"),
+    ]
     command += [f"--port={PORT}", "--ServerApp.port_retries=0", "--IdentityProvider.token=test"]
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is taken; is another JupyterLab running?"
@@ -363,7 +371,7 @@ def test_the_working_copy_is_never_overwritten(lab):
     mine = lab[0] / "work" / "notebooks" / "00_start_here.ipynb"
     shutil.copyfile(ROOT / "solutions" / "00_start_here.ipynb", mine)
     before = mine.read_bytes()
-    from mechlab.course import workspace
+    from mechlab_course.build import workspace
 
     workspace.refresh(ROOT / "notebooks", lab[0] / "work")
     assert mine.read_bytes() == before

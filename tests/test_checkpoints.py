@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from mechlab import checkpoints
-from mechlab.checkpoints import ModelError, find_gguf, is_complete, prepare
+from mechlab.loading import checkpoints
+from mechlab.loading.checkpoints import ModelError, find_gguf, is_complete, prepare
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_notebook_shows_the_sentence_and_no_traceback(capsys):
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance()
-    shell.run_cell("from mechlab.models import load\nload('./nowhere')")
+    shell.run_cell("from mechlab.loading.models import load\nload('./nowhere')")
     out = capsys.readouterr().out
     assert (
         "ModelError: There is no folder ./nowhere." in out

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.discovery.circuits import CircuitError
-from mechlab.ioi import ALIGNED, TEMPLATES
-from mechlab.resume import Resume
+from mechlab.circuits.circuits import CircuitError
+from mechlab.circuits.ioi import ALIGNED, TEMPLATES
+from mechlab.runs.fast import Resume
 from tests.test_hooks import hooks_left
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*several tokens", "ignore:.*may be chance")

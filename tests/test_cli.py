@@ -7,9 +7,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from mechlab import caching, checkpoints, doctor, memory
-from mechlab.cli import app
-from mechlab.course import build
+from mechlab.loading import checkpoints, memory
+from mechlab.runs import caching
+from mechlab_course import doctor
+from mechlab_course.build import notebooks as build
+from mechlab_course.cli import app
 
 run = CliRunner().invoke
 
@@ -66,7 +68,7 @@ def test_the_doctor_names_each_problem_with_its_remedy(monkeypatch, tmp_path):
 
 
 def test_memory_is_read_in_one_place_and_without_torch(monkeypatch):
-    code = "import sys\nfrom mechlab import doctor\nprint(list(doctor._memory(False)))\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom mechlab_course import doctor\nprint(list(doctor._memory(False)))\nassert 'torch' not in sys.modules"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert asked.returncode == 0 and "GB available" in asked.stdout, asked.stderr
     assert caching.free_bytes() == pytest.approx(memory.free_ram(), rel=0.2)
@@ -97,7 +99,7 @@ def test_pull_prints_one_sentence_and_no_traceback(monkeypatch, tmp_path):
 
 
 def test_progress_travels(tmp_path, monkeypatch):
-    from mechlab.course import progress
+    from mechlab_course import progress
 
     progress.record("00.1", "correct")
     file = tmp_path / "mine.jsonl"
@@ -134,7 +136,7 @@ def test_check_lists_what_the_checks_of_a_notebook_say(tmp_path):
     answer = (
         '@exercise("00.1")\ndef f(logits, answer, rival):\n    return logits[{}, answer] - logits[{}, rival]'
     )
-    start = "from mechlab.course import *"
+    start = "from mechlab_course import *"
     path = small_notebook(
         tmp_path, start, answer.format(-1, -1), "check(f)", answer.format(0, 0), "check(f)", "1 / 0"
     )

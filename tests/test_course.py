@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from mechlab import reference
-from mechlab.course import build, check, claim, execute, exercise, predict, progress, quiz, reveal, workspace
-from mechlab.course.sources import SourceError, read
+from mechlab_course import check, claim, exercise, predict, progress, quiz, reveal
+from mechlab_course.build import execute, workspace
+from mechlab_course.build import notebooks as build
+from mechlab_course.build.sources import SourceError, read
 
 
 @pytest.fixture(autouse=True)

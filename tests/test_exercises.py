@@ -7,14 +7,16 @@ from functools import cache
 import pytest
 import torch
 
-from mechlab.course import build, check, exercise
-from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
-from mechlab.course.questions import find_quiz
-from mechlab.course.sources import exercises, read
+from mechlab_course import check, exercise
+from mechlab_course.build import notebooks as build
+from mechlab_course.build.sources import exercises, read
+from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
+from mechlab_course.folders import tried
+from mechlab_course.questions import find_quiz
 from tests.cells import shown
 
 pytestmark = pytest.mark.model
-SOURCES = {path.stem: path for path in build.sources()}
+SOURCES = build.sources()
 
 
 def variants():
@@ -197,8 +199,8 @@ def test_clever_answers(id, answer, correct, says, smollm2, monkeypatch, tmp_pat
 
 
 def collected():
-    """tests/answers: what a hostile reader tried on each exercise, marked right or wrong."""
-    for path in sorted((build.ROOT / "tests" / "answers").glob("*.txt")):
+    """course/NN/tried.txt: what a hostile reader tried on each exercise, marked right or wrong."""
+    for path in tried().values():
         for block in re.split(r"(?m)^### ", path.read_text())[1:]:
             head, code = block.split("\n", 1)
             id, verdict = head.split(":")[0].split()

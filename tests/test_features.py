@@ -5,7 +5,7 @@ import torch
 
 import mechlab as ml
 from mechlab.discovery.features import FeaturePage
-from mechlab.widgets import feature_browser, pattern_explorer, toy_explorer
+from mechlab.pictures.widgets import feature_browser, pattern_explorer, toy_explorer
 from tests.test_hooks import hooks_left
 
 HOOK = "blocks.1.hook_resid_post"

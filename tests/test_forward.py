@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab import forward
+from mechlab.runs import forward
 
 
 def test_equal_to_the_tiny_bridge(gqa):

@@ -15,22 +15,23 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mechlab.cli import app
-from mechlab.course import build
-from mechlab.course.exercises import all_ids
-from mechlab.course.sources import exercises, read
-from mechlab.grading import confine, grader, grades, judge, report, submissions
-from mechlab.grading.answers import find
-from mechlab.grading.grader import GradingError, course_ids, grade
-from mechlab.grading.grades import Rules
-from mechlab.grading.release import ReleaseError, release
-from mechlab.grading.sandbox import Sandbox
-from mechlab.grading.submissions import Unreadable, cells, collect, owner
-from mechlab.grading.suspicion import suspicious
+from mechlab_course import folders
+from mechlab_course.build import notebooks as build
+from mechlab_course.build.sources import exercises, read
+from mechlab_course.cli import app
+from mechlab_course.exercises import all_ids
+from mechlab_course.grading import confine, grader, grades, judge, report, submissions
+from mechlab_course.grading.answers import find
+from mechlab_course.grading.grader import GradingError, course_ids, grade
+from mechlab_course.grading.grades import Rules
+from mechlab_course.grading.release import ReleaseError, release
+from mechlab_course.grading.sandbox import Sandbox
+from mechlab_course.grading.submissions import Unreadable, cells, collect, owner
+from mechlab_course.grading.suspicion import suspicious
 from tests.handed_in import HEADS, HIDDEN, RIGHT, answer, hostile, make, notebook
 
 run = CliRunner().invoke
-STEMS = [path.stem for path in build.sources()]
+STEMS = [*build.sources()]
 RULES = Rules(seconds=3, memory=600_000_000)
 linux = pytest.mark.skipif(not confine.LINUX, reason="the sandbox is Linux's")
 ONE = answer("12.1", RIGHT["12.1"])
@@ -159,9 +160,9 @@ TOLD = {
     "reads_the_hidden_checks": "it reads a file that is not its own",
     "reads_quietly": "it reads a file that is not its own",
     "patches_equal": "it changes `torch.allclose`",
-    "patches_the_checker": "imports `mechlab.course.exercises`",
+    "patches_the_checker": "imports `mechlab_course.exercises`",
     "patches_by_another_name": "it changes `w.changed`, which is not its own",
-    "patches_by_stealth": "changes `mechlab.course.checks.nb12.close`",
+    "patches_by_stealth": "changes `mechlab_course.checks_12.close`",
     "writes_outside": "it writes to a file",
     "deletes_outside": "it changes files",
     "asks_the_network": "it opens a network connection",
@@ -311,7 +312,7 @@ def test_the_kernel_alone_holds(tmp_path):
     code = """
     import ctypes, os, signal, socket, sys, threading
     from pathlib import Path
-    from mechlab.grading.confine import confine
+    from mechlab_course.grading.confine import confine
     place, parent = Path(sys.argv[1]), os.getppid()
     confine(20, 300_000_000, [Path("/usr/lib"), Path("/lib")])
     libc = ctypes.CDLL(None)
@@ -369,12 +370,12 @@ def test_a_hidden_check_that_cannot_be_loaded_is_named():
 
 
 def test_hidden_checks_come_from_the_folder_and_from_the_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(grader, "ROOT", tmp_path)
-    (tmp_path / "solutions").mkdir()
+    monkeypatch.setattr(folders, "ROOT", tmp_path)
+    (tmp_path / "course" / "12_x").mkdir(parents=True)
     cell = (
         '# %% kind="hidden" id="12.1"\n@checker("12.1")\ndef further(attempt): ...\n\n# %%\nprint("shown")\n'
     )
-    (tmp_path / "solutions" / "12_x.py").write_text(f"# %% [markdown]\n# # 12\n\n{cell}")
+    (tmp_path / "course" / "12_x" / "notebook.py").write_text(f"# %% [markdown]\n# # 12\n\n{cell}")
     (tmp_path / "nb12.py").write_text("of the folder")
     first, second = grader.hidden_sources("12", tmp_path)
     assert first == "of the folder" and "def further" in second and "shown" not in second
@@ -524,11 +525,11 @@ def test_every_exercise_and_question_of_the_course_is_known():
 
 
 def test_no_solution_looks_suspicious():
-    for path in build.sources():
+    for stem, path in build.sources().items():
         for id, cell, *_ in exercises(read(path)):
-            (found,) = find([cell.solved()], path.stem)
+            (found,) = find([cell.solved()], stem)
             assert suspicious(found.code) == [] and not found.missing, id
-            (stub,) = find([cell.stub()], path.stem)
+            (stub,) = find([cell.stub()], stem)
             assert stub.stub, id
 
 
@@ -536,9 +537,9 @@ def test_no_solution_looks_suspicious():
 @pytest.mark.model
 def test_a_solution_of_every_notebook_passes_in_the_sandbox():
     answers = []
-    for path in build.sources():
+    for stem, path in build.sources().items():
         _, cell, *_ = next(exercises(read(path)))
-        answers += find([cell.solved()], path.stem)
+        answers += find([cell.solved()], stem)
     with Sandbox([a.id for a in answers], False, [], []) as sandbox:
         for a in answers:
             job = {
@@ -631,19 +632,26 @@ def test_the_pack_holds_what_learners_need_and_no_answers(pack):
         "environment.yml",
         "LICENSE",
     } <= names
-    assert {"data/README.md", "docs/glossary.md", "mechlab/cli.py", "notebooks/00_start_here.ipynb"} <= names
+    assert {
+        "data/README.md",
+        "docs/glossary.md",
+        "mechlab/__init__.pyi",
+        "mechlab_course/cli.py",
+        "notebooks/00_start_here.ipynb",
+    } <= names
     assert not {
         n
         for n in names
-        if n.startswith(("solutions", "tests", ".git/", "benchmarks", "docs/teaching", "tests/answers"))
+        if n.startswith(("solutions", "tests", ".git/", "benchmarks", "docs/teaching"))
+        or n.endswith(("notebook.py", "tried.txt"))
     }
     assert (
         "solutions/" not in (pack / "README.md").read_text()
         and "make test" not in (pack / "README.md").read_text()
     )
     squeeze = lambda text: re.sub(r"\s+", " ", text)
-    for path in build.sources():
-        text = (pack / "notebooks" / f"{path.stem}.ipynb").read_text()
+    for stem, path in build.sources().items():
+        text = (pack / "notebooks" / f"{stem}.ipynb").read_text()
         shown = squeeze("\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]))
         assert (
             "Hint 3" not in shown

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.discovery.circuits import Circuit, Edge
-from mechlab.graph import circuit_explorer, circuit_picture
-from mechlab.graph.picture import COLOURS, looks, tint
-from mechlab.graph.plan import lay_out
-from mechlab.graph.trials import Trials
+from mechlab.circuits.circuits import Circuit, Edge
+from mechlab.pictures.graph import circuit_explorer, circuit_picture
+from mechlab.pictures.graph.picture import COLOURS, looks, tint
+from mechlab.pictures.graph.plan import lay_out
+from mechlab.pictures.graph.trials import Trials
 from tests.test_hooks import hooks_left
 
 ROLES = {"early": [(0, 1), (0, 3)], "middle": [(1, 0)], "late": [(2, 2), (2, 3)]}

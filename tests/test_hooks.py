@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.caching import BLOCK_HOOKS, OUTER_HOOKS, cache_bytes, hook_map, only
-from mechlab.hooks import HookError, intervene, replace_head, replace_with
+from mechlab.runs.caching import BLOCK_HOOKS, OUTER_HOOKS, cache_bytes, hook_map, only
+from mechlab.runs.hooks import HookError, intervene, replace_head, replace_with
 
 TOKENS = torch.arange(1, 13).reshape(2, 6)
 OTHER = torch.arange(20, 32).reshape(2, 6)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.ioi import ALIGNED, NAMES, PAPER_CIRCUIT, TEMPLATES
-from mechlab.ioi.prompts import CORRUPTIONS
+from mechlab.circuits.ioi import ALIGNED, NAMES, PAPER_CIRCUIT, TEMPLATES
+from mechlab.circuits.ioi.prompts import CORRUPTIONS
 from mechlab.prompts import PromptError
 from tests.test_hooks import hooks_left
 

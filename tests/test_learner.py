@@ -10,12 +10,14 @@ import re
 
 import pytest
 
-from mechlab.course import build, progress, sources
-from mechlab.course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
-from mechlab.course.questions import find_quiz
+from mechlab_course import progress
+from mechlab_course.build import notebooks as build
+from mechlab_course.build import sources
+from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
+from mechlab_course.questions import find_quiz
 from tests.cells import names, shown, unsolved_and_solved
 
-SOURCES = {path.stem: path for path in build.sources()}
+SOURCES = build.sources()
 
 
 def answers(stem: str, how: str):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from mechlab import doctor
-from mechlab.course import build
-from mechlab.course.docs import names
-from mechlab.course.sources import exercises, read
+from mechlab_course import doctor
+from mechlab_course.build import notebooks as build
+from mechlab_course.build.docs import names
+from mechlab_course.build.sources import exercises, read
 
 ROOT = build.ROOT
-SOURCES = {path.stem: path for path in build.sources()}
+SOURCES = build.sources()
 NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "solutions").glob("*.ipynb")])
 by_source = pytest.mark.parametrize("stem", SOURCES)
 by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -190,7 +190,9 @@ def test_imports_go_one_way():
         ):
             continue
         assert not any(
-            m.startswith(("mechlab.course", "mechlab.widgets", "mechlab.cli", "mechlab.grading"))
+            m.startswith(
+                ("mechlab_course", "mechlab.pictures.widgets", "mechlab_course.cli", "mechlab_course.grading")
+            )
             for m in imported
         ), name
         if name.name == "plots.py":

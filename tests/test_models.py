@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab import models
-from mechlab.models import ModelError, load, passes_known_answer_test, tiny
+from mechlab.loading import models
+from mechlab.loading.models import ModelError, load, passes_known_answer_test, tiny
 
 
 @pytest.mark.parametrize("kind", ["gqa", "gpt2"])

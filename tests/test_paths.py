@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.resume import Resume
+from mechlab.runs.fast import Resume
 from tests.test_hooks import hooks_left
 
 METRIC = ml.logit_difference([7, 8, 9], [11, 12, 13])

@@ -11,10 +11,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from jaxtyping import TypeCheckError
 
 import mechlab as ml
-from mechlab import patterns
-from mechlab.patterns import _circuitsvis, attention_view
+from mechlab.pictures import patterns
+from mechlab.pictures.patterns import _circuitsvis, attention_view
+from mechlab.pictures.widgets import patch_explorer, temperature_explorer
 from mechlab.results import Scores
-from mechlab.widgets import patch_explorer, progress_table, temperature_explorer
+from mechlab_course import progress_table
 
 HEADS = Scores(
     torch.randn(30, 9, generator=torch.Generator().manual_seed(0)) - 1, ("layer", "head"), "effect (logits)"
@@ -188,7 +189,7 @@ def test_the_progress_table_refreshes(tmp_path, monkeypatch):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
     box = progress_table()
     assert "0 of 2" in box.children[1].value
-    from mechlab.course import progress
+    from mechlab_course import progress
 
     progress.record("00.1", "correct")
     box.children[0].click()

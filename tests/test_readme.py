@@ -62,7 +62,7 @@ def test_make_lab_says_what_is_missing(tmp_path):
 def test_the_readme_names_real_targets_commands_and_variables():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (\w+)", README)) | {"lab", "test"} <= targets
-    code = "\n".join(path.read_text() for path in (ROOT / "mechlab").rglob("*.py"))
+    code = "\n".join(path.read_text() for path in ROOT.glob("mechlab*/**/*.py"))
     for variable in set(re.findall(r"`(MECHLAB_\w+)`", README)):
         assert f'"{variable}"' in code, variable
     for command in set(re.findall(r"mechlab (pull|doctor|update|progress|lab|build)\b", README)):
@@ -70,7 +70,7 @@ def test_the_readme_names_real_targets_commands_and_variables():
 
 
 def test_colab_installs_only_what_is_missing_and_keeps_what_is_loaded(monkeypatch, tmp_path):
-    from mechlab.course import colab
+    from mechlab_course.build import colab
 
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_colab_installs_only_what_is_missing_and_keeps_what_is_loaded(monkeypatc
 
 
 def test_colab_asks_for_a_restart_before_anything_is_downloaded(monkeypatch, tmp_path):
-    from mechlab.course import colab
+    from mechlab_course.build import colab
 
     monkeypatch.setitem(colab.sys.modules, "transformers", object())
     monkeypatch.setattr(colab, "installed", lambda name: None)
@@ -106,7 +106,7 @@ def test_colab_asks_for_a_restart_before_anything_is_downloaded(monkeypatch, tmp
 def test_the_citation_agrees_with_the_package():
     import yaml
 
-    from mechlab.course.build import address
+    from mechlab_course.build.notebooks import address
 
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -116,7 +116,8 @@ def test_the_citation_agrees_with_the_package():
 
 def test_the_exercise_that_the_contributors_guide_adds_works(tmp_path, monkeypatch):
     """The cells and the check of the guide, word by word: solution and stub, and each mistake with its message."""
-    from mechlab.course import exercises, sources
+    from mechlab_course import exercises
+    from mechlab_course.build import sources
 
     guide = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
     cells, check = re.findall(r"^   (`{3,})python\n(.*?)^   \1$", guide, re.DOTALL | re.MULTILINE)
@@ -139,7 +140,9 @@ def test_the_exercise_that_the_contributors_guide_adds_works(tmp_path, monkeypat
 
 def test_the_teachers_guide_adds_up():
     """Whole notebooks stand with the minutes of their headers; no timetable is longer than its hours."""
-    headers = [(p.stem[:2], p.read_text(encoding="utf-8")) for p in (ROOT / "solutions").glob("[0-9]*.py")]
+    headers = [
+        (p.parent.name[:2], p.read_text(encoding="utf-8")) for p in (ROOT / "course").glob("*/notebook.py")
+    ]
     minutes = {
         number: int(re.search(r"^# Time: (\d+) minutes", text, re.MULTILINE)[1]) for number, text in headers
     }

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab import resume
-from mechlab.resume import NotResumable, Resume
+from mechlab.runs import resume
+from mechlab.runs.fast import NotResumable, Resume
 from tests.test_hooks import hooks_left
 
 DIFFERENCE = ml.logit_difference([7, 8, 9], [10, 11, 12])

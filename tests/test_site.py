@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from mechlab.site import build, outputs, search
-from mechlab.site.check import problems, size_of
-from mechlab.site.prose import Anchors, Links, link_words, prose
+from mechlab_course.site import build, outputs, search
+from mechlab_course.site.check import problems, size_of
+from mechlab_course.site.prose import Anchors, Links, link_words, prose
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = sorted(
@@ -110,7 +110,7 @@ def test_answers_are_folded_and_everything_is_there(files, stem):
 
 def test_the_build_needs_no_torch_and_gives_the_same_bytes(files):
     code = (
-        "import sys, hashlib\nfrom mechlab.site.build import site\nfiles = site()\n"
+        "import sys, hashlib\nfrom mechlab_course.site.build import site\nfiles = site()\n"
         "assert 'torch' not in sys.modules\n"
         "print(hashlib.sha256(b''.join(n.encode() + c for n, c in sorted(files.items()))).hexdigest())"
     )
@@ -149,12 +149,12 @@ def test_the_command_says_how_large_the_site_is_and_fails_where_something_is_bro
 ):
     from typer.testing import CliRunner
 
-    from mechlab.cli import app
+    from mechlab_course.cli import app
 
     monkeypatch.setattr(build, "site", lambda: files)
     done = CliRunner().invoke(app, ["site", "--out", str(tmp_path), "--check"])
     assert done.exit_code == 0 and f"{len(list(tmp_path.glob('*.html')))} pages" in done.stdout
-    monkeypatch.setattr("mechlab.site.check.problems", lambda files: ["x.html: something."])
+    monkeypatch.setattr("mechlab_course.site.check.problems", lambda files: ["x.html: something."])
     done = CliRunner().invoke(app, ["site", "--out", str(tmp_path), "--check"])
     assert done.exit_code == 1 and "x.html: something." in done.stdout
 
@@ -216,7 +216,7 @@ def test_an_attention_view_keeps_what_it_was_called_with():
     import torch
 
     import mechlab as ml
-    from mechlab.course.execute import called_with
+    from mechlab_course.build.execute import called_with
 
     view = ml.attention_view(torch.ones(1, 2, 2), ["</script>", "b"], ["1.0"])
     for with_script in (True, False):
@@ -282,7 +282,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def chrome():
     from playwright.sync_api import sync_playwright
 
-    from mechlab.course import execute
+    from mechlab_course.build import execute
 
     path = execute.chromium()
     if path is None:

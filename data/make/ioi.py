@@ -7,7 +7,7 @@ these everything was chosen. "names": 208 prompts, the other half of the names, 
 prompts, the other half of the names, the eight other templates; asked once, after the circuit was fixed. Means for the
 knock-outs are over ABC prompts of the same names and templates, 24 for each template and order.
 
-How the circuit was put together, on "search" alone: the heads with a role by the rules of `mechlab.ioi.roles`; heads that
+How the circuit was put together, on "search" alone: the heads with a role by the rules of `mechlab.circuits.ioi.roles`; heads that
 look from S2 to S1, and heads of layer 23 that copy, as far as they close a gap between the circuit and the model when a
 role is removed from both; the two heads of layer 29 with the largest direct paths; 22.4, whose role is open. Gradients for
 switching single knocked-out heads on again said which to try. About twenty circuits were compared on these 48 prompts, so
@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 import mechlab as ml
-from mechlab.discovery.circuits import Circuit, Head
-from mechlab.discovery.knockouts import over_pairs
-from mechlab.ioi import ALIGNED, NAMES, TEMPLATES
-from mechlab.ioi.found import head_of
-from mechlab.ioi.roles import RULES, THRESHOLDS
+from mechlab.circuits.circuits import Circuit, Head
+from mechlab.circuits.ioi import ALIGNED, NAMES, TEMPLATES
+from mechlab.circuits.ioi.found import head_of
+from mechlab.circuits.ioi.roles import RULES, THRESHOLDS
+from mechlab.circuits.knockouts import over_pairs
 
 PATH = Path(__file__).parents[1] / "reference" / "ioi_smollm2.json"
 COMMAND = "python data/make/ioi.py"

@@ -29,7 +29,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mechlab import checkpoints
+from mechlab.loading import checkpoints
 from mechlab.metrics import wilson
 
 HERE = Path(__file__).parents[1] / "organisms"

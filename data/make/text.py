@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mechlab import checkpoints
+from mechlab.loading import checkpoints
 
 TARGET = Path(__file__).parents[1] / "text" / "smollm2.jsonl"
 TOKENS, BATCH = 96, 48

@@ -20,7 +20,7 @@ from mechlab.results import Scores
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechlab.plots import Picture
+    from mechlab.pictures.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Curves:
 
     def plot(self, **layout) -> "Picture":
         """The curves, averaged over prompts, on the band that holds 90 % of the random orders at each step."""
-        from mechlab import plots
+        from mechlab.pictures import plots
 
         what = "put back" if self.insertion else "replaced"
         fig = plots.figure(f"Metric as tokens are {what}", f"tokens {what}", "metric", **layout)

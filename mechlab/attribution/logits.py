@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.caching import only
 from mechlab.prompts import answer_ids
 from mechlab.results import Scores
+from mechlab.runs.caching import only
 
 UNITS = ("layer", "component", "head", "neuron")
 

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.attribution.logits import require_folded
-from mechlab.caching import only
-from mechlab.hooks import Hook, intervene
 from mechlab.metrics import Metric, per_prompt
 from mechlab.prompts import answer_ids
 from mechlab.results import KnockOut, Scores
+from mechlab.runs.caching import only
+from mechlab.runs.hooks import Hook, intervene
 
 if TYPE_CHECKING:
     import pandas as pd

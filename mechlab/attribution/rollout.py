@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechlab.caching import only
 from mechlab.results import Scores, position_labels
+from mechlab.runs.caching import only
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.hooks import Hook, intervene, set_component, unit_direction
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import KnockOut, Scores
+from mechlab.runs.hooks import Hook, intervene, set_component, unit_direction
 
 HOWS = ("zero", "mean", "resample", "noise")
 # unit -> the hook that holds it, and the axis along which parts of one layer are counted (None: one a layer)

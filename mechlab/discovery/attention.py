@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.hooks import intervene
 from mechlab.results import Scores
+from mechlab.runs.hooks import intervene
 
 KINDS = {
     "previous token": "from each token to the one before it",

@@ -15,7 +15,7 @@ from torch import Tensor
 from mechlab.attribution.logits import require_folded
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.discovery.sae_evaluation import hook_of
-from mechlab.hooks import Hook, intervene
+from mechlab.runs.hooks import Hook, intervene
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.caching import only
 from mechlab.prompts import answer_ids
 from mechlab.results import Scores
+from mechlab.runs.caching import only
 
 if TYPE_CHECKING:
     from mechlab.discovery.tuned_lens import TunedLens
@@ -64,7 +64,7 @@ class LensTable:
     probability: Scores
 
     def plot(self, **layout):
-        from mechlab import plots
+        from mechlab.pictures import plots
 
         return plots.scores(self.probability, words=self.tokens, **layout)
 

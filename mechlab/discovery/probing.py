@@ -21,8 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mechlab.caching import only
 from mechlab.results import Scores
+from mechlab.runs.caching import only
 
 PROBES = ("logistic", "ridge", "mass_mean")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.discovery.sae import SparseAutoencoder
-from mechlab.hooks import Hook, check_name, intervene
+from mechlab.runs.hooks import Hook, check_name, intervene
 
 
 @torch.no_grad()

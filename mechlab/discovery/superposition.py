@@ -117,7 +117,7 @@ def feature_dimensionality(W: Float[Tensor, "... feature hidden"]) -> Float[Tens
 
 def plot_directions(toy: ToyModels, models: Sequence[int] | None = None, **layout):
     """Draw the feature directions of models with two hidden dimensions, side by side; a `Picture`."""
-    from mechlab import plots
+    from mechlab.pictures import plots
 
     if toy.W.shape[-1] != 2:
         raise ValueError(

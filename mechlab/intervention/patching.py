@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.hooks import intervene
 from mechlab.metrics import Metric, per_prompt, recovered
 from mechlab.results import Scores, position_labels
-from mechlab.resume import NotResumable, Resume
+from mechlab.runs.fast import NotResumable, Resume
+from mechlab.runs.hooks import intervene
 
 # what is patched -> the hook that holds it, and the axis of heads there (None: it has no heads)
 SITES = {

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.hooks import intervene
 from mechlab.intervention.tracing import subject_positions
 from mechlab.intervention.weights import WeightEdit
 from mechlab.prompts import PromptError, single_token
-from mechlab.resume import NotResumable, Resume
+from mechlab.runs.fast import NotResumable, Resume
+from mechlab.runs.hooks import intervene
 from mechlab.text import own_text
 
 Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's first token included

@@ -17,15 +17,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.discovery.probing import residual_streams
-from mechlab.hooks import Hook, intervene
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import Scores
-from mechlab.resume import NotResumable, Resume
+from mechlab.runs.fast import NotResumable, Resume
+from mechlab.runs.hooks import Hook, intervene
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechlab.plots import Picture
+    from mechlab.pictures.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Steered:
 
     def plot(self, **layout) -> "Picture":
         """Effect against cost, one line a layer: how much behaviour for how much broken text."""
-        from mechlab import plots
+        from mechlab.pictures import plots
 
         return plots.effect_and_cost(self.effect, self.cost, **layout)
 

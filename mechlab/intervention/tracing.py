@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.hooks import Hook, intervene
 from mechlab.metrics import Metric, per_prompt
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, token_labels
-from mechlab.resume import NotResumable, Resume
+from mechlab.runs.fast import NotResumable, Resume
+from mechlab.runs.hooks import Hook, intervene
 
 SITES = ("resid_pre", "attn_out", "mlp_out")
 

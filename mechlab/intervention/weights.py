@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.hooks import Hook, set_component, unit_direction
-from mechlab.matrices import matrices_of
+from mechlab.runs.hooks import Hook, set_component, unit_direction
+from mechlab.runs.matrices import matrices_of
 
 
 class WeightEdit:

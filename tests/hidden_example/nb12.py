@@ -6,8 +6,8 @@ hold as a table; these cases are drawn.
 
 import torch
 
-from mechlab.course.checks import whole_number
-from mechlab.course.exercises import Attempt, NotYet, checker
+from mechlab_course.checking import whole_number
+from mechlab_course.exercises import Attempt, NotYet, checker
 
 
 @checker("12.2")

@@ -1,0 +1,498 @@
+# %% [markdown]
+# # 25 Superposition
+#
+# **Question:** how can a model hold more features than it has dimensions?
+#
+# After this notebook you will be able to
+#
+# - train the toy models in which superposition appears, and say when it does,
+# - measure the share of a dimension that a feature has to itself, and read the geometry from it,
+# - read what neurons of the real model answer to, and check a count against a model with random weights.
+#
+# Time: 60 minutes. The cells take about 50 seconds in all. Memory: 1.5 GB.
+# Download: none, once the model is here (93 MB). Before: notebooks 02 and 13.
+
+# %% kind="setup"
+# (written by the build)
+
+# %% [markdown]
+# ## The picture
+#
+# A small model gets five numbers, its **features**, squeezes them through two dimensions and must give them back. It is trained on
+# random examples, to make the squared difference between what goes in and what comes back small. Each arrow is the direction that one feature gets. From left to
+# right the features become rarer: **density** is how often each is present. A feature counts as kept if its arrow is longer than 0.5.
+
+# %%
+toy = ml.train_toy_models(5, 2, density=(1.0, 0.3, 0.1, 0.05, 0.02), seed=0)
+ml.plot_directions(toy)
+
+# %% kind="assert"
+kept = (toy.norms.values > 0.5).sum(1)
+print("features kept, by density:", dict(zip(toy.density, kept.tolist(), strict=True)))
+assert abs(toy.norms.values[0].pow(2).sum() - 2) < 0.3 and kept[1] == 4 and kept[2] == 5
+
+# %% [markdown]
+# Features that are always there do not fit: the arrows are shortened, and share what two dimensions give (their squared lengths add up to about 2). At density 0.3 four features stand in two opposite pairs, and the fifth is
+# forgotten. At 0.1 all five are there, in a **pentagon**. More features than dimensions, in directions that are not at right angles, is
+# called **superposition** (Elhage et al. 2022).
+#
+# ## By hand
+#
+# The whole model: $h = x W$, $x' = \mathrm{ReLU}(h W^\top + b)$. Row i of W is the direction of feature i, and b has one number for each feature. The **ReLU** sets
+# everything below zero to 0. The same matrix packs and unpacks. With a negative b, small mistakes end below zero, and the ReLU removes them.
+#
+# ### Exercise 25.1 Pack and unpack
+#
+# Difficulty 1 of 5 · 5 minutes · needs the lines above
+
+
+# %% kind="exercise" id="25.1"
+@exercise("25.1")
+def reconstruct(
+    x: Float[Tensor, "example feature"], W: Float[Tensor, "feature hidden"], b: Float[Tensor, "feature"]
+) -> Float[Tensor, "example feature"]:
+    """What the toy model gives back: packed with W, unpacked with its transpose, plus b, through a ReLU."""
+    # >>> solution
+    return (x @ W @ W.T + b).relu()
+    # <<< solution
+
+
+# %% kind="check"
+check(reconstruct)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two matrix products, one addition, one ReLU.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `x @ W` has shape [example, hidden]. `@ W.T` brings it back to [example, feature].
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# return (x @ W @ W.T + b).relu()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="25.1" expects="ReLU is missing"
+@exercise("25.1")
+def reconstruct(x, W, b):
+    return x @ W @ W.T + b
+
+
+# %% kind="wrong" id="25.1" expects="before the ReLU"
+@exercise("25.1")
+def reconstruct(x, W, b):
+    return (x @ W @ W.T).relu() + b
+
+
+# %% kind="wrong" id="25.1" expects="hidden numbers"
+@exercise("25.1")
+def reconstruct(x, W, b):
+    return ((x @ W).relu() @ W.T + b).relu()
+
+
+# %% [markdown]
+# ### Exercise 25.2 Sparse features
+#
+# Difficulty 2 of 5 · 5 minutes · needs nothing
+
+
+# %% kind="exercise" id="25.2"
+@exercise("25.2")
+def sparse_features(
+    count: int, features: int, density: float, generator: torch.Generator
+) -> Float[Tensor, "count feature"]:
+    """Each number is present with probability `density`, independently, and then uniform between 0 and 1; otherwise 0."""
+    # >>> solution
+    values = torch.rand(count, features, generator=generator)
+    present = torch.rand(count, features, generator=generator) < density
+    return values * present
+    # <<< solution
+
+
+# %% kind="check"
+check(sparse_features)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two independent draws: how large, and whether at all.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `torch.rand(..., generator=generator)` for the sizes, and a second one, compared with `density`, for the presence.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# values = torch.rand(count, features, generator=generator)
+# present = torch.rand(count, features, generator=generator) < density
+# return values * present
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="25.2" expects="same draw"
+@exercise("25.2")
+def sparse_features(count, features, density, generator):
+    values = torch.rand(count, features, generator=generator)
+    return values * (values < density)
+
+
+# %% kind="wrong" id="25.2" expects="whole examples"
+@exercise("25.2")
+def sparse_features(count, features, density, generator):
+    values = torch.rand(count, features, generator=generator)
+    return values * (torch.rand(count, 1, generator=generator) < density)
+
+
+# %% kind="wrong" id="25.2" expects="absent"
+@exercise("25.2")
+def sparse_features(count, features, density, generator):
+    values = torch.rand(count, features, generator=generator)
+    return values * (torch.rand(count, features, generator=generator) > density)
+
+
+# %% [markdown]
+# ## How much of a dimension?
+#
+# The pentagon's five features share two dimensions, 2/5 each. In general: the squared length of a feature's direction, divided by the sum of its squared overlaps
+# with all features, itself included.
+#
+# $$D_i = \frac{|W_i|^2}{\sum_j (\hat W_i \cdot W_j)^2}$$
+#
+# $W_i$ is the direction of feature i. A hat means scaled to length 1.
+#
+# ### Exercise 25.3 Feature dimensionality
+#
+# Difficulty 2 of 5 · 10 minutes · needs the formula above
+
+
+# %% kind="exercise" id="25.3"
+@exercise("25.3")
+def dimensionality(W: Float[Tensor, "feature hidden"]) -> Float[Tensor, "feature"]:
+    """The share of a dimension that each feature has to itself. A hat means scaled to length 1. No feature has length 0."""
+    # >>> solution
+    length = W.norm(dim=1)
+    overlap = (W / length[:, None]) @ W.T
+    return length**2 / overlap.pow(2).sum(1)
+    # <<< solution
+
+
+# %% kind="check"
+check(dimensionality)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Only the i in the sum is scaled to length 1, not the j.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `(W / length[:, None]) @ W.T` has the overlaps of feature i in row i. Square, and add along the row.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# length = W.norm(dim=1)
+# overlap = (W / length[:, None]) @ W.T
+# return length**2 / overlap.pow(2).sum(1)
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="25.3" expects="both sides"
+@exercise("25.3")
+def dimensionality(W):
+    unit = W / W.norm(dim=1, keepdim=True)
+    return 1 / (unit @ unit.T).pow(2).sum(1)
+
+
+# %% kind="wrong" id="25.3" expects="without its own"
+@exercise("25.3")
+def dimensionality(W):
+    length = W.norm(dim=1)
+    overlap = ((W / length[:, None]) @ W.T).pow(2)
+    return length**2 / (overlap.sum(1) - overlap.diagonal())
+
+
+# %% kind="wrong" id="25.3" expects="not squared"
+@exercise("25.3")
+def dimensionality(W):
+    length = W.norm(dim=1)
+    overlap = (W / length[:, None]) @ W.T
+    return length**2 / overlap.abs().sum(1)
+
+
+# %%
+toy.dimensionality.plot(height=320, title="share of a dimension that each feature has")
+
+# %% kind="assert"
+shares = toy.dimensionality.values
+assert (ml.feature_dimensionality(toy.W) - shares).abs().max() < 1e-6
+assert (shares[1] - torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5])).abs().max() < 0.05
+assert (shares[2] - 0.4).abs().max() < 0.03 < (shares[4] - 0.4).abs().max()
+
+# %% [markdown]
+# At density 0.3 four features have half a dimension each: opposite pairs. At 0.1 all have 2/5: the pentagon. Both are in the paper. Where does
+# one turn into the other? Move the slider.
+
+# %%
+from mechlab.pictures.widgets import toy_explorer
+
+fine = ml.train_toy_models(5, 2, density=[round(0.02 * 1.2**n, 3) for n in range(22)][::-1], seed=0)
+toy_explorer(fine, start=6)
+
+# %% kind="assert"
+found = dict(zip(fine.density, fine.dimensionality.values, strict=True))
+assert ((found[0.767] - 2 / 3).abs() < 0.03).sum() == 3
+assert all((found[density] - 0.4).abs().max() < 0.03 for density in fine.density if density < 0.18)
+assert (found[0.767] < 0.1).sum() == 2 and (found[0.214] < 0.1).sum() == 1
+assert all(((found[d] - 0.5).abs() < 0.05).sum() == 4 for d in (0.214, 0.257))
+
+# %% [markdown]
+# At density 0.77 three features stand in a triangle, 2/3 each, and two are forgotten. Later four stand in two pairs. Between 0.21 and 0.18 the pairs turn into
+# the pentagon. (Above 0.3 some models end between two shapes, and the model at 0.02 in the table above is a bent pentagon: look at several starts before you
+# trust one.)
+#
+# ## Predict: when does it start?
+#
+# Twenty features, five dimensions, and feature i only 0.7 times as important as the one before: its error counts 0.7 times as much in the training. If
+# every feature is always present, how many of them will the model keep?
+
+# %% kind="predict"
+predict("25.p", 5)
+
+# %%
+density = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.01)
+importance = 0.7 ** torch.arange(20)
+many = ml.train_toy_models(20, 5, density=density, importance=importance, seed=1)
+linear = ml.train_toy_models(20, 5, density=density, importance=importance, linear=True, seed=1)
+counts = torch.stack([(model_.norms.values > 0.5).sum(1).float() for model_ in (many, linear)])
+labels = {"model": ["with ReLU", "linear"], "density": [f"{d:g}" for d in density]}
+ml.Scores(
+    counts, ("model", "density"), "features kept, of 20", labels, {"dimensions": 5.0}, signed=False
+).plot(lines=True, xaxis_type="category")
+
+# %% kind="assert"
+assert counts[0, 0] == counts[0, 1] == 5 < counts[0, 2] and 10 <= counts[0, -1] <= 14
+for one in (many, linear):
+    assert (one.norms.values[0] > 0.5).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+assert (counts[1] == 5).all()
+reveal("25.p", int(counts[0, 0]))
+
+# %% [markdown]
+# Five, one for each dimension, and they are the five most important. As features become rare the model keeps more of them: with the ReLU this starts between
+# densities 0.5 and 0.25 and ends at a dozen. A linear model, without the ReLU, never keeps more than five.
+#
+# The reason: where directions are not at right angles, a feature leaks into its neighbours. That is **interference**. While one feature is present alone, b and
+# the ReLU can cut off what leaks. When several are present together they cannot, and with rare features that seldom happens. So rarity makes superposition pay,
+# and **without a nonlinearity it does not pay**: nothing removes the interference.
+#
+# ### Exercise 25.4 Interference
+#
+# Difficulty 1 of 5 · 5 minutes · needs 25.1
+
+
+# %% kind="exercise" id="25.4"
+@exercise("25.4")
+def interference(W: Float[Tensor, "feature hidden"]) -> Float[Tensor, "feature"]:
+    """For each feature i: the sum over all *other* features j of the squared inner product of W_i and W_j."""
+    # >>> solution
+    products = (W @ W.T).pow(2)
+    return products.sum(1) - products.diagonal()
+    # <<< solution
+
+
+# %% kind="check"
+check(interference)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# `W @ W.T` has all inner products. Which of them is a feature with itself?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Square, add along the rows, and take the diagonal off.
+#
+# </details>
+# <details><summary>Hint 3: the answer</summary>
+#
+# ```python
+# products = (W @ W.T).pow(2)
+# return products.sum(1) - products.diagonal()
+# ```
+#
+# </details>
+
+
+# %% kind="wrong" id="25.4" expects="with itself"
+@exercise("25.4")
+def interference(W):
+    return (W @ W.T).pow(2).sum(1)
+
+
+# %% kind="wrong" id="25.4" expects="not squared"
+@exercise("25.4")
+def interference(W):
+    products = W @ W.T
+    return products.sum(1) - products.diagonal()
+
+
+# %% kind="wrong" id="25.4" expects="length 1"
+@exercise("25.4")
+def interference(W):
+    unit = W / W.norm(dim=1, keepdim=True)
+    products = (unit @ unit.T).pow(2)
+    return products.sum(1) - products.diagonal()
+
+
+# %% [markdown]
+# ## In the real model
+#
+# If features lie in superposition, a single neuron need not stand for one thing. One that is active for several unrelated things is called **polysemantic**. Take
+# the text that the model wrote, and for a neuron of layer 12 the tokens on which it is most active. Each entry shows two tokens; the neuron is active on the
+# second. (Only the positive side. These neurons can also be strongly negative, notebook 13; we leave that out.)
+
+# %%
+texts = ml.own_text(model, length=81, count=48)
+with torch.no_grad():
+    _, cache = model.run_with_cache(texts, names_filter="blocks.12.mlp.hook_post", stop_at_layer=13)
+active = cache["post", 12][:, 4:]  # without the first positions, the attention sink
+
+
+def loudest(neuron, k=12):
+    """The k tokens on which a neuron is most active, each with the token before."""
+    rows, places = torch.unravel_index(active[..., neuron].flatten().topk(k).indices, active.shape[:2])
+    return [
+        model.tokenizer.decode(texts[r, p + 3 : p + 5].tolist()) for r, p in zip(rows, places, strict=True)
+    ]
+
+
+for neuron in (0, 1, 2, 3):
+    print(f"12, neuron {neuron}:", loudest(neuron))
+
+# %% [markdown]
+# Read them, and try to name what each neuron is for. One way to measure it without reading: how large is the share of the *commonest* token among a neuron's 20
+# loudest places? (1: always the same token. 0.05: all different.) The same function counts from how many of the 48 texts the 20 come.
+
+
+# %%
+def loudest_places(one):
+    """For the 20 loudest places of each neuron of layer 12 of a model: tokens and texts, counted."""
+    with torch.no_grad():
+        _, cache = one.run_with_cache(texts, names_filter="blocks.12.mlp.hook_post", stop_at_layer=13)
+    tops = cache["post", 12][:, 4:].flatten(0, 1).topk(20, dim=0).indices.T  # [neuron, 20]
+    spoken, rows = texts[:, 4:].flatten()[tops], tops // (texts.shape[1] - 4)
+    same = torch.stack([(row == row.mode().values).float().mean() for row in spoken])
+    count = torch.tensor([row.unique().numel() for row in rows]).float()
+    return {
+        "share of the commonest token, mean": same.mean().item(),
+        "neurons with at least 16 of 20 the same": (same >= 0.8).sum().item(),
+        "texts, mean": count.mean().item(),
+    }
+
+
+trained = loudest_places(model)
+trained
+
+# %% kind="assert"
+share, nearly_one, _ = trained.values()
+claim(model, "mean share of the commonest token", share, says=0.19, within=0.02)
+claim(model, "neurons with nearly one token on top", nearly_one, says=3, within=2)
+assert model.cfg.d_mlp == 1536 and len(texts) == 48
+
+# %% [markdown]
+# Only 3 of 1,536 neurons have the same token at 16 or more of their 20 loudest places. Does that come from training? The control: a model with random weights.
+
+# %%
+import pandas as pd
+
+control = pd.DataFrame(
+    {"the model": trained, "random weights": loudest_places(ml.random_weights(model))}
+).T.round(2)
+control
+
+# %% kind="assert"
+claim(model, "share of the commonest token, random weights", control.iloc[1, 0], says=0.15, within=0.02)
+assert abs(control.iloc[0, 1] - control.iloc[1, 1]) < 8
+claim(model, "texts of the 20 loudest", control.iloc[0, 2], says=12.7, within=1)
+claim(model, "texts of the 20 loudest, random weights", control.iloc[1, 2], says=2.7, within=1)
+
+# %% [markdown]
+# A random model has about as many neurons with one token on top. So this count says nothing about what training does. The number of *texts* does: the 20 loudest
+# places of a trained neuron come from 13 of the 48 texts on average, those of a random one from 3. Keep that control in mind for notebook 26.
+#
+# Back to the four lists. Neuron 0 answers to digits, mostly after another digit, and neuron 3 mostly to places in code. Neuron 2 answers to " is" and " was", and
+# also to colons: one thing or two? For neuron 1 we found no name. (Different tokens can still be one topic. And reading the loudest examples is
+# choosing: it says nothing about the many quieter ones.)
+#
+# **Question 25.a.** A neuron is active on commas in lists and on French words. What does superposition say about it?
+#
+# - **a** Commas in lists and French words mean the same to the model.
+# - **b** They may be two features that share this neuron, because they are rarely present together.
+# - **c** The neuron is badly trained.
+
+# %% kind="quiz"
+quiz("25.a", "b")
+
+# %% [markdown]
+# ## How it misleads
+#
+# **A toy is a toy.** Its features are given, independent and equally rare. Nobody hands us the features of a language model.
+#
+# **Starts differ.** The same model from six starts. The pentagon comes each time, but turned, and with its features in another order (the numbers at the
+# tips).
+
+# %%
+from mechlab.pictures import plots
+
+starts = ml.train_toy_models(5, 2, density=(0.05,) * 6, seed=3)
+plots.arrows([*starts.W], [f"start {n}" for n in range(1, 7)], "feature directions, density 0.05")
+
+# %% kind="assert"
+print("loss of the six starts:", [f"{loss:.4f}" for loss in starts.loss])
+assert (starts.dimensionality.values - 0.4).abs().max() < 0.05
+around = starts.W[..., 1].atan2(starts.W[..., 0]).argsort(1).tolist()
+around = [row[row.index(0) :] + row[: row.index(0)] for row in around]
+print("features of the six starts, once around:", around)
+assert len({tuple(row) for row in around}) > 1
+
+# %% [markdown]
+# So a direction found in one trained model is not the direction in the next. For one of its figures the paper trains ten models each time and drops the worst.
+# Report the spread, or say which you kept.
+#
+# ## Beside the papers
+
+# %%
+mine = {
+    "share of a dimension in the pentagon": shares[2].mean().item(),
+    "features kept of 20 in 5 dimensions, all present": counts[0, 0].item(),
+    "features kept of 20 in 5 dimensions, rare": counts[0, -1].item(),
+}
+ml.reference.table("25", mine)
+
+# %% [markdown]
+# | term | in one line | `mechlab` |
+# |---|---|---|
+# | feature | a property of the input that the model represents | |
+# | superposition | more features than dimensions, in directions that interfere a little | `ml.train_toy_models` |
+# | dimensionality | the share of a dimension that a feature has to itself | `ml.feature_dimensionality` |
+# | polysemantic neuron | a neuron that is active for several unrelated things | |
+#
+# Paper: Elhage et al. 2022, Toy Models of Superposition. Next: notebook 26 tries to undo the mix.

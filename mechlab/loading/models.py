@@ -1,0 +1,213 @@
+"""Load a language model as a TransformerLens `TransformerBridge`, ready for every experiment here.
+
+`load()` opens SmolLM2-135M-Instruct, the model of the course; it needs the network once, the first time.
+`load("gpt2")`, any Hugging Face Hub id and any local folder in Hugging Face format work too. `tiny()` builds
+small random models for tests and checks.
+"""
+
+import io
+import os
+import time
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mechlab.loading import checkpoints
+from mechlab.loading.checkpoints import ModelError
+from mechlab.loading.conversion import no_progress_bars
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT = "smollm2"
+KNOWN_PROMPT = "When John and Mary went to the store, John gave a drink to"
+KNOWN_LOG_PROBS = {" Mary": -0.1054, " John": -5.6817}  # of the 4-bit file, in float32 on a CPU
+
+
+def load(
+    name: str | os.PathLike | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    fold: bool = True,
+    quiet: bool = False,
+) -> "TransformerBridge":
+    """Return a `TransformerBridge` in compatibility mode and `eval()`, and print one line about it.
+
+    name: "smollm2" (the default, or what `MECHLAB_MODEL` says), "gpt2", a Hub id, or a local folder.
+    device: "cpu", "cuda", "mps"; by default CUDA when there is one, else CPU. A device other than the CPU
+        must first pass a known-answer test; if it fails, the model stays on the CPU and a line says so.
+    fold: fold the norm weights into the next matrices (notebook 02 shows what that changes). False leaves
+        them where they were.
+
+    Raises `ModelError` with the remedy when the model cannot be found or fetched.
+    """
+    say = (lambda text: None) if quiet else print
+    name = str(name or os.environ.get("MECHLAB_MODEL") or DEFAULT)
+    started = time.monotonic()
+    _check_transformer_lens()
+    if name == DEFAULT:
+        folder = checkpoints.prepare("folded" if fold else "raw", say=say)
+        model = _boot(str(folder), dtype, process=False)
+    else:
+        model = _boot(_find(name), dtype, process=fold)
+    model.cfg.model_name = Path(name).name if Path(name).is_dir() else name
+    model = _to_device(model, device, say)
+    weights = sum(p.numel() for p in model.original_model.parameters())
+    if name == DEFAULT and fold:
+        weights -= model.W_U.numel()  # folding makes a second copy of the tied embedding
+    say(
+        f"{model.cfg.model_name}: {model.cfg.n_layers} layers × {model.cfg.n_heads} heads, "
+        f"{weights / 1e6:.0f} M parameters, {str(dtype).removeprefix('torch.')} on {model.cfg.device}, "
+        f"norms {'folded' if fold else 'not folded'} ({time.monotonic() - started:.1f} s)"
+    )
+    return model
+
+
+@cache
+def _tiny_tokenizer():
+    """A byte-level BPE tokenizer trained on four sentences, so that names and places are one token."""
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    names = " John Mary Tom Anna Paul Lisa Mark Sarah"
+    text = [f"When{names} went to the store, John gave a drink to the capital of France is Paris."] * 4
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(text, vocab_size=400, show_progress=False, special_tokens=["<|bos|>"])
+    bpe.post_processor = TemplateProcessing("<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    marks = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|bos|>")
+    known = {"name_or_path": "tiny", "add_bos_token": True}  # TransformerLens asks for both
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **marks, **known)
+
+
+def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
+    """A random model of 3 layers in under a second: "gpt2" or "gqa" (Llama-like, 4 query heads on 2 key heads).
+
+    Its predictions mean nothing, but every identity that holds for a transformer holds for it.
+    """
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    size = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if kind == "gpt2":
+        config = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, **size)
+    elif kind == "gqa":
+        config = LlamaConfig(
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=32,
+            intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True, **size,
+        )  # fmt: skip
+    else:
+        raise ValueError(f'There is no tiny model "{kind}". Choose "gpt2" or "gqa".')
+    config.initializer_range = 0.2  # larger than usual, so that attention is not flat
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        hf_model = AutoModelForCausalLM.from_config(config)
+        for parameter in hf_model.parameters():  # norms and biases too, or folding would go untested
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        given = {"hf_model": hf_model, "tokenizer": _tiny_tokenizer()}
+        model = _boot(f"tiny-{kind}", torch.float32, process=True, **given)
+    model.cfg.model_name = f"tiny-{kind}"
+    return model
+
+
+def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "TransformerBridge":
+    """The same architecture and tokenizer with weights drawn anew: what a finding must beat to be about training."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf_model = AutoModelForCausalLM.from_config(model.original_model.config)
+        given = {"hf_model": hf_model, "tokenizer": model.tokenizer}
+        drawn = _boot(model.cfg.model_name, torch.float32, process=True, **given)
+    drawn.cfg.model_name = f"random {model.cfg.model_name}"
+    with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
+        return drawn.to(model.cfg.device)
+
+
+def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
+    """One fixed forward pass on `device`, against stored values (SmolLM2) or the CPU (a tiny model).
+
+    Some devices return wrong numbers without an error; a learner could never tell.
+    """
+    if model.cfg.model_name == DEFAULT and model.cfg.dtype == torch.float32:
+        tokens = model.to_tokens(KNOWN_PROMPT)
+        with torch.no_grad():
+            log_probs = model(tokens.to(device))[0, -1].log_softmax(-1).cpu()
+        found = [log_probs[model.to_single_token(word)].item() for word in KNOWN_LOG_PROBS]
+        return bool(torch.tensor(found).allclose(torch.tensor([*KNOWN_LOG_PROBS.values()]), atol=0.01))
+    probe = tiny("gqa")
+    tokens = torch.arange(1, 17)[None]
+    with torch.no_grad():
+        expected = probe(tokens)
+        found = probe.to(device)(tokens.to(device)).cpu()
+    return bool(expected.allclose(found, atol=1e-3))
+
+
+def _to_device(model: "TransformerBridge", device: str | None, say) -> "TransformerBridge":
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cpu":
+        return model
+    try:
+        model = model.to(wanted)
+        healthy = passes_known_answer_test(model, wanted)
+        reason = "gave wrong numbers in the known-answer test"
+    except (RuntimeError, AssertionError) as error:
+        healthy, reason = False, f"could not be used ({str(error).splitlines()[0]})"
+    if healthy:
+        return model
+    say(f"The device {wanted} {reason}. Using the CPU instead: slower, and right.")
+    return model.to("cpu")
+
+
+def _boot(source: str, dtype: torch.dtype, process: bool, **given) -> "TransformerBridge":
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with no_progress_bars():
+        model = TransformerBridge.boot_transformers(source, device="cpu", dtype=dtype, **given)
+        model.enable_compatibility_mode(disable_warnings=True, no_processing=not process)
+    model.eval()
+    return model
+
+
+def _find(name: str) -> str:
+    """A local folder as it is; a Hub id from the local Hub cache, or from the Hub when it can be reached."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise ModelError(
+                f"{name} is a folder without a config.json. `load` needs a folder in Hugging Face format: "
+                "config.json, the tokenizer's files and the weights (*.safetensors)."
+            )
+        return str(Path(name).resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no folder {name}.")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted, local_files_only=True)
+    except Exception:  # not in the local cache
+        pass
+    try:
+        with no_progress_bars():
+            return snapshot_download(name, allow_patterns=wanted)
+    except Exception as error:
+        raise ModelError(
+            f'"{name}" is not on this machine and the Hugging Face Hub did not deliver it '
+            f"({type(error).__name__}). Connect to the network and check the name; or copy the model's folder "
+            'from another machine and call `load("path/to/folder")`. '
+            '`load("smollm2")` needs no network once it is set up.'
+        ) from None
+
+
+def _check_transformer_lens() -> None:
+    from importlib.metadata import version
+
+    found = version("transformer-lens")
+    if not found.startswith("4."):
+        raise ModelError(
+            f"mechlab needs TransformerLens 4, and {found} is installed. "
+            'Run `pip install "transformer-lens>=4.3,<4.4"` and restart the kernel.'
+        )

@@ -1,0 +1,182 @@
+"""A circuit to touch: click a head and see what it does; take some away and see what is left."""
+
+import html
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mechlab.circuits.circuits import Circuit, Head
+from mechlab.circuits.knockouts import Knockouts
+from mechlab.pictures import drawing
+from mechlab.pictures.graph.plan import Plan, lay_out
+from mechlab.pictures.graph.svg import HIGH, LEFT, circuit_svg, foot, wide
+from mechlab.pictures.graph.trials import Trials
+from mechlab.pictures.graph.words import described, head_told, removal_told, together_told
+from mechlab.results import named, token_labels
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+# White paper in every theme of JupyterLab, whose colours are variables.
+STYLE = """<style>
+.mechlab-circuit { --jp-content-font-color1: #222; --jp-ui-font-color1: #222; --jp-widgets-color: #222;
+  --jp-widgets-label-color: #222; --jp-widgets-input-color: #222; --jp-widgets-input-background-color: #fff;
+  --jp-widgets-input-border-color: #888; --jp-layout-color0: #fff; --jp-layout-color1: #fff; --jp-layout-color2: #e8e8e8;
+  --jp-rendermime-table-row-background: #fff; --jp-rendermime-table-row-hover-background: #f4f4f4;
+  color-scheme: light; background: #fff; color: #222; padding: 8px; }
+.mechlab-circuit p, .mechlab-circuit caption { margin: 0 0 6px; line-height: 1.4; }
+.mechlab-circuit td { white-space: nowrap; }
+.mechlab-circuit .mechlab-pattern { overflow-x: auto; }
+.mechlab-circuit .mechlab-pattern td, .mechlab-circuit .mechlab-pattern code { font-size: 11px; line-height: 1.3; }
+.mechlab-circuit .mechlab-head { border-radius: 8px; overflow: visible; }
+.mechlab-circuit input[type="checkbox"] { vertical-align: middle; margin-top: 0; }
+.mechlab-circuit button:focus-visible { outline: 3px solid #0072B2; }
+</style>"""
+
+
+def circuit_explorer(
+    knockouts: Knockouts, circuit: Circuit, *, start: Head | None = None
+) -> "ipywidgets.Box":
+    """The picture of a circuit with heads to click: who reads it, where it looks, what it writes, what goes without it.
+
+    knockouts: the model on some prompts, ready to run without some heads; positions stand in the order of the prompts'
+    start:     the head to begin with
+
+    A head is removed at the positions where its role acts, in each prompt its own, and stays removed until it is put
+    back. Raises `CircuitError` for a circuit that does not fit the model or the positions.
+    """
+    plan = lay_out(circuit, list(knockouts.prompts.positions))
+    if start is not None:
+        circuit.role(start)  # refuses a head that is not in the circuit
+    explorer = _Explorer(Trials(knockouts, circuit), plan)
+    if start is not None:
+        explorer.choose(tuple(start))
+    return explorer.box
+
+
+class _Explorer:
+    """The widgets: which head is chosen, which are removed, and what is shown of it."""
+
+    def __init__(self, trials: Trials, plan: Plan):
+        import ipywidgets as w
+
+        self.trials, self.circuit, self.plan = trials, trials.circuit, plan
+        self.head: Head | None = None
+        self.removed: set[Head] = set()
+        self.busy = threading.RLock()  # JupyterLab answers clicks and changes in two threads
+        self.told, self.removal, self.together, self.status, self.pattern = (w.HTML() for _ in range(5))
+        self.toggle = w.Checkbox(indent=False, layout=w.Layout(width="auto", margin="2px 12px 2px 0"))
+        self.role = w.Button(layout=w.Layout(width="auto"))
+        self.back = w.Button(description="Put all back", layout=w.Layout(width="auto"))
+        begin = trials.model.tokenizer.bos_token or ""
+        texts = [
+            trials.model.to_string(tokens).removeprefix(begin)
+            for tokens in map(trials.prompt, range(len(trials.prompts)))
+        ]
+        self.prompt = w.Dropdown(
+            options=[(text, n) for n, text in enumerate(texts)], layout=w.Layout(width="auto")
+        )
+        wrap = w.Layout(flex_flow="row wrap")
+        self.controls = w.VBox([w.HBox([self.toggle, self.role, self.back], layout=wrap), self.together])
+        panel = w.VBox(
+            [self.told, self.status, self.removal, self.controls, self.prompt, self.pattern],
+            layout=w.Layout(flex="1 1 360px", min_width="360px", max_width="620px", margin="0 0 0 16px"),
+        )
+        self.box = w.Box([w.HTML(STYLE, layout=w.Layout(display="none")), self._canvas(), panel], layout=wrap)
+        self.box.add_class("mechlab-circuit")
+        self.pattern.add_class("mechlab-pattern")
+        self.toggle.observe(self._toggled, names="value")
+        self.role.on_click(self._careful(lambda _: self._remove(self.removed | self._fellows())))
+        self.back.on_click(self._careful(lambda _: self._remove(set())))
+        self.prompt.observe(self._careful(lambda _: self._show_pattern()), names="value")
+        self._mark()
+
+    def choose(self, head: Head) -> None:
+        """Show what there is to know about a head: first what is known already, then what needs a run."""
+        self.head = head
+        self.removal.value = ""
+        self._mark()
+        self._show_pattern()
+        self.removal.value = removal_told(self.trials, head)
+
+    def _remove(self, heads: set[Head]) -> None:
+        self.removed = set(heads)
+        self.together.value = ""
+        self._mark()
+        self.together.value = together_told(self.trials, self.removed)
+
+    def _toggled(self, change) -> None:
+        with self.busy:
+            if change["new"] != (self.head in self.removed):  # a person did it, not `_mark`
+                self._careful(self._remove)(self.removed ^ {self.head})
+
+    def _fellows(self) -> set[Head]:
+        return {*self.circuit.roles[self.circuit.role(self.head)]}
+
+    def _mark(self) -> None:
+        """Mark what is chosen and what is removed, by shape and in words."""
+        self.drawn.value = circuit_svg(self.plan, self.circuit, self.head, self.removed)
+        for head, button in self.buttons.items():
+            states = [
+                word for word, on in (("chosen", head == self.head), ("removed", head in self.removed)) if on
+            ]
+            button.tooltip = "; ".join([described(self.circuit, head), *states])
+        shown = "" if self.head else "none"
+        self.controls.layout.display = self.prompt.layout.display = shown
+        self.told.value = head_told(self.trials, self.head)
+        if self.head:
+            fellows = self._fellows()
+            self.toggle.description = f"{named([self.head])} removed"
+            self.toggle.value = self.head in self.removed
+            self.role.description = f"Remove all {len(fellows)} of its role"
+            self.role.layout.display = "" if len(fellows) > 1 else "none"
+            self.role.disabled, self.back.disabled = fellows <= self.removed, not self.removed
+
+    def _show_pattern(self) -> None:
+        row = self.prompt.value
+        tokens = token_labels(self.trials.model, self.trials.prompt(row))
+        pattern = self.trials.pattern(self.head)[row, : len(tokens), : len(tokens)]
+        self.pattern.value = drawing.grid(pattern, tokens, f"Attention of {named([self.head])}")
+
+    def _canvas(self) -> "ipywidgets.GridBox":
+        """Buttons on a grid, over the drawing."""
+        import ipywidgets as w
+
+        width, height = self.plan.size
+        self.drawn = w.HTML(layout=w.Layout(grid_area="1 / 1 / -1 / -1", margin="0", overflow="visible"))
+        self.buttons = {}
+        for head, (x, y) in sorted(self.plan.heads.items()):
+            row, column = round(height - y), 2 + round(2 * x - 1)
+            place = w.Layout(grid_area=f"{row} / {column} / {row + 1} / {column + 2}", width="auto", height="auto",
+                             margin="3px 0", padding="0")  # fmt: skip
+            style = {
+                "button_color": "transparent",
+                "text_color": "#222222",
+                "font_weight": "bold",
+                "font_size": "12px",
+            }
+            button = w.Button(description=named([head]), layout=place, style=style)
+            button.add_class("mechlab-head")
+            button.on_click(self._careful(lambda _, head=head: self.choose(head)))
+            self.buttons[head] = button
+        layout = w.Layout(
+            grid_template_columns=f"{LEFT}px repeat({round(2 * width)}, {wide(self.plan) // 2}px)",
+            grid_template_rows=f"repeat({round(height)}, {HIGH}px) {foot(self.circuit)}px",
+            grid_gap="0", flex="0 0 auto", overflow="visible",
+        )  # fmt: skip
+        return w.GridBox([self.drawn, *self.buttons.values()], layout=layout)
+
+    def _careful(self, action: Callable) -> Callable:
+        """`action`, one at a time, with a word while it runs and a sentence when it goes wrong."""
+
+        def run(*given) -> None:
+            with self.busy:
+                self.status.value = '<p role="status">running…</p>'
+                try:
+                    action(*given)
+                    self.status.value = ""
+                except Exception as error:
+                    said = html.escape(f"That did not work. {type(error).__name__}: {error}")
+                    self.status.value = f'<p role="alert" style="color:#A00000"><b>{said}</b></p>'
+
+        return run

@@ -1,0 +1,145 @@
+"""Where the parts of a circuit stand in its picture: heads in rows by layer and columns by position, edges around them.
+
+Information flows upwards: early layers are at the bottom, the logits on top. Layers without heads take no space.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechlab.circuits.circuits import Circuit, CircuitError, Edge, Head
+
+Point = tuple[float, float]
+SIDE_BY_SIDE = 11  # heads in one line, over all columns; more of one layer go into further lines
+BENDS = (0, 0.4, -0.4, 0.8, -0.8, 1.4, -1.4, 2, -2, 3, -3)  # how far a curve may swing out at either end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One head is one wide and one high; x grows to the right and y upwards, with the layer. Each place is a middle.
+
+    heads:   {(23, 3): (x, y), ...}; x is a multiple of a half, y a whole number
+    logits:  (x, y)
+    columns: (name, left, right) of each set of positions
+    layers:  (layer, y) of each layer that has heads
+    edges:   each edge, its curve (four points [4, 2] of a cubic Bézier curve) and the place of its label
+    size:    width and height
+    """
+
+    heads: dict[Head, Point]
+    logits: Point
+    columns: list[tuple[str, float, float]]
+    layers: list[tuple[int, float]]
+    edges: list[tuple[Edge, np.ndarray, Point]]
+    size: Point
+
+    def thickness(self, edge: Edge) -> float:
+        """Pixels: 1 for an edge that does nothing, 6 for the strongest."""
+        largest = max(abs(other.effect) for other, _, _ in self.edges) or 1.0
+        return round(1 + 5 * abs(edge.effect) / largest, 1)
+
+
+def lay_out(circuit: Circuit, order: Sequence[str] | None = None) -> Plan:
+    """The plan of a circuit. order: names of positions from left to right (default: as `circuit.at` names them).
+
+    A role that acts at several positions gets a column between them; one that acts everywhere, a column on the left.
+    Raises `CircuitError` for a circuit that cannot be drawn: no heads, an unknown position, an edge that goes back.
+    """
+    _check(circuit, order)
+    cells: dict[tuple[tuple[str, ...], int], list[Head]] = {}  # (positions, layer) -> heads
+    for head in circuit.heads:
+        cells.setdefault((circuit.positions(head) or (), head[0]), []).append(head)
+    line, columns = _columns(cells, order or [name for names in circuit.at.values() for name in names])
+    placed, layers, top = {}, [], 0
+    for layer in sorted({layer for _, layer in cells}):
+        lines = max(math.ceil(len(heads) / line) for (_, at), heads in cells.items() if at == layer)
+        layers.append((layer, top + (lines - 1) / 2))
+        for names, column in columns.items():
+            heads = cells.get((names, layer), [])
+            each = _abreast(len(heads), line)
+            for first in range(0, len(heads), each):
+                row = heads[first : first + each]
+                placed |= zip(row, _in_row(len(row), column, top + first // each, placed), strict=True)
+        top += lines
+    *_, (_, start, end) = columns.values()
+    logits = ((start + end) / 2, float(top))
+    edges = _routes(circuit.edges, placed | {None: logits}, end)
+    return Plan(placed, logits, list(columns.values()), layers, edges, (end, top + 1))
+
+
+def _check(circuit: Circuit, order: Sequence[str] | None) -> None:
+    if not circuit.heads:
+        raise CircuitError("The circuit has no heads, so there is nothing to draw.")
+    negative = [head for head in circuit.heads if min(head) < 0]
+    if negative:
+        raise CircuitError(f"There is no head {negative[0]}: layers and heads are counted from 0.")
+    for role, names in circuit.at.items():
+        unknown = [name for name in names if order is not None and name not in order]
+        if unknown:
+            given = ", ".join(order) or "none"
+            raise CircuitError(f"{role!r} acts at {unknown[0]!r}, and the positions given are {given}.")
+    for edge in circuit.edges:
+        if edge.receiver is not None and edge.receiver[0] <= edge.sender[0]:
+            raise CircuitError(
+                f"An edge goes from {edge.sender} to {edge.receiver}, which is in no later layer."
+            )
+
+
+def _columns(cells: dict, order: Sequence[str]) -> tuple[int, dict]:
+    """How many heads go into one line, and (name, left, right) of each column, from left to right."""
+    order = list(dict.fromkeys(order))
+    middle = lambda names: sum(map(order.index, names)) / len(names) if names else -1
+    keys = sorted({names for names, _ in cells}, key=lambda names: (middle(names), len(names)))
+    counts = {key: [len(heads) for (names, _), heads in cells.items() if names == key] for key in keys}
+    widths = lambda line: {key: max(_abreast(n, line) for n in counts[key]) for key in keys}
+    line = max(map(max, counts.values()))
+    while line > 1 and sum(widths(line).values()) > SIDE_BY_SIDE:
+        line -= 1
+    columns, left = {}, 0.0
+    for key, width in widths(line).items():
+        name = " and ".join(key) or "everywhere"
+        right = left + max(width, math.ceil(0.2 * len(name)))
+        columns[key], left = (name, left, right), right + 0.5
+    return line, columns
+
+
+def _abreast(count: int, line: int) -> int:
+    """How many of `count` heads go into a line when lines are filled evenly."""
+    return math.ceil(count / math.ceil(count / line)) if count else 1
+
+
+def _in_row(count: int, column: tuple[str, float, float], y: int, placed: dict[Head, Point]) -> list[Point]:
+    """Heads side by side in the middle of a column; half a place aside where they would stand right above others."""
+    _, left, right = column
+    start = (left + right - count) / 2 + 0.5
+    below = [x for x, at in placed.values() if at == y - 1 and left <= x <= right]
+    if below and (below[0] - start) % 1 == 0 and count < right - left:
+        start += 0.5
+    return [(start + n, float(y)) for n in range(count)]
+
+
+def _routes(edges: Sequence[Edge], places: dict, width: float) -> list[tuple[Edge, np.ndarray, Point]]:
+    """For each edge the best of many curves, short and clear of other heads, and a place for its label that is free."""
+    t = np.linspace(0, 1, 25)[:, None]
+    weights = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], 1)
+    everyone, labels, found = np.array(list(places.values())), np.full((1, 2), -9.0), []
+    apart = lambda points, others: np.linalg.norm(points[..., None, :] - others, axis=-1)
+    for edge in edges:
+        (x0, y0), (x1, y1) = places[edge.sender], places[edge.receiver]
+        low, high = y0 + 0.45 * (y1 - y0), y1 - 0.45 * (y1 - y0)
+        bent = [[(x0, y0 + 0.2), (x0 + a, low), (x1 + b, high), (x1, y1 - 0.2)] for a in BENDS for b in BENDS]
+        points = weights @ np.array(bent)  # [bend, place along the curve, 2]
+        passed = everyone[[name not in (edge.sender, edge.receiver) for name in places]]
+        cost = np.linalg.norm(np.diff(points, axis=1), axis=-1).sum(1)
+        cost = cost + 9 * ((points[..., 0] < 0.1) | (points[..., 0] > width - 0.1)).sum(1)
+        cost = cost + 4 * np.clip(0.5 - apart(points, passed), 0, None).sum((1, 2))
+        best = int(cost.argmin())
+        free = np.minimum(apart(points[best], everyone).min(1) - 0.2, apart(points[best], labels).min(1))
+        label = points[
+            best, (np.minimum(free, 0.4) - 0.3 * np.abs(t[:, 0] - 0.5)).argmax()
+        ]  # near the middle
+        labels = np.vstack([labels, label])
+        found.append((edge, np.array(bent[best]), (float(label[0]), float(label[1]))))
+    return found

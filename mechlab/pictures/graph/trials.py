@@ -1,0 +1,95 @@
+"""What the explorer of a circuit asks of the model: where heads look, what they write, what goes without them.
+
+No hook is set after the start. JupyterLab answers clicks in threads of their own, where hooks would meet those of a cell
+that is running; `Knockouts` computes with the weights alone.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechlab.attribution.logits import require_folded
+from mechlab.circuits.circuits import Circuit, Head
+from mechlab.circuits.knockouts import Knockouts
+from mechlab.metrics import Metric, per_prompt
+from mechlab.runs.fast import Resume
+
+
+class Trials:
+    """Runs of some prompts, as they are and without some heads; each is made once and kept.
+
+    A head that is removed gives its mean over reference prompts, of the same template and at the same position, at the
+    positions where its role acts, in each prompt its own.
+
+    before: [prompt], the metric with everything in place
+    where:  [layer, prompt, pos, head], true where a head of the circuit acts
+    reads:  [prompt, pos, d_model], what the metric reads in the last stream, whose norm is held; None for a metric that
+            is no sum over parts of the stream, such as a probability
+    """
+
+    @torch.no_grad()
+    def __init__(self, knockouts: Knockouts, circuit: Circuit):
+        require_folded(knockouts.model)
+        self.knockouts, self.circuit, self.model = knockouts, circuit, knockouts.model
+        self.prompts, self.positions = knockouts.prompts.tokens, knockouts.prompts.positions
+        self.run: Resume = knockouts.run
+        self.before = knockouts.intact.cpu()
+        self.where = knockouts.keeping(circuit)
+        self.reads = _direction(self.run, knockouts.metric)
+        self._known = {frozenset(): self.before}
+
+    def prompt(self, row: int) -> Int[Tensor, "pos"]:
+        """The tokens of one prompt, without padding after the position named "end"."""
+        end = self.positions.get("end")
+        return self.prompts[row] if end is None else self.prompts[row, : int(end[row]) + 1]
+
+    def without(self, heads: Iterable[Head]) -> Float[Tensor, "prompt"]:
+        """The metric without these heads."""
+        heads = frozenset(heads)
+        if heads not in self._known:
+            part = self.circuit.without([head for head in self.circuit.heads if head not in heads])
+            self._known[heads] = self.knockouts.removing([part])[0].cpu()
+        return self._known[heads]
+
+    @torch.no_grad()
+    def direct(self, head: Head) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"]]:
+        """What a head itself writes to the metric; and how that changes when it is removed and all else is held.
+
+        All else: every other part of the model, and the length by which the last norm divides. Direct logit attribution.
+        """
+        layer, index = head
+        z, usual = (each[layer, :, :, index] for each in (self.run.z, self.knockouts.z))
+        change = torch.where(self.where[layer, :, :, index, None], usual - z, 0.0)
+        W_O = self.run.layers[layer].out[0].unflatten(0, (self.run.heads, -1))[index]
+        return tuple(((part @ W_O) * self.reads).sum((1, 2)).cpu() for part in (z, change))
+
+    @torch.no_grad()
+    def pattern(self, head: Head) -> Float[Tensor, "prompt query_pos key_pos"]:
+        """The attention of a head."""
+        return self.run.pattern(head[0])[:, head[1]].cpu()
+
+    def looks(self, head: Head) -> dict[str, dict[str, float]]:
+        """Mean attention over the prompts, from each position where a head acts to each position that has a name."""
+        pattern, rows = self.pattern(head), torch.arange(len(self.prompts))
+        at = {name: place.cpu() for name, place in self.positions.items()}
+        share = lambda query, key: pattern[rows, at[query], at[key]].mean().item()
+        names = self.circuit.positions(head) or ()
+        return {name: {other: share(name, other) for other in at} for name in names}
+
+
+def _direction(run: Resume, metric: Metric) -> Float[Tensor, "prompt pos d_model"] | None:
+    """The gradient of the metric on the last stream, its norm held, where twice the logits give twice the metric."""
+    stream = run.resid_pre[-1]
+    logits = run.unembed(stream)
+    once, twice = per_prompt(metric, logits), per_prompt(metric, 2 * logits)
+    if not torch.allclose(2 * once, twice, rtol=1e-3, atol=1e-3):
+        return None
+    with torch.enable_grad():
+        logits.requires_grad_()
+        value = per_prompt(metric, logits).sum()
+        if not value.requires_grad:
+            return None
+        (slope,) = torch.autograd.grad(value, logits)
+    return run.held_norm_slope(stream, slope @ run.model.W_U.T)

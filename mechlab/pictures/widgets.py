@@ -1,0 +1,225 @@
+"""Explorers: the few places where moving a slider teaches something.
+
+Each returns an ipywidgets box that works with the keyboard, recomputes on the live model, and writes what it
+shows as text too.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from mechlab.metrics import Metric
+from mechlab.pictures import drawing
+from mechlab.runs.hooks import intervene, replace_head
+
+if TYPE_CHECKING:
+    import ipywidgets
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def patch_explorer(
+    model: "TransformerBridge",
+    base: torch.Tensor,
+    source: torch.Tensor,
+    metric: Metric,
+    *,
+    layer: int = 0,
+    head: int = 0,
+) -> "ipywidgets.VBox":
+    """Two sliders choose a head; its output is copied from the run on `source` into the run on `base`."""
+    with torch.no_grad():
+        source_logits, cache = model.run_with_cache(source, names_filter=lambda name: name.endswith("hook_z"))
+        start, end = metric(model(base)).mean().item(), metric(source_logits).mean().item()
+
+    def draw(place: tuple[int, int]) -> str:
+        with torch.no_grad(), intervene(model, replace_head(model, place, cache)):
+            value = metric(model(base)).mean().item()
+        rows = [("this prompt", start), (f"head {place[0]}.{place[1]} from the other prompt", value)]
+        return drawing.bars([*rows, ("the other prompt", end)], "logit difference")
+
+    return _head_sliders(model, (layer, head), draw)
+
+
+def temperature_explorer(
+    logits: torch.Tensor, words: list[str], *, temperature: float = 1.0, k: int = 8
+) -> "ipywidgets.VBox":
+    """A slider for the sampling temperature; the most likely next tokens and their probabilities follow.
+
+    logits: [d_vocab], the last position of one prompt. words: the texts of the k most likely tokens,
+    most likely first.
+    """
+    import ipywidgets as w
+
+    slider = w.FloatSlider(
+        temperature, min=0.1, max=3.0, step=0.1, description="temperature", continuous_update=False
+    )
+    shown = w.HTML()
+    best = logits.topk(k).indices
+
+    def update(_=None) -> None:
+        probabilities = (logits / slider.value).softmax(-1)[best].tolist()
+        rest = 1 - sum(probabilities)
+        rows = [
+            *zip([repr(word) for word in words[:k]], probabilities, strict=True),
+            ("all other tokens", rest),
+        ]
+        shown.value = drawing.bars(rows, "probability")
+
+    slider.observe(update, names="value")
+    update()
+    return w.VBox([slider, shown])
+
+
+def lens_explorer(
+    model: "TransformerBridge", base: torch.Tensor, lenses: dict, *, entry: int = 12, k: int = 5
+) -> "ipywidgets.VBox":
+    """A slider for the layer; what each lens would say next if the model stopped there, for one prompt.
+
+    lenses: name -> a `TunedLens`, or None for the plain logit lens.
+    """
+    import ipywidgets as w
+    from transformer_lens.tools.analysis import logit_lens
+
+    read = {
+        name: logit_lens(model, base[:1], lens=lens, top_k=k, return_type="probs").readout
+        for name, lens in lenses.items()
+    }
+    slider = w.IntSlider(entry, 0, model.cfg.n_layers, description="layer", continuous_update=False)
+    shown = {name: w.HTML(layout=w.Layout(margin="0 32px 0 0")) for name in read}
+
+    def update(_=None) -> None:
+        for name, found in read.items():
+            ids, values = found.top_ids[slider.value, 0], found.values[slider.value, 0]
+            rows = [
+                (repr(model.tokenizer.decode(int(i))), float(p)) for i, p in zip(ids, values, strict=True)
+            ]
+            shown[name].value = drawing.bars(rows, f"{name}: probability on entering layer {slider.value}")
+
+    slider.observe(update, names="value")
+    update()
+    return w.VBox([slider, w.HBox(list(shown.values()))])
+
+
+def pattern_explorer(
+    model: "TransformerBridge", base: torch.Tensor, *, layer: int = 0, head: int = 0
+) -> "ipywidgets.VBox":
+    """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most, in words."""
+    from mechlab.results import token_labels
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(base[:1], names_filter=lambda name: name.endswith("hook_pattern"))
+    tokens = token_labels(model, base)
+
+    def draw(place: tuple[int, int]) -> str:
+        pattern = cache["pattern", place[0]][0, place[1]].cpu()
+        return drawing.grid(pattern, tokens, f"head {place[0]}.{place[1]}")
+
+    return _head_sliders(model, (layer, head), draw)
+
+
+def toy_explorer(toy, *, start: int = 0) -> "ipywidgets.VBox":
+    """A slider for the density of trained toy models with two dimensions: the directions of their features.
+
+    toy: `ToyModels`, one for each stop of the slider.
+    """
+    import ipywidgets as w
+
+    if toy.W.shape[-1] != 2:
+        raise ValueError(f"Directions are drawn in a plane; these models have {toy.W.shape[-1]} dimensions.")
+    options = [(f"{density:.3g}", n) for n, density in enumerate(toy.density)]
+    slider = w.SelectionSlider(
+        options=options,
+        value=start,
+        description="density",
+        continuous_update=False,
+        layout=w.Layout(width="420px"),
+    )
+    shown = w.HTML()
+
+    def update(_=None) -> None:
+        n = slider.value
+        lengths = toy.W[n].norm(dim=1)
+        words = f"{int((lengths > 0.5).sum())} of {len(lengths)} features are kept. "
+        words += "Shares of a dimension: " + ", ".join(
+            f"{share:.2f}" for share in toy.dimensionality.values[n].tolist()
+        )
+        shown.value = drawing.arrows(toy.W[n], 1.15 * float(toy.W.norm(dim=-1).max())) + f"<div>{words}</div>"
+
+    slider.observe(update, names="value")
+    update()
+    return w.VBox([slider, shown])
+
+
+def feature_browser(model: "TransformerBridge", sae, activity, *, feature: int = 0) -> "ipywidgets.VBox":
+    """The page of any feature of a dictionary: by its number, by a word on which it is active, or drawn at random.
+
+    activity: `feature_activity(model, sae, texts)`. The button is there because features that somebody picked for you,
+    or that you looked for, are better than most.
+    """
+    import ipywidgets as w
+
+    from mechlab.discovery.features import feature_page
+
+    number = w.BoundedIntText(
+        feature, 0, sae.d_sae - 1, description="feature", layout=w.Layout(width="180px")
+    )
+    draw = w.Button(description="One at random", tooltip="Show a feature that nobody picked")
+    word = w.Text(description="active on", placeholder="a word", continuous_update=False)
+    found = w.Select(
+        options=[], rows=5, description="features", layout=w.Layout(width="420px", display="none")
+    )
+    shown, generator = w.HTML(), torch.Generator().manual_seed(0)
+
+    def update(_=None) -> None:
+        shown.value = feature_page(model, sae, activity, number.value)._repr_html_()
+
+    def search(_=None) -> None:
+        ranked = activity.on_word(model, word.value)
+        found.layout.display = "" if word.value.strip() else "none"
+        found.options = [(f"{n}: {mean:.1f} on average", n) for n, mean in ranked] or [
+            (f"{word.value!r} is not in these texts as one token", -1)
+        ]
+        if ranked:
+            number.value = ranked[0][0]
+
+    def pick(change) -> None:
+        if change["new"] is not None and change["new"] >= 0:
+            number.value = change["new"]
+
+    draw.on_click(lambda _: setattr(number, "value", int(torch.randint(sae.d_sae, (), generator=generator))))
+    word.observe(search, names="value")
+    found.observe(pick, names="value")
+    number.observe(update, names="value")
+    update()
+    return w.VBox([w.HBox([number, draw, word]), found, shown])
+
+
+def _head_sliders(
+    model: "TransformerBridge", start: tuple[int, int], draw: Callable[[tuple[int, int]], str]
+) -> "ipywidgets.VBox":
+    """A slider for the layer and one for the head, over what `draw` makes of them."""
+    import ipywidgets as w
+
+    counts = (model.cfg.n_layers, model.cfg.n_heads)
+    sliders = [
+        w.IntSlider(value, 0, count - 1, description=name, continuous_update=False)
+        for name, value, count in zip(("layer", "head"), start, counts, strict=True)
+    ]
+    shown = w.HTML()
+
+    def update(_=None) -> None:
+        shown.value = draw((sliders[0].value, sliders[1].value))
+
+    for slider in sliders:
+        slider.observe(update, names="value")
+    update()
+    return w.VBox([w.HBox(sliders), shown])
+
+
+def __getattr__(name: str):
+    if name == "progress_table":  # the course's; notebooks that learners have ask for it here
+        from mechlab.course import progress_table
+
+        return progress_table
+    raise AttributeError(f"mechlab.pictures.widgets has no {name!r}.")

@@ -1,0 +1,16 @@
+"""What makes it a course: exercises and their checks, quizzes, predictions, progress, build, grading, site.
+
+It imports `mechlab`, never the other way round. What belongs to one notebook lies in one folder, `course/NN_name/`:
+its source, the checks of its exercises, and the answers that were tried on them.
+
+exercises.py  an exercise, and what `check` says of an answer     questions.py  quizzes, predictions, claimed numbers
+checking.py   what checks share, and where those of a notebook are  progress.py  what is solved
+build/        notebooks from their sources    grading/  hand out, collect, grade    site/  the course as web pages
+cli.py        the command `mechlab`           doctor.py what is wrong with this installation
+"""
+
+from mechlab_course.exercises import check, exercise
+from mechlab_course.progress import progress_table
+from mechlab_course.questions import claim, predict, quiz, reveal
+
+__all__ = ["check", "claim", "exercise", "predict", "progress_table", "quiz", "reveal"]

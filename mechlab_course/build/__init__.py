@@ -1,0 +1,9 @@
+"""From a notebook's one source to what learners get.
+
+sources.py    read a source: cells and their kinds, exercises with their checks and wrong answers
+notebooks.py  make the notebooks, and say what is stale
+execute.py    run a solution and keep its outputs small
+docs.py       the generated pages of docs/
+workspace.py  working copies: refresh, update, merge
+colab.py      what the setup cell runs in Colab
+"""

@@ -1,0 +1,152 @@
+"""Execute a solution notebook and keep its outputs small.
+
+Each figure also gets a PNG, because GitHub and paper show nothing else; the 1.3 MB script of the attention
+views is not stored, since a saved notebook would not run it anyway; what it was called with is (a few KB), for the
+web site.
+"""
+
+import base64
+import json
+import os
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PLOTLY = "application/vnd.plotly.v1+json"
+ATTENTION = "application/vnd.mechlab.attention+json"
+SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
+
+
+def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> dict:
+    """Execute a notebook in `folder`; raises nbclient's CellExecutionError when a cell fails."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        _environment(MECHLAB_HOME=home, MECHLAB_STRICT=str(int(strict))),
+    ):
+        client = NotebookClient(
+            node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        client.execute()
+    return json.loads(nbformat.writes(node))  # joined text becomes lists of lines again
+
+
+def execute_solution(notebook: dict, folder: Path) -> dict:
+    """Run in `folder`, strictly and offline, and make the outputs fit for the repository."""
+    with _environment(HF_HUB_OFFLINE="1"):
+        done = run(notebook, folder, strict=True)
+    done["metadata"] = notebook["metadata"]
+    with browser_page() as page:
+        for cell, original in zip(done["cells"], notebook["cells"], strict=True):
+            cell |= {"metadata": original["metadata"], "source": original["source"]}
+            if cell["cell_type"] == "code":
+                cell["outputs"] = [output for output in cell["outputs"] if not _is_bar(output)]
+                for output in cell["outputs"]:
+                    _shrink(output, page)
+                cell["outputs"] = _merged_streams(cell["outputs"])
+    return done
+
+
+def _is_bar(output: dict) -> bool:
+    """Whether it is a progress bar, of which a stored notebook keeps a line of no use."""
+    return re.search(r"\d+%\s*\|", "".join(output.get("data", {}).get("text/plain", ""))) is not None
+
+
+def _shrink(output: dict, page) -> None:
+    data = output.get("data", {})
+    output.get("metadata", {}).clear()
+    if PLOTLY in data:
+        data["image/png"] = png_of_plotly(page, data[PLOTLY])
+    elif "CircuitsVis.render" in "".join(data.get("text/html", "")):
+        view = "".join(data.pop("text/html"))
+        data["image/png"], data[ATTENTION] = png_of_html(page, view), called_with(view)
+
+
+def _merged_streams(outputs: list[dict]) -> list[dict]:
+    """Join neighbouring pieces of one stream: how a kernel cuts its output into pieces is chance."""
+    merged: list[dict] = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if output["output_type"] == "stream" and last.get("name") == output.get("name"):
+            last["text"] = ("".join(last["text"]) + "".join(output["text"])).splitlines(True)
+        else:
+            merged.append(output)
+    return merged
+
+
+def chromium() -> str | None:
+    """Where Chromium is on this machine, if it is."""
+    return next((path for path in CHROMIUM if os.path.exists(path)), None)
+
+
+@contextmanager
+def browser_page(width: int = 900, height: int = 700):
+    """A page of a headless Chromium with nothing to talk to."""
+    from playwright.sync_api import sync_playwright
+
+    path = chromium()
+    if path is None:
+        raise FileNotFoundError("Pictures need Chromium. On Debian: apt-get install chromium")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser.new_page(viewport={"width": width, "height": height})
+        finally:
+            browser.close()
+
+
+def png_of_plotly(page, figure: dict) -> str:
+    """A plotly figure as a base64 PNG, drawn by plotly's own script in Chromium."""
+    from plotly.offline import get_plotlyjs
+
+    page.set_content('<div id="figure"></div>')
+    page.add_script_tag(content=get_plotlyjs())
+    data = page.evaluate(
+        "figure => Plotly.toImage(figure, {format: 'png', width: figure.layout.width || 720, "
+        "height: figure.layout.height || 420})",
+        json.loads(json.dumps(figure)),
+    )
+    return data.partition(",")[2]
+
+
+def png_of_html(page, content: str) -> str:
+    """An attention view as a base64 PNG; the script comes from the installed package."""
+    from mechlab.pictures.patterns import _circuitsvis
+
+    scripts = [s for s in SCRIPT.findall(content) if len(s) < 200_000]
+    bare = SCRIPT.sub("", content) + "".join(scripts)
+    page.set_content(f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>{bare}")
+    page.wait_for_timeout(1500)
+    return base64.b64encode(page.locator("[id^=attention-]").screenshot()).decode()
+
+
+def called_with(view: str) -> str:
+    """What an attention view asks CircuitsVis to draw, as JSON on one line: a number a line would be thousands."""
+    call = "CircuitsVis.AttentionHeads, "
+    content, _ = json.JSONDecoder().raw_decode(view, view.rindex(call) + len(call))
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+@contextmanager
+def _environment(**values: str):
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})

