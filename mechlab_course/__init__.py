@@ -9,8 +9,19 @@ build/        notebooks from their sources    grading/  hand out, collect, grade
 cli.py        the command `mechlab`           doctor.py what is wrong with this installation
 """
 
-from mechlab_course.exercises import check, exercise
-from mechlab_course.progress import progress_table
-from mechlab_course.questions import claim, predict, quiz, reveal
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mechlab_course.exercises import check, exercise
+    from mechlab_course.progress import progress_table
+    from mechlab_course.questions import claim, predict, quiz, reveal
 
 __all__ = ["check", "claim", "exercise", "predict", "progress_table", "quiz", "reveal"]
+_HOME = {"check": "exercises", "exercise": "exercises", "progress_table": "progress"}
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"mechlab_course has no {name!r}. Names: {', '.join(__all__)}.")
+    return getattr(import_module(f"mechlab_course.{_HOME.get(name, 'questions')}"), name)

@@ -172,7 +172,7 @@ def build(
     force: Annotated[bool, typer.Option(help="Run solutions again that have not changed.")] = False,
 ) -> None:
     """Make the notebooks from their sources (for authors)."""
-    from mechlab_course.build import build as builder
+    from mechlab_course.build import notebooks as builder
 
     if check:
         problems = builder.stale()

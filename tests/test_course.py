@@ -315,7 +315,8 @@ WRONG = '\n# %% kind="wrong" id="12.1" expects="no"\n@exercise("12.1")\ndef f(x)
 
 
 def source(tmp_path, text):
-    path = tmp_path / "12_x.py"
+    path = tmp_path / "12_x" / "notebook.py"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     return path
 
@@ -343,7 +344,7 @@ def test_learner_and_solution_differ_only_inside_the_exercise(tmp_path):
         (("    # >>> solution\n", ""), "exactly one region"),
         (('    """Task."""\n', ""), "needs a docstring"),
         (('kind="check"', 'kind="oops"'), 'unknown kind "oops"'),
-        (("def f(x):", "def f(x)"), "12_x.py, cell 2"),
+        (("def f(x):", "def f(x)"), "12_x, cell 2"),
         (("check(f)", "check(g)"), r"no check cell calls check\(f\)"),
         (("# setup", "# >>> solution\n1\n# <<< solution"), "a solution region outside an exercise cell"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.runs import resume
+from mechlab.runs import fast as resume
 from mechlab.runs.fast import NotResumable, Resume
 from tests.test_hooks import hooks_left
 

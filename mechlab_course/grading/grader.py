@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mechlab_course import folders
 from mechlab_course.folders import ROOT, sources
 from mechlab_course.grading import confine, report
 from mechlab_course.grading.answers import Answer, find
@@ -114,7 +115,8 @@ def _private(folder: Path, out: Path, hidden: Path | None) -> list[Path]:
         out,
         out.parent / "feedback",
         out.parent / ".mechlab-grading.jsonl",
-        ROOT / "course",
+        *sources().values(),
+        *folders.tried().values(),
         ROOT / "solutions",
         ROOT / "tests",
     ]

@@ -18,6 +18,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from mechlab_course import folders
 from mechlab_course.grading import confine, watch
 from mechlab_course.grading.supervisor import supervise, tell
 
@@ -49,6 +50,9 @@ def readable() -> list[Path]:
         Path("/proc/cpuinfo"),
         Path("/sys/devices/system/cpu"),
     ]
+    found += [
+        folder / "checks.py" for folder in folders.folders()
+    ]  # tracebacks through a check show its lines
     return [*found, Path("/etc/ld.so.cache"), Path("/dev/urandom"), Path.cwd()]
 
 
