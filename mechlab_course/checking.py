@@ -2,14 +2,25 @@
 
 A checker tests properties that any right answer has, on more than one input, and names the likely mistake when
 one fails. It never only compares with a stored solution, and never only looks at shapes.
+
+Most exercises compute a tensor from tensors; `declare` says such a check in one piece: cases, the right result, and
+the mistakes people make, each a small function of the same arguments whose docstring is what the learner reads. A
+mistake serves three times: its numbers tell what went wrong, its sentence says so, and the tests hand it in as a wrong
+answer.
 """
 
 import operator
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from mechlab_course.exercises import NotYet
+from mechlab_course import folders
+from mechlab_course.exercises import Attempt, NotYet, checker
+
+MISTAKES: dict[
+    str, dict[str, Callable]
+] = {}  # the known mistakes of each exercise: what is said -> a wrong answer
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
@@ -28,6 +39,12 @@ def is_like(found: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4)
             raise NotYet(message)
 
 
+def refuse(wrong: bool | Tensor, why: str) -> None:
+    """Raise `NotYet` with this sentence if something is wrong. The sentence is made in any case: it must not fail."""
+    if wrong:
+        raise NotYet(why)
+
+
 def only_wrong(found: Tensor, expected: Tensor) -> str:
     """Where the largest error is, with both numbers: for a wrong answer that no known mistake explains."""
     if expected.ndim == 0:
@@ -37,12 +54,18 @@ def only_wrong(found: Tensor, expected: Tensor) -> str:
     return f"At [{index}] the result should be {expected[place]:.4g}, and yours is {found[place]:.4g}."
 
 
-def must_equal(found: Tensor, expected: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+def must_equal(
+    found: Tensor,
+    expected: Tensor,
+    mistakes: Mapping[str, Tensor],
+    tolerance: float = 1e-4,
+    otherwise: Callable[[], str] | None = None,
+) -> None:
     """Raise `NotYet` unless equal, with the name of the mistake, if it is a known one that can be told here."""
     told = {why: like for why, like in mistakes.items() if not close(like, expected, tolerance)}
     is_like(found, told, tolerance)
     if not close(found, expected, tolerance):
-        raise NotYet(only_wrong(found, expected))
+        raise NotYet(otherwise() if otherwise else only_wrong(found, expected))
 
 
 def whole_number(value, what: str) -> int:
@@ -77,3 +100,72 @@ def seeded(seed: int) -> torch.Generator:
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Normal random numbers that are the same on every machine."""
     return torch.randn(*shape, generator=seeded(seed))
+
+
+def declare(
+    id: str, *, axes: str, says: str = "", tolerance: float = 1e-4, whole: bool = False
+) -> Callable[[type], type]:
+    """Register the check of an exercise whose answer is a tensor, as a class whose functions have the answer's arguments.
+
+    @declare("25.1", axes="example, feature", says="Three models, each as it should be.")
+    class Reconstruct:
+        cases = ((random(4, 5), random(5, 2, seed=1)),)  # or a function that makes them when the check runs
+
+        def right(x, W):
+            return (x @ W @ W.T).relu()
+
+        def no_relu(x, W):
+            '''The ReLU is missing: what comes back is never below zero.'''
+            return x @ W @ W.T
+
+    In every case the answer must equal `right(*case)`. Every further function is a mistake, its docstring the message: the
+    first one that gives the learner's numbers is told; one that happens to be right in a case is passed over there. Two
+    names are taken: `otherwise(found, *case)` makes the message for a wrong result that no mistake explains, and
+    `further(attempt)` tests properties beyond the cases: it raises `NotYet`, or returns what held instead of `says`.
+
+    axes:  the axes of the result in words, such as "layer, head"
+    says:  what held, told when everything is right
+    whole: the result holds whole numbers, such as token ids
+    """
+
+    def register(declared: type) -> type:
+        parts = {name: part for name, part in vars(declared).items() if not name.startswith("_")}
+        cases, right = parts.pop("cases"), parts.pop("right")
+        otherwise, further = parts.pop("otherwise", None), parts.pop("further", None)
+        mistakes = {" ".join(wrong.__doc__.split()): wrong for wrong in parts.values()}
+
+        def check(attempt: Attempt) -> str:
+            for case in cases() if callable(cases) else cases:
+                compare(attempt, case, right, mistakes, axes, tolerance, whole, otherwise)
+            return (further and further(attempt)) or says
+
+        MISTAKES[id] = mistakes
+        checker(id)(check)
+        return declared
+
+    return register
+
+
+def mistakes_of(id: str) -> Mapping[str, Callable]:
+    """The declared mistakes of an exercise: what the learner reads -> a wrong answer."""
+    folders.checks(id.partition(".")[0])
+    return MISTAKES.get(id, {})
+
+
+def compare(
+    attempt: Attempt,
+    case: tuple,
+    right: Callable[..., Tensor],
+    mistakes: Mapping[str, Callable[..., Tensor]],
+    axes: str,
+    tolerance: float = 1e-4,
+    whole: bool = False,
+    otherwise: Callable[..., str] | None = None,
+) -> Tensor:
+    """One case of `declare`: the learner's result, if it is right; else `NotYet` with the mistake, if it is a known one."""
+    with torch.no_grad():
+        expected = right(*case)
+        found = attempt.tensor(*case, shape=tuple(expected.shape), axes=axes, whole=whole)
+        told = {why: wrong(*case) for why, wrong in mistakes.items()}
+        must_equal(found, expected, told, tolerance, otherwise and (lambda: otherwise(found, *case)))
+    return found

@@ -10,6 +10,7 @@ import torch
 from mechlab_course import check, exercise
 from mechlab_course.build import notebooks as build
 from mechlab_course.build.sources import exercises, read
+from mechlab_course.checking import mistakes_of
 from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
 from mechlab_course.folders import tried
 from mechlab_course.questions import find_quiz
@@ -198,16 +199,18 @@ def test_clever_answers(id, answer, correct, says, smollm2, monkeypatch, tmp_pat
     assert says in outcome.message
 
 
-def collected():
-    """course/NN/tried.txt: what a hostile reader tried on each exercise, marked right or wrong."""
+def tried_answers():
+    """(exercise, name, code, right?) of course/NN/tried.txt: what a hostile reader tried on each exercise."""
     for path in tried().values():
-        for block in re.split(r"(?m)^### ", path.read_text())[1:]:
+        for block in re.split(r"(?m)^### ", path.read_text(encoding="utf-8"))[1:]:
             head, code = block.split("\n", 1)
             id, verdict = head.split(":")[0].split()
-            yield pytest.param(id, code, verdict == "right", id=head.replace(" ", "-"))
+            yield id, head.replace(" ", "-"), code, verdict == "right"
 
 
-@pytest.mark.parametrize(("id", "code", "right"), collected())
+@pytest.mark.parametrize(
+    ("id", "code", "right"), [pytest.param(i, c, r, id=n) for i, n, c, r in tried_answers()]
+)
 def test_answers_that_a_reader_tried(id, code, right, monkeypatch, tmp_path):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
     names = dict(setup_names())
@@ -215,6 +218,14 @@ def test_answers_that_a_reader_tried(id, code, right, monkeypatch, tmp_path):
     outcome = check(exercise(id)(names["f"]))
     assert (outcome.status == CORRECT) == right, outcome
     assert outcome.status != NOT_ATTEMPTED
+
+
+@pytest.mark.parametrize(("id", "why"), [(id, why) for id in all_ids() for why in mistakes_of(id)])
+def test_a_declared_mistake_is_told_what_is_wrong(id, why, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    mistake = mistakes_of(id)[why]
+    outcome = check(exercise(id)(lambda *args: mistake(*args)))
+    assert (outcome.status, outcome.message) == (NOT_YET, why)
 
 
 def test_a_function_that_prints_does_not_flood_the_notebook(monkeypatch, tmp_path, capsys):

@@ -20,12 +20,23 @@ from tests.cells import names, shown, unsolved_and_solved
 SOURCES = build.sources()
 
 
+def handed_in(id: str, name: str) -> str:
+    """The first declared mistake of an exercise, as a cell."""
+    return (
+        "from mechlab_course.checking import mistakes_of\n\n"
+        f"_wrong = next(iter(mistakes_of('{id}').values()))\n{name} = exercise('{id}')(lambda *args: _wrong(*args))"
+    )
+
+
 def answers(stem: str, how: str):
     """(cells to run, the status that the last one must have) for every exercise and quiz of a notebook."""
     for cell in (cells := sources.read(SOURCES[stem])):
         if cell.kind == "exercise":
             _, _, check, wrong = next(e for e in sources.exercises(cells) if e[1] is cell)
-            code = {"unsolved": cell.stub(), "wrong": wrong[0].source, "solved": cell.solved()}[how]
+            mistake = (
+                wrong[0].source if wrong else handed_in(cell.meta["id"], sources.function_name(cell.solved()))
+            )
+            code = {"unsolved": cell.stub(), "wrong": mistake, "solved": cell.solved()}[how]
             yield [code, check.source]
         if cell.kind in ("quiz", "predict"):
             code = cell.source if how == "solved" else cell.stub()

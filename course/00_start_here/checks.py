@@ -8,21 +8,6 @@ import torch
 from mechlab.prompts import PromptError, single_token
 from mechlab_course.checking import close, is_like, random
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "00.a": Quiz(
-        "b",
-        {
-            "a": "We replaced one head. All the others still did their work, and set to zero this head leaves a "
-            "difference of 3.2. A chain breaks at any of its links.",
-            "b": "Yes. Part of the difference in the answer comes through this head. What the head does takes more "
-            "experiments.",
-            "c": "From the last token head 23.3 looks at the second John. A head passes on information from the "
-            "prompt; nothing here shows that it stores a name.",
-        },
-    )
-}
 
 
 @checker("00.1")

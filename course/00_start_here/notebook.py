@@ -190,13 +190,6 @@ check(logit_difference)
 # the difference of the scores themselves.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return logits[-1, answer] - logits[-1, rival]
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="00.1" expects="first row"

@@ -4,20 +4,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "01.a": Quiz(
-        "b",
-        {
-            "a": "No rounding is involved: nothing about the position has been added to the stream that could be lost.",
-            "b": "Yes. Rotation touches queries and keys inside attention only. The stream learns about order through "
-            "what attention moves; GPT-2, which adds a position row to the embedding, is different.",
-            "c": "The begin token marks where the text starts, and attention can use it, but its vector says nothing "
-            "about where the other tokens stand.",
-        },
-    )
-}
 
 
 @checker("01.1")

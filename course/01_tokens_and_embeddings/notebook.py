@@ -102,13 +102,6 @@ check(count_tokens, model=model)
 # shape (1, number of tokens).
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return model.to_tokens(str(number), prepend_bos=False).shape[1]
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="01.1" expects="begin token"
@@ -225,16 +218,6 @@ check(nearest_tokens, model=model)
 # Divide each row by its own length (`norm(dim=-1, keepdim=True)`). Multiply all rows with the row of `token`. Make
 # sure the token cannot win against itself: write −inf over its cosine. (The first of the list may be another token, one
 # that points exactly the same way, so do not just drop the first.) `topk(k).indices` sorts.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# unit = W_E / W_E.norm(dim=-1, keepdim=True)
-# cosine = unit @ unit[token]
-# cosine[token] = -torch.inf
-# return cosine.topk(k).indices
-# ```
 #
 # </details>
 
@@ -394,15 +377,6 @@ check(analogy)
 # target's length is the same for all rows, so it cannot change the winner.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# target = W_E[b] - W_E[a] + W_E[c]
-# cosine = (W_E @ target) / W_E.norm(dim=-1)
-# return cosine.argmax().item()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="01.3" expects="a - b"
@@ -487,17 +461,6 @@ check(rotate, model=model)
 #
 # `frequency = theta ** (-torch.arange(0, d, 2) / d)`, then `turn = torch.arange(n_pos)[:, None] * frequency`. Cut x
 # into its first and second half, apply the two formulas, and put the halves together with `torch.cat(..., -1)`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# n_pos, d = x.shape
-# frequency = theta ** (-torch.arange(0, d, 2) / d)
-# turn = torch.arange(n_pos)[:, None] * frequency
-# first, second = x[:, : d // 2], x[:, d // 2 :]
-# return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
-# ```
 #
 # </details>
 

@@ -5,20 +5,6 @@ import torch
 from mechlab.runs import forward
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "02.a": Quiz(
-        "b",
-        {
-            "a": "Only within one row of one model. Between models, or between centred and plain unembeddings, all logits "
-            "of a row may be moved by a constant: here by 8 in the last row.",
-            "b": "Yes. Compare probabilities, log-probabilities, or differences of logits: those do not move.",
-            "c": "The temperature is a choice made when sampling. It is not part of the model, and it does not remove "
-            "the constant either.",
-        },
-    )
-}
 
 
 @checker("02.1")

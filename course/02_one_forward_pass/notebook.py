@@ -98,13 +98,6 @@ check(rms_norm, model=model)
 # Square, mean over the last axis, add eps, square root, divide. Do not subtract the mean; that would be LayerNorm.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="02.1" expects="LayerNorm"
@@ -230,17 +223,6 @@ check(attention_pattern, model=model)
 # -inf where key position > query position (`torch.ones(...).triu(1)` marks those), softmax over the last axis.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# n_pos, n_heads, d_head = q.shape
-# k = k.repeat_interleave(n_heads // k.shape[1], dim=1)
-# scores = torch.einsum("qhd,khd->hqk", q, k) / d_head**0.5
-# future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
-# return scores.masked_fill(future, -torch.inf).softmax(-1)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="02.2" expects="later tokens"
@@ -329,15 +311,6 @@ check(head_outputs, model=model)
 # sends each head through its own matrix.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
-# z = torch.einsum("hqk,khd->qhd", pattern, v)
-# return torch.einsum("qhd,hdm->qhm", z, W_O)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="02.3" expects="transposed"
@@ -413,13 +386,6 @@ check(gated_mlp, model=model)
 # `gate = silu(x @ W_gate)`, `value = x @ W_in`, multiply them number by number, then `@ W_out`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return (torch.nn.functional.silu(x @ W_gate) * (x @ W_in)) @ W_out
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="02.4" expects="gate, not on the value"
@@ -477,14 +443,6 @@ check(block)
 #
 # The second step starts from the result of the first. The norm is for reading only; what is added to is the stream
 # itself, not its normalised copy.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# resid = resid + attention(norm(resid))
-# return resid + mlp(norm(resid))
-# ```
 #
 # </details>
 
@@ -635,16 +593,6 @@ check(sample)
 # <details><summary>Hint 2: the method</summary>
 #
 # Divide, softmax, then `torch.multinomial(probabilities, 1, generator=generator)`. `.item()` makes an int of it.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# if temperature == 0:
-#     return logits.argmax().item()
-# probabilities = (logits / temperature).softmax(-1)
-# return torch.multinomial(probabilities, 1, generator=generator).item()
-# ```
 #
 # </details>
 

@@ -5,19 +5,6 @@ import torch
 from mechlab.loading.models import tiny
 from mechlab_course.checking import close, random, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "03.a": Quiz(
-        "b",
-        {
-            "a": "They can: hook_k is in the table. Only the head number is wrong.",
-            "b": "Yes. Keys and values are shared by groups of three query heads, so changing key head 1 changes the "
-            "patterns of query heads 3, 4 and 5 together.",
-            "c": "Without a layer the error would be about an unknown name. Here the layer was found, and the head was not.",
-        },
-    )
-}
 
 WANTED = {
     "who looks where": "attn.hook_pattern",

@@ -119,18 +119,6 @@ check(hook_names)
 # Look in the last column of the table for the descriptions, and copy the names. Put the layer in with an f-string.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return {
-#     "who looks where": f"blocks.{layer}.attn.hook_pattern",
-#     "gathered": f"blocks.{layer}.attn.hook_z",
-#     "neurons": f"blocks.{layer}.mlp.hook_post",
-#     "stream in": f"blocks.{layer}.hook_resid_pre",
-# }
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="03.1" expects="before the softmax"
@@ -260,14 +248,6 @@ check(patterns_only)
 # `names_filter=lambda name: name.endswith(...)`, or use `ml.only(...)`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-# return cache
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="03.2" expects="more than"
@@ -367,18 +347,6 @@ check(stream_before, model=model)
 #
 # Start with the embedding (plus the position embedding if there is one). Loop over `range(layer)` and add both outputs
 # of each earlier layer. Write `stream = stream + ...`, so that the cache itself is not changed.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# stream = cache["hook_embed"]
-# if "hook_pos_embed" in cache:
-#     stream = stream + cache["hook_pos_embed"]
-# for earlier in range(layer):
-#     stream = stream + cache["attn_out", earlier] + cache["mlp_out", earlier]
-# return stream
-# ```
 #
 # </details>
 
@@ -499,15 +467,6 @@ check(first_parting)
 #
 # One number for each layer: `(a - b).norm(dim=-1) / a.norm(dim=-1)`. Then the first index where it is above the
 # threshold: `(… > threshold).nonzero()`. Do not forget the case that there is none.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# distance = (a - b).norm(dim=-1) / a.norm(dim=-1)
-# apart = (distance > threshold).nonzero()
-# return apart[0].item() if len(apart) else -1
-# ```
 #
 # </details>
 

@@ -7,29 +7,6 @@ from torch import Tensor
 
 from mechlab_course.checking import close, is_like, only_wrong, random
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "11.a": Quiz(
-        "c",
-        {
-            "a": "Half each is what Shapley values would say. Occlusion never looks at a prompt in which both are missing.",
-            "b": "Occlusion replaces one token at a time, so the other one of the two is still there to do the work.",
-            "c": "Yes. Each alone is enough, so replacing one changes nothing; only replacing both does. Shapley values "
-            "also look at masks in which the other one is missing, and share the credit.",
-        },
-    ),
-    "11.b": Quiz(
-        "b",
-        {
-            "a": "It can: kernel SHAP with commas was far better than chance when commas judged, and no better when another "
-            "replacement did.",
-            "b": "Yes. The method and its judge replaced tokens in the same way. A method that asks about commas is good at "
-            "predicting what commas do. Judge with a second replacement, and keep the random orders beside it.",
-            "c": "Worth doing for a method that draws at random. But a second seed is judged by the same replacement again.",
-        },
-    ),
-}
 
 
 def _table(n: int, seed: int) -> Tensor:

@@ -115,15 +115,6 @@ check(occlusion_scores)
 # `1 - torch.eye(n)` holds the n masks with one zero each. `value` takes them all at once.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# masks = torch.cat([torch.ones(1, n), 1 - torch.eye(n)])
-# values = value(masks)
-# return values[0] - values[1:]
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="11.1" expects="sign is turned"
@@ -260,20 +251,6 @@ check(shapley)
 #
 # Compute all 2ⁿ values once. For each player: the gains over all masks without it; the mean gain for each size of
 # mask; the mean of these n means. (Or go through `itertools.permutations(range(n))` and average what each player adds.)
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# masks = torch.tensor([[i >> player & 1 for player in range(n)] for i in range(2**n)])
-# values, size = value(masks), masks.sum(1)
-# shares = torch.zeros(n)
-# for player in range(n):
-#     out = (masks[:, player] == 0).nonzero()[:, 0]
-#     gain = values[out + 2**player] - values[out]
-#     shares[player] = torch.stack([gain[size[out] == k].mean() for k in range(n)]).mean()
-# return shares
-# ```
 #
 # </details>
 
@@ -429,16 +406,6 @@ check(integrate)
 # `x - x_source`, and add up over the last axis: a token's score is the sum over its embedding.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# total = torch.zeros_like(x)
-# for k in range(steps):
-#     total = total + gradient(x_source + (k + 0.5) / steps * (x - x_source))
-# return (total / steps * (x - x_source)).sum(-1)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="11.3" expects="gradient × input"
@@ -552,16 +519,6 @@ check(deletion_curve)
 #
 # `scores.argsort(descending=True)` lists the players, highest score first. The player at place k is replaced in all
 # masks from number k + 1 on.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# masks = torch.ones(len(scores) + 1, len(scores))
-# for step, player in enumerate(scores.argsort(descending=True)):
-#     masks[step + 1 :, player] = 0
-# return value(masks)
-# ```
 #
 # </details>
 
@@ -761,17 +718,6 @@ check(rollout)
 #
 # For each layer: mean over the heads, times 0.5, plus 0.5 times the identity. Multiply it from the left onto what you
 # have.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# n = patterns.shape[-1]
-# rolled = torch.eye(n)
-# for layer in patterns:
-#     rolled = (0.5 * layer.mean(0) + 0.5 * torch.eye(n)) @ rolled
-# return rolled
-# ```
 #
 # </details>
 

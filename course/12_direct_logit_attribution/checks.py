@@ -5,30 +5,6 @@ import torch
 from mechlab.loading.models import tiny
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "12.a": Quiz(
-        "b",
-        {
-            "a": "The norm divides all parts by one number. Dividing each part by its own length would give parts that no "
-            "longer add up.",
-            "b": "Yes. With the scale held, every part's term is exact and they add up. But a part that makes the stream "
-            "longer also makes all logits smaller, and that is in nobody's term.",
-            "c": "The unembedding has no part in this: it multiplies all parts alike.",
-        },
-    ),
-    "12.b": Quiz(
-        "a",
-        {
-            "a": "Yes. Direct attribution sees what a part says to the output. What 20.0 writes is read by the heads of layer "
-            "23 (notebook 41 shows which), and the credit appears there.",
-            "b": "It is hardly noise: the metric falls by 0.8 with a mean over 16 prompts.",
-            "c": "The parts add up to the metric within 0.001, so nothing is lost in the sum. Its share is small because "
-            "others say it.",
-        },
-    ),
-}
 
 
 def _final_stream(kind: str, seed: int = 0):

@@ -122,14 +122,6 @@ check(direct_effects)
 # with it, and divide by `scale`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# direction = W_U[:, answer] - W_U[:, rival]
-# return written @ direction / scale
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="12.1" expects="norm is missing"
@@ -232,15 +224,6 @@ check(turning_layer)
 # layers at or below half. The layer after the last of them is the answer; if there is none, it is layer 0.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# running = start + effects.cumsum(0)
-# below = (running <= running[-1] / 2).nonzero()[:, 0]
-# return int(below[-1]) + 1 if len(below) else 0
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="12.2" expects="adds most"
@@ -311,14 +294,6 @@ check(head_effects)
 #
 # Head h writes `z[-1, h] @ W_O[h]`. `torch.einsum("hd,hdm->hm", z[-1], W_O)` does it for all heads. Then the direction and
 # the scale, as before.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# written = torch.einsum("hd,hdm->hm", z[-1], W_O)
-# return written @ direction / scale
-# ```
 #
 # </details>
 
@@ -440,14 +415,6 @@ check(for_and_against)
 # <details><summary>Hint 2: the method</summary>
 #
 # `effects.mean(1, keepdim=True)` is one mean for each head, in a shape that can be subtracted. Then take the two columns.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# centred = effects - effects.mean(1, keepdim=True)
-# return centred[:, [answer, rival]]
-# ```
 #
 # </details>
 
@@ -618,15 +585,6 @@ check(lost_and_repaired)
 #
 # `change[head]` with a tuple (layer, head) is one entry. Lost is minus the sum over the removed ones; repaired is the sum
 # over all, less the sum over the removed ones.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# change = after - before
-# lost = -sum(change[head] for head in removed)
-# return float(lost), float(change.sum() + lost)
-# ```
 #
 # </details>
 

@@ -7,28 +7,6 @@ import torch
 from mechlab.loading.models import tiny
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "13.a": Quiz(
-        "c",
-        {
-            "a": "Random neurons of the same layers change little, and even the loudest others leave 0.59 of the 0.75.",
-            "b": "If they held only this fact, the other capitals would stay. They do not.",
-            "c": "Yes. The same few neurons score high for nearly every capital. They may help to say capitals, or places, or "
-            "this kind of answer: other prompts would tell.",
-        },
-    ),
-    "13.b": Quiz(
-        "b",
-        {
-            "a": "Most of them are active; they were measured on prompts on which they were loud.",
-            "b": "Yes. The score reads a neuron directly through the unembedding. What later layers make of it, and who "
-            "takes over when it is gone, only an intervention shows.",
-            "c": "Frozen scales make the score exact as a sum; this is about what the sum leaves out.",
-        },
-    ),
-}
 
 
 @checker("13.1")

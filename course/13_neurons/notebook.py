@@ -116,14 +116,6 @@ check(log_prob_increase)
 # Logits are `stream / scale @ W_U`. `log_softmax(-1)` makes them log-probabilities of all tokens; take the answer's.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# log_p = lambda stream: (stream / scale @ W_U).log_softmax(-1)[answer]
-# return float(log_p(before + written) - log_p(before))
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="13.1" expects="rise of the logit"
@@ -230,13 +222,6 @@ check(promoted)
 # Multiply what it writes with `W_U`: one number a token. `topk(k).indices` gives the ids.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return (activation * row @ W_U).topk(k).indices
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="13.2" expects="Multiply by it"
@@ -315,20 +300,6 @@ check(silence)
 #
 # Write one function that copies the activation, sets `[:, :, index]` to 0 and returns it. Functions made in a loop all see the
 # loop's *last* index, unless each gets its own, for example as a default value: `def f(activation, hook, index=index)`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# hooks = []
-# for layer, index in neurons:
-#     def zero(activation, hook, index=index):
-#         activation = activation.clone()
-#         activation[:, :, index] = 0
-#         return activation
-#     hooks.append((f"blocks.{layer}.mlp.hook_post", zero))
-# return hooks
-# ```
 #
 # </details>
 
@@ -436,18 +407,6 @@ check(random_like)
 #
 # List the neurons of the layer that are neither chosen nor drawn already. `torch.randint(len(free), (1,),
 # generator=generator)` picks a place in that list.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# drawn = []
-# for layer, _ in chosen:
-#     taken = {index for of, index in chosen + drawn if of == layer}
-#     free = [index for index in range(n_neurons) if index not in taken]
-#     drawn.append((layer, free[int(torch.randint(len(free), (1,), generator=generator))]))
-# return drawn
-# ```
 #
 # </details>
 
@@ -679,14 +638,6 @@ check(key_shares)
 # <details><summary>Hint 2: the method</summary>
 #
 # `written @ key` is one number for each part. Divide by their sum; parts that push the other way get a negative share.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# products = written @ key
-# return products / products.sum()
-# ```
 #
 # </details>
 

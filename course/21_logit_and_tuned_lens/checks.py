@@ -7,19 +7,6 @@ import torch
 from mechlab.loading.models import tiny
 from mechlab_course.checking import close, is_like, only_wrong, random, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "21.a": Quiz(
-        "b",
-        {
-            "a": "The lens does not show use. The map of layer 15 was fitted on the model's later streams and can bring in what "
-            "layer 15 itself does not know.",
-            "b": "Yes. Remove what the lens reads, or put another prompt's stream there, and see whether the answer changes.",
-            "c": "They may still be needed: to carry the answer over to where and how the unembedding reads it.",
-        },
-    ),
-}
 
 
 @checker("21.1")

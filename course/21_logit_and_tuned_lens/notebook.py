@@ -100,13 +100,6 @@ check(lens_logits)
 # Root mean square of a row: square, mean over the last axis, root. Keep the axis, so that the division fits.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return streams / streams.pow(2).mean(-1, keepdim=True).sqrt() @ W_U
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="21.1" expects="norm is missing"
@@ -162,13 +155,6 @@ check(ranks)
 # <details><summary>Hint 2: the method</summary>
 #
 # `logits[:, answer]` has one number a row. `logits[:, answer, None]` is a column that can be compared with every logit.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return (logits > logits[:, answer, None]).sum(-1)
-# ```
 #
 # </details>
 
@@ -270,14 +256,6 @@ check(kl_to_model)
 # With p and q the two log-probabilities: the sum over tokens of exp(p) · (p − q). The weights belong to the model.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# p, q = model_logits.log_softmax(-1), lens_logits.log_softmax(-1)
-# return (p.exp() * (p - q)).sum(-1)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="21.3" expects="other way round"
@@ -342,15 +320,6 @@ check(fit_affine)
 #
 # Put a column of ones beside x, solve, and split the solution: its last row is the bias. (Or take the means away first; then
 # b = mean(y) − mean(x) @ A.)
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# ones = torch.ones(len(x), 1)
-# solved = torch.linalg.lstsq(torch.cat([x, ones], dim=1), y).solution
-# return solved[:-1], solved[-1]
-# ```
 #
 # </details>
 
@@ -464,14 +433,6 @@ check(prediction_depth)
 # <details><summary>Hint 2: the method</summary>
 #
 # `(tops != tops[-1]).nonzero()[:, 0]` lists the layers that say something else. The answer is one after the last of them, or 0.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# other = (tops != tops[-1]).nonzero()[:, 0]
-# return int(other[-1]) + 1 if len(other) else 0
-# ```
 #
 # </details>
 

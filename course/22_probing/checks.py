@@ -4,19 +4,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "22.a": Quiz(
-        "a",
-        {
-            "a": "Yes. If one direction serves statements of another kind, it is not about capitals. How far it carries is the "
-            "question: to cities it does, to numbers it does not.",
-            "b": "That shows that it does not depend on the single capital. It can still be about capitals only.",
-            "c": "Then cities have a direction of their own. Nothing says that it is the same one.",
-        },
-    ),
-}
 
 
 def _number(value, what: str) -> float:

@@ -99,14 +99,6 @@ check(mass_mean_predictions)
 # Take the point half way between the means away from each test example, then the inner product with the direction. Above 0 is 1.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# low, high = train[labels == 0].mean(0), train[labels == 1].mean(0)
-# return ((test - (low + high) / 2) @ (high - low) > 0).long()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="22.1" expects="split at zero"
@@ -212,16 +204,6 @@ check(held_out)
 # example whose group is among them.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# names = sorted(set(groups))
-# order = torch.randperm(len(names), generator=generator)
-# chosen = {names[i] for i in order[: round(share * len(names))]}
-# return torch.tensor([group in chosen for group in groups])
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="22.2" expects="both sides"
@@ -277,16 +259,6 @@ check(control_task)
 # <details><summary>Hint 2: the method</summary>
 #
 # `torch.randperm` over the different groups; the first half of that order gets 1.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# names = sorted(set(groups))
-# order = torch.randperm(len(names), generator=generator)
-# ones = {names[i] for i in order[: len(names) // 2]}
-# return torch.tensor([int(group in ones) for group in groups])
-# ```
 #
 # </details>
 
@@ -496,17 +468,6 @@ check(group_means)
 # For each test group collect the training rows of that group and take their mean over the rows. If there are none, take the mean of all.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# said = []
-# for group in test_groups:
-#     same = [n for n, other in enumerate(train_groups) if other == group]
-#     said.append(train_values[same].mean(0) if same else train_values.mean(0))
-# return torch.stack(said)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="22.4" expects="new group"
@@ -646,16 +607,6 @@ check(r_squared)
 # <details><summary>Hint 2: the method</summary>
 #
 # Without groups, `centre` is the mean of the truth. With groups, it is for each example the mean of the truth over its group. The error stays the same.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# centre = truth.mean().expand(len(truth))
-# if groups is not None:
-#     centre = torch.stack([truth[torch.tensor([g == group for g in groups])].mean() for group in groups])
-# return (1 - (said - truth).pow(2).sum() / (truth - centre).pow(2).sum()).item()
-# ```
 #
 # </details>
 

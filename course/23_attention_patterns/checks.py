@@ -5,20 +5,6 @@ import torch
 from mechlab.loading.models import tiny
 from mechlab_course.checking import close, is_like, must_equal, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "23.a": Quiz(
-        "c",
-        {
-            "a": "11.1 looks at the token before as much as 16.0 does, and the model does not miss it. A pattern is where a "
-            "head looks, not who reads it.",
-            "b": "It could be, and one should try another ablation. But on these texts the mean over the four texts at a position "
-            "carries little about one text's tokens: a quarter of it is its own.",
-            "c": "Yes. The score and the ablation answer different questions, and both answers stand.",
-        },
-    ),
-}
 
 
 def _patterns(batch: int, heads: int, pos: int, seed: int) -> torch.Tensor:

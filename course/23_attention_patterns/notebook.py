@@ -109,13 +109,6 @@ check(previous_token_scores)
 # last axis.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean((0, -1))
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="23.1" expects="looks ahead"
@@ -176,14 +169,6 @@ check(induction_scores)
 #
 # Queries are the positions of the second half, `torch.arange(length + 1, 2 * length + 1)`. Keys are `queries - length + 1`.
 # `pattern[:, :, queries, keys]` picks one place for each pair.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# queries = torch.arange(length + 1, 2 * length + 1)
-# return pattern[:, :, queries, queries - length + 1].mean((0, -1))
-# ```
 #
 # </details>
 
@@ -373,14 +358,6 @@ check(matching_share)
 # `queries @ keys.T` has a row for each query. `argmax(1)` gives the best key. It is right if it equals the row's number.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# scores = queries @ keys.T
-# return (scores.argmax(1) == torch.arange(len(queries))).float().mean().item()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="23.3" expects="for each key"
@@ -448,16 +425,6 @@ check(matching_shares)
 #
 # `W_K.repeat_interleave(n, dim=0)` repeats each matrix n times in a row; `W_K.repeat` would give 0, 1, 0, 1, ... Then
 # `tokens @ W_Q` has shape [head, token, d_head], and for each head it is 23.3: `.mT` transposes the last two axes.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# W_K = W_K.repeat_interleave(len(W_Q) // len(W_K), dim=0)
-# queries, keys = tokens @ W_Q, written @ W_K
-# best = (queries @ keys.mT).argmax(-1)
-# return (best == torch.arange(len(tokens))).float().mean(-1)
-# ```
 #
 # </details>
 
@@ -556,14 +523,6 @@ check(copying_share)
 # <details><summary>Hint 2: the method</summary>
 #
 # `.topk(k).indices` has shape [token, k]. Compare it with `ids[:, None]`; `any(1)` says whether one of the k is right.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# best = (streams @ W_V @ W_O @ W_U).topk(k).indices
-# return (best == ids[:, None]).any(1).float().mean().item()
-# ```
 #
 # </details>
 

@@ -4,18 +4,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "24.a": Quiz(
-        "b",
-        {
-            "a": "It may do a lot that others do too, or that its mean goes on doing.",
-            "b": "Yes: it is a statement about these prompts, this reference and what varies. Other prompts may need the head.",
-            "c": "Deleting is zero ablation, on every prompt. Other prompts may need what varies in this head, and these may need its mean.",
-        },
-    ),
-}
 
 
 @checker("24.1")

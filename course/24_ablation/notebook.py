@@ -104,15 +104,6 @@ check(mean_ablated)
 # `reference[:, :, head].mean(0)` has shape [pos, d_head]. Write it into a copy (`z.clone()`), for every prompt.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# changed = z.clone()
-# changed[:, :, head] = reference[:, :, head].mean(0)
-# return changed
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="24.1" expects="position by position"
@@ -183,17 +174,6 @@ check(template_means)
 # <details><summary>Hint 2: the method</summary>
 #
 # Collect the numbers of those prompts in a list, `found[same]` picks them, `.mean(0)` averages. Stack the results.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# rows = []
-# for template in templates:
-#     same = [n for n, other in enumerate(its_templates) if other == template]
-#     rows.append(found[same].mean(0))
-# return torch.stack(rows)
-# ```
 #
 # </details>
 
@@ -329,15 +309,6 @@ check(without_direction)
 # `along = stream @ unit` has one number a position. Add the difference, `level - along`, times `unit`, to the stream.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# unit = direction / direction.norm()
-# along = stream @ unit
-# return stream + (level - along)[..., None] * unit
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="24.3" expects="length 1"
@@ -435,16 +406,6 @@ check(interval)
 #
 # `torch.randint(n, (draws, n), generator=generator)` picks with replacement. `effects[picked]` has shape [draws, n]. Mean over the last axis, then
 # `.quantile`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# n = len(effects)
-# picked = torch.randint(n, (draws, n), generator=generator)
-# low, high = effects[picked].mean(1).quantile(torch.tensor([0.025, 0.975]))
-# return low.item(), high.item()
-# ```
 #
 # </details>
 

@@ -4,19 +4,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "25.a": Quiz(
-        "b",
-        {
-            "a": "They need not have anything to do with each other. A shared neuron is a matter of room, not of meaning.",
-            "b": "Yes. Two features that hardly ever meet can share a neuron at little cost: the rest of the model tells them apart by "
-            "other neurons.",
-            "c": "It may be trained as well as can be. Sharing is the better use of few neurons when features are rare.",
-        },
-    ),
-}
 
 
 @checker("25.1")

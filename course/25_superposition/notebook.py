@@ -71,13 +71,6 @@ check(reconstruct)
 # `x @ W` has shape [example, hidden]. `@ W.T` brings it back to [example, feature].
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return (x @ W @ W.T + b).relu()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="25.1" expects="ReLU is missing"
@@ -129,15 +122,6 @@ check(sparse_features)
 # <details><summary>Hint 2: the method</summary>
 #
 # `torch.rand(..., generator=generator)` for the sizes, and a second one, compared with `density`, for the presence.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# values = torch.rand(count, features, generator=generator)
-# present = torch.rand(count, features, generator=generator) < density
-# return values * present
-# ```
 #
 # </details>
 
@@ -201,15 +185,6 @@ check(dimensionality)
 # <details><summary>Hint 2: the method</summary>
 #
 # `(W / length[:, None]) @ W.T` has the overlaps of feature i in row i. Square, and add along the row.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# length = W.norm(dim=1)
-# overlap = (W / length[:, None]) @ W.T
-# return length**2 / overlap.pow(2).sum(1)
-# ```
 #
 # </details>
 
@@ -329,14 +304,6 @@ check(interference)
 # <details><summary>Hint 2: the method</summary>
 #
 # Square, add along the rows, and take the diagonal off.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# products = (W @ W.T).pow(2)
-# return products.sum(1) - products.diagonal()
-# ```
 #
 # </details>
 

@@ -4,29 +4,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "26.a": Quiz(
-        "c",
-        {
-            "a": "A high share of rebuilt variance says that the long parts of the activation are there. What the model reads may be "
-            "in the short rest.",
-            "b": "The loss is an average over all tokens. Most of them are easy, and hide what happened to the facts.",
-            "c": "Yes. Measure the behaviour that you are going to explain, spliced and intact, before you explain it.",
-        },
-    ),
-    "26.b": Quiz(
-        "b",
-        {
-            "a": "The list is what the direction does if nothing comes in between. Seventeen layers come in between.",
-            "b": "Yes, it may. Seventeen layers read the direction before the output does. What the model then says differently, only an "
-            "intervention shows.",
-            "c": "Its loudest places have one thing in common, so it says something about its inputs. How much it does there is another "
-            "question.",
-        },
-    ),
-}
 
 
 def _encoded(x, W_enc, b_enc, b_dec, k):

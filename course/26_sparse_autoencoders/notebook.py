@@ -84,15 +84,6 @@ check(encode)
 # `best = before.topk(k, dim=-1)` has `.values` and `.indices`. `zeros.scatter(-1, indices, values)` writes them back.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# before = (x - b_dec) @ W_enc + b_enc
-# best = before.topk(k, dim=-1)
-# return torch.zeros_like(before).scatter(-1, best.indices, best.values.relu())
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="26.1" expects="b_dec"
@@ -163,14 +154,6 @@ check(penalised_loss)
 # <details><summary>Hint 2: the method</summary>
 #
 # `.pow(2).sum(1)` for the error, `.sum(1)` for the features, `.mean()` at the end.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# error = (x - back).pow(2).sum(1)
-# return (error + l1 * features.sum(1)).mean()
-# ```
 #
 # </details>
 
@@ -306,13 +289,6 @@ check(unexplained)
 # <details><summary>Hint 2: the method</summary>
 #
 # `x.mean(0)` is the mean over tokens: one number for each dimension.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return (x - back).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-# ```
 #
 # </details>
 
@@ -518,14 +494,6 @@ check(set_feature)
 # <details><summary>Hint 2: the method</summary>
 #
 # Add (new − old) times the row. `features[:, index, None]` has shape [token, 1].
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# step = value - features[:, index, None]
-# return x + step * W_dec[index]
-# ```
 #
 # </details>
 
@@ -825,15 +793,6 @@ check(shared)
 # <details><summary>Hint 2: the method</summary>
 #
 # `(A @ B.T).max(1).values` is the best partner of each row of A.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# A = A / A.norm(dim=1, keepdim=True)
-# B = B / B.norm(dim=1, keepdim=True)
-# return ((A @ B.T).max(1).values > threshold).float().mean()
-# ```
 #
 # </details>
 

@@ -6,18 +6,6 @@ from torch import Tensor
 from mechlab.runs.hooks import intervene, replace_with
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "31.a": Quiz(
-        "b",
-        {
-            "a": "20.0 has 0.00 with unrelated names and is needed all the same: it works only together with something else.",
-            "b": "Yes: a statement about one part, one direction and one corruption.",
-            "c": "It may change a lot, and nobody reads it, or what reads it needs a second thing that is missing here.",
-        },
-    ),
-}
 
 
 @checker("31.1")

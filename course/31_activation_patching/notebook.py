@@ -106,22 +106,6 @@ check(patched_run)
 # `with ml.intervene(model, [(name, put)]):`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# name = f"blocks.{layer}.attn.hook_z"
-# _, cache = model.run_with_cache(source, names_filter=name)
-#
-# def put(z, hook):
-#     changed = z.clone()
-#     changed[:, :, head] = cache[name][:, :, head]
-#     return changed
-#
-# with ml.intervene(model, [(name, put)]):
-#     return model(base)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="31.1" expects="base and source are exchanged"
@@ -203,15 +187,6 @@ check(share)
 #
 # `(patched.mean() - base.mean()) / (source.mean() - base.mean())`. One prompt whose two runs happen to agree would make its own ratio huge; in the
 # ratio of the means it hardly counts.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# change = patched.mean() - base.mean()
-# whole = source.mean() - base.mean()
-# return 0.0 if whole.abs() < 1e-6 else (change / whole).item()
-# ```
 #
 # </details>
 
@@ -365,16 +340,6 @@ check(patched_stream)
 # Two index tensors of the same length are taken as pairs: `changed[rows, positions]` with `rows = torch.arange(len(base))`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# rows = torch.arange(len(base))
-# changed = base.clone()
-# changed[rows, positions] = source[rows, positions]
-# return changed
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="31.3" expects="in every prompt"
@@ -488,14 +453,6 @@ check(output_with_values)
 # <details><summary>Hint 2: the method</summary>
 #
 # With nine query heads and three value heads, heads 0, 1, 2 read value head 0, heads 3, 4, 5 read value head 1. That is `head // 3`. Then a sum over keys.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# group = pattern.shape[0] // values.shape[1]
-# return pattern[head] @ values[:, head // group]
-# ```
 #
 # </details>
 
@@ -690,16 +647,6 @@ check(noisy_copies)
 # <details><summary>Hint 2: the method</summary>
 #
 # `embeddings.repeat(samples, 1, 1)` makes the copies. Add `level * W_E.std() * torch.randn(..., generator=generator)` to `copies[:, subject]`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# shape = (samples, len(subject), embeddings.shape[1])
-# copies = embeddings.repeat(samples, 1, 1)
-# copies[:, subject] += level * W_E.std() * torch.randn(shape, generator=generator)
-# return copies
-# ```
 #
 # </details>
 

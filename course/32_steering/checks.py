@@ -5,26 +5,6 @@ from torch import Tensor
 
 from mechlab_course.checking import close, is_like, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "32.a": Quiz(
-        "c",
-        {
-            "a": "The metric is two lists of words at one place. It rises just as well when the text around them is no language any more.",
-            "b": "A random push of that size breaks the text too. That says nothing about whether this direction does what it is called.",
-            "c": "Yes: more effect than random pushes, at a cost that you state, on prompts that you did not use, beside simply asking.",
-        },
-    ),
-    "32.b": Quiz(
-        "b",
-        {
-            "a": "Adding a vector that the model reads somewhere is one thing; whether it computes with it by itself is another, and was not tested.",
-            "b": "Yes. Later layers can read this direction, and an edit near the output needs no reading at all. Ablation and patching ask what is used.",
-            "c": "At layer 28 most of the effect goes straight to the logits of the words that are counted. No store of feelings is needed for that.",
-        },
-    ),
-}
 
 
 def _pooled(texts: list[Tensor], first: int = 1) -> Tensor:

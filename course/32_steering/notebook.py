@@ -111,14 +111,6 @@ check(contrast)
 # `text[1:].mean(0)` is one vector a text. `torch.stack` makes a tensor of a list of vectors; `.mean(0)` averages over texts.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# means = [torch.stack([text[1:].mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
-# return means[0] - means[1]
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="32.1" expects="attention sink"
@@ -188,14 +180,6 @@ check(steered)
 # <details><summary>Hint 2: the method</summary>
 #
 # `direction / direction.norm()` has length 1. `torch.cat([stream[:, :1], moved[:, 1:]], dim=1)` writes nothing in place.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# moved = stream + strength * length * direction / direction.norm()
-# return moved if stream.shape[1] == 1 else torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
-# ```
 #
 # </details>
 
@@ -336,14 +320,6 @@ check(perplexity_ratio)
 # `logits[:, 1:-1].log_softmax(-1)` belongs to the tokens `text[:, 2:]`. `.gather(-1, text[:, 2:, None])` picks their log-probabilities.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
-# return (loss(steered) - loss(unsteered)).exp()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="32.3" expects="exp before the mean"
@@ -467,14 +443,6 @@ check(moved)
 # <details><summary>Hint 2: the method</summary>
 #
 # `effect * strength < 0` is True for those; `.float().mean()` makes a share of it.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# effect = steered - unsteered
-# return effect, (effect * strength < 0).float().mean().item()
-# ```
 #
 # </details>
 
@@ -818,15 +786,6 @@ check(threshold)
 # <details><summary>Hint 2: the method</summary>
 #
 # Sort, largest first. `sorted[allowed]` is the loudest that must stay quiet; the threshold lies just above it, since equal raises a flag too.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# allowed = int(false_alarms * len(quiet))
-# highest = quiet.sort(descending=True).values[allowed]
-# return torch.nextafter(highest, torch.tensor(torch.inf)).item()
-# ```
 #
 # </details>
 

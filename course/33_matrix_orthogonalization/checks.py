@@ -6,26 +6,6 @@ import torch
 
 from mechlab_course.checking import close, is_like, only_wrong, random, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "33.a": Quiz(
-        "c",
-        {
-            "a": "The random direction shows that not every edit does it. It does not show what the new answers are.",
-            "b": "Perplexity on ordinary text says whether the model is broken, not whether it now does what was asked.",
-            "c": "Yes: empty lines hold no refusing phrase either. Read the answers, and measure ordinary text.",
-        },
-    ),
-    "33.b": Quiz(
-        "b",
-        {
-            "a": "That adding a direction causes refusals says nothing about what is left when it is gone.",
-            "b": "Yes: adding shows that it is enough. Whether it is needed must be measured by taking it away, and there may be others.",
-            "c": "Refusals may have other causes, and most of them may remain when this direction is gone.",
-        },
-    ),
-}
 
 PHRASES = ("sorry, but", "I can't", "I cannot", "I won't", "I'm unable", "I'm not able")
 HARMLESS = {

@@ -169,16 +169,6 @@ check(refuses)
 # `re.search` looks everywhere. `\b` is the edge of a word, `a|b` is one of two, and `(?! wait)` means: not followed by " wait".
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# import re
-#
-# said = answer.lower().replace("’", "'")
-# return bool(re.search(r"\b(sorry, but|i (can't(?! wait)|cannot|won't)|i'm (unable|not able))\b", said))
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="33.1" expects="so glad"
@@ -297,15 +287,6 @@ check(directions)
 # `text[:, -1]` is [layer, d_model]. `torch.stack` the requests, `.mean(0)`. The norm is over the last axis: `norm(dim=-1, keepdim=True)`.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# means = [torch.stack([text[:, -1] for text in texts]).mean(0) for texts in (improper, harmless)]
-# difference = means[0] - means[1]
-# return difference / difference.norm(dim=-1, keepdim=True)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="33.2" expects="Only the last token"
@@ -409,15 +390,6 @@ check(choose)
 # <details><summary>Hint 2: the method</summary>
 #
 # `min(allowed, key=lambda n: bypass[n], default=-1)` finds the layer, and −1 in an empty list.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# layers = len(bypass)
-# allowed = [n for n in range(layers) if induce[n] > 0 and kl[n] < 0.1 and n < 0.8 * layers]
-# return min(allowed, key=lambda n: bypass[n], default=-1)
-# ```
 #
 # </details>
 
@@ -546,14 +518,6 @@ check(cannot_write)
 # <details><summary>Hint 2: the method</summary>
 #
 # With `unit` of length 1, `W @ unit` has one number a row (for a bias, one in all). `[..., None] * unit` makes rows of it again.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# unit = direction / direction.norm()
-# return W - (W @ unit)[..., None] * unit
-# ```
 #
 # </details>
 
@@ -726,17 +690,6 @@ check(to_harmless)
 # <details><summary>Hint 2: the method</summary>
 #
 # The move along `unit` is the wanted level minus the present component, one number a prompt. Change a copy at position −1.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# unit = direction / direction.norm()
-# changed = stream.clone()
-# move = (harmless @ unit).mean() - stream[:, -1] @ unit
-# changed[:, -1] = stream[:, -1] + move[:, None] * unit
-# return changed
-# ```
 #
 # </details>
 

@@ -2,191 +2,273 @@
 
 import torch
 
-from mechlab_course.checking import close, is_like, only_wrong, random, seeded
+from mechlab_course.checking import close, declare, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "34.a": Quiz(
-        "c",
-        {
-            "a": "The edit works in every layer that was tried, so that it works here says nothing about this layer.",
-            "b": "Tracing shows where a state matters when the subject is noisy. Edits work just as well where it is next to nothing.",
-            "c": "Yes: success is nearly the same in all layers. What the layer changes is what else the edit touches.",
-        },
-    ),
-}
 
 
-@checker("34.1")
-def check_key(attempt: Attempt) -> str:
-    for seed, (contexts, pos, d), last in (
-        (0, (3, 6, 5), [2, 4, 3]),
-        (1, (4, 5, 3), [0, 3, 1, 1]),
-        (2, (2, 9, 7), [7, 2]),
-        (3, (1, 4, 6), [1]),
-    ):
-        neurons = random(contexts, pos, d, seed=seed)
-        rows = torch.stack([neurons[i, p] for i, p in enumerate(last)])
-        expected = rows.mean(0)
-        found = attempt.tensor(neurons, list(last), shape=(d,), axes="d_mlp")
-        mistakes = {
-            "You took the same position in every context. Each context has its own position of the subject.": neurons[
-                :, last[0]
-            ].mean(0),
-            "That is the last token of the prompt. The key is read at the last token of the subject.": neurons[
-                :, -1
-            ].mean(0),
-            "Take the mean, not the sum, over contexts.": rows.sum(0),
-            "You averaged over all tokens up to the subject. Take the one row of its last token.": torch.stack(
-                [neurons[i, : p + 1].mean(0) for i, p in enumerate(last)]
-            ).mean(0),
-            "That is the first context only. Average over all of them.": rows[0],
-            "You averaged over all positions. Take one row of each context.": neurons.mean((0, 1)),
-            "You are one token too late: `last` is the position itself.": torch.stack(
-                [neurons[i, min(p + 1, pos - 1)] for i, p in enumerate(last)]
-            ).mean(0),
-            "You are one token too early: `last` is the position itself.": torch.stack(
-                [neurons[i, p - 1] for i, p in enumerate(last)]
-            ).mean(0),
-            "That is the median. The key is the mean over contexts.": rows.median(0).values,
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "One row of each context, at its own place, averaged."
+def _rows(neurons, last):
+    return neurons[torch.arange(len(neurons)), last]
 
 
-@checker("34.2")
-def check_covariance(attempt: Attempt) -> str:
-    for seed, (texts, pos, d), skip in (
-        (0, (3, 6, 4), 1),
-        (1, (2, 9, 5), 4),
-        (2, (5, 4, 3), 0),
-        (3, (4, 5, 6), 2),
-    ):
-        keys = random(texts, pos, d, seed=seed) + 0.7
-        keys[:, 0] *= 30  # the first token is an outlier in real models too
-        rows, every = keys[:, skip:].flatten(0, 1), keys.flatten(0, 1)
-        moment = lambda x: x.T @ x / len(x)
-        expected, centred = moment(rows), rows - rows.mean(0)
-        found = attempt.tensor(keys, skip, shape=(d, d), axes="d_mlp, d_mlp")
-        mistakes = {
-            "Do not take the mean off: this is E[k kᵀ], not the covariance of statistics.": moment(centred),
-            "Do not take the mean off, and divide by the number of tokens.": centred.T
-            @ centred
-            / (len(rows) - 1),
-            "The first positions are in it. Leave the first `skip` tokens of each text out.": moment(every),
-            "You left out the first `skip` tokens of the first text only. Every text begins anew.": moment(
-                every[skip:]
-            ),
-            "That is the sum, not the mean, over tokens.": rows.T @ rows,
-            "You divided by the number of texts. Divide by the number of tokens that count.": rows.T
-            @ rows
-            / texts,
-            "You divided by the number of positions. Divide by that of all tokens that count, in all texts.": rows.T
-            @ rows
-            / (pos - skip),
-            "You divided by the number of all tokens, also of those left out.": rows.T @ rows / len(every),
-            "You divided by the number of tokens minus one.": rows.T @ rows / max(1, len(rows) - 1),
-            "That is the outer product of the mean key. Take the mean of the outer products.": torch.outer(
-                rows.mean(0), rows.mean(0)
-            ),
-            "You left out the last positions. The first ones should go.": moment(
-                keys[:, : pos - skip].flatten(0, 1)
-            ),
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "The second moment, without the first tokens, not centred."
+@declare("34.1", axes="d_mlp", says="One row of each context, at its own place, averaged.")
+class Key:
+    cases = (
+        (random(3, 6, 5, seed=0), [2, 4, 3]),
+        (random(4, 5, 3, seed=1), [0, 3, 1, 1]),
+        (random(2, 9, 7, seed=2), [7, 2]),
+        (random(1, 4, 6, seed=3), [1]),
+    )
+
+    def right(neurons, last):
+        return _rows(neurons, last).mean(0)
+
+    def one_position_for_all(neurons, last):
+        """You took the same position in every context. Each context has its own position of the subject."""
+        return neurons[:, last[0]].mean(0)
+
+    def end_of_prompt(neurons, last):
+        """That is the last token of the prompt. The key is read at the last token of the subject."""
+        return neurons[:, -1].mean(0)
+
+    def added_up(neurons, last):
+        """Take the mean, not the sum, over contexts."""
+        return _rows(neurons, last).sum(0)
+
+    def up_to_the_subject(neurons, last):
+        """You averaged over all tokens up to the subject. Take the one row of its last token."""
+        return torch.stack([rows[: p + 1].mean(0) for rows, p in zip(neurons, last, strict=True)]).mean(0)
+
+    def first_context(neurons, last):
+        """That is the first context only. Average over all of them."""
+        return neurons[0, last[0]]
+
+    def all_positions(neurons, last):
+        """You averaged over all positions. Take one row of each context."""
+        return neurons.mean((0, 1))
+
+    def one_late(neurons, last):
+        """You are one token too late: `last` is the position itself."""
+        return _rows(neurons, [min(p + 1, neurons.shape[1] - 1) for p in last]).mean(0)
+
+    def one_early(neurons, last):
+        """You are one token too early: `last` is the position itself."""
+        return _rows(neurons, [p - 1 for p in last]).mean(0)
+
+    def median(neurons, last):
+        """That is the median. The key is the mean over contexts."""
+        return _rows(neurons, last).median(0).values
 
 
-@checker("34.3")
-def check_update(attempt: Attempt) -> str:
-    for seed, (d_mlp, d_model) in ((0, (6, 4)), (1, (5, 5)), (2, (9, 3)), (3, (3, 7))):
-        W, key, value = (
-            random(d_mlp, d_model, seed=seed),
-            random(d_mlp, seed=seed + 9),
-            random(d_model, seed=seed + 5),
-        )
-        mixed = random(4 * d_mlp, d_mlp, seed=seed + 3) + 0.3
-        C = mixed.T @ mixed / len(mixed)
-        direction, missing = torch.linalg.solve(C, key), value - key @ W
-        scale = key @ direction
-        expected = W + torch.outer(direction, missing) / scale
-        found = attempt.tensor(W, key, value, C, shape=(d_mlp, d_model), axes="d_mlp, d_model")
-        wrong = C @ key
-        mistakes = {
-            "Nothing has changed. Return W plus the update.": W,
-            "That is the update alone. Add it to W.": torch.outer(direction, missing) / scale,
-            "You forgot what the key brings back already: only `value - key @ W` is missing.": W
-            + torch.outer(direction, value) / scale,
-            "The covariance plays no part. The direction is C⁻¹ k, not k.": W
-            + torch.outer(key, missing) / (key @ key),
-            "You multiplied by C. The direction is C⁻¹ k: it takes the inverse.": W
-            + torch.outer(wrong, missing) / (key @ wrong),
-            "Divide by `key @ direction`, or the key brings back something of another length.": W
-            + torch.outer(direction, missing),
-            "You divided by |k|². Divide by `key @ direction`.": W
-            + torch.outer(direction, missing) / (key @ key),
-            "You divided by the length of the direction. Divide by `key @ direction`.": W
-            + torch.outer(direction, missing) / (direction @ direction),
-            "The sign is the wrong way round: the missing part is `value - key @ W`.": W
-            - torch.outer(direction, missing) / scale,
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected, 1e-3)})
+def _keys(seed: int, texts: int, pos: int, d_mlp: int):
+    keys = random(texts, pos, d_mlp, seed=seed) + 0.7
+    keys[:, 0] *= 30  # the first token is an outlier in real models too
+    return keys
+
+
+def _sum(keys):
+    """Σ k kᵀ over all tokens."""
+    rows = keys.flatten(0, 1)
+    return rows.T @ rows
+
+
+def _tokens(keys):
+    return keys.shape[0] * keys.shape[1]
+
+
+@declare("34.2", axes="d_mlp, d_mlp", says="The second moment, without the first tokens, not centred.")
+class Covariance:
+    cases = ((_keys(0, 3, 6, 4), 1), (_keys(1, 2, 9, 5), 4), (_keys(2, 5, 4, 3), 0), (_keys(3, 4, 5, 6), 2))
+
+    def right(keys, skip):
+        return _sum(keys[:, skip:]) / _tokens(keys[:, skip:])
+
+    def centred(keys, skip):
+        """Do not take the mean off: this is E[k kᵀ], not the covariance of statistics."""
+        keys = keys[:, skip:]
+        return _sum(keys - keys.mean((0, 1))) / _tokens(keys)
+
+    def covariance_of_statistics(keys, skip):
+        """Do not take the mean off, and divide by the number of tokens."""
+        return keys[:, skip:].flatten(0, 1).T.cov()
+
+    def first_tokens_too(keys, skip):
+        """The first positions are in it. Leave the first `skip` tokens of each text out."""
+        return _sum(keys) / _tokens(keys)
+
+    def first_text_only(keys, skip):
+        """You left out the first `skip` tokens of the first text only. Every text begins anew."""
+        rows = keys.flatten(0, 1)[None, skip:]
+        return _sum(rows) / _tokens(rows)
+
+    def not_divided(keys, skip):
+        """That is the sum, not the mean, over tokens."""
+        return _sum(keys[:, skip:])
+
+    def by_texts(keys, skip):
+        """You divided by the number of texts. Divide by the number of tokens that count."""
+        return _sum(keys[:, skip:]) / len(keys)
+
+    def by_positions(keys, skip):
+        """You divided by the number of positions. Divide by that of all tokens that count, in all texts."""
+        return _sum(keys[:, skip:]) / (keys.shape[1] - skip)
+
+    def by_all_tokens(keys, skip):
+        """You divided by the number of all tokens, also of those left out."""
+        return _sum(keys[:, skip:]) / _tokens(keys)
+
+    def by_one_less(keys, skip):
+        """You divided by the number of tokens minus one."""
+        return _sum(keys[:, skip:]) / max(1, _tokens(keys[:, skip:]) - 1)
+
+    def of_the_mean_key(keys, skip):
+        """That is the outer product of the mean key. Take the mean of the outer products."""
+        mean = keys[:, skip:].mean((0, 1))
+        return torch.outer(mean, mean)
+
+    def last_positions_out(keys, skip):
+        """You left out the last positions. The first ones should go."""
+        keys = keys[:, : keys.shape[1] - skip]
+        return _sum(keys) / _tokens(keys)
+
+
+def _edit_case(seed: int, d_mlp: int, d_model: int):
+    W, key, value = (
+        random(d_mlp, d_model, seed=seed),
+        random(d_mlp, seed=seed + 9),
+        random(d_model, seed=seed + 5),
+    )
+    mixed = random(4 * d_mlp, d_mlp, seed=seed + 3) + 0.3
+    return W, key, value, mixed.T @ mixed / len(mixed)
+
+
+def _update(W, key, value, direction):
+    """What is missing, along a direction, so that the key brings back the value."""
+    return torch.outer(direction, value - key @ W) / (key @ direction)
+
+
+@declare(
+    "34.3",
+    axes="d_mlp, d_model",
+    tolerance=1e-3,
+    says="The key brings back the value, and no other matrix that does so disturbs ordinary keys less.",
+)
+class Edit:
+    cases = (_edit_case(0, 6, 4), _edit_case(1, 5, 5), _edit_case(2, 9, 3), _edit_case(3, 3, 7))
+
+    def right(W, key, value, C):
+        return W + _update(W, key, value, torch.linalg.solve(C, key))
+
+    def otherwise(found, W, key, value, C):
         if not close(key @ found, value, 1e-3):
-            raise NotYet(
-                "For this matrix `key @ W` is not the value: the edit must make up for exactly what is missing."
-            )
-        if not close(found, expected, 1e-3):
-            raise NotYet(
-                "The key brings back the value, but ordinary keys are disturbed more than need be. The change is an outer "
-                "product of C⁻¹ k with what is missing."
-            )
-    return "The key brings back the value, and no other matrix that does so disturbs ordinary keys less."
+            return "For this matrix `key @ W` is not the value: the edit must make up for exactly what is missing."
+        return (
+            "The key brings back the value, but ordinary keys are disturbed more than need be. The change is an outer "
+            "product of C⁻¹ k with what is missing."
+        )
+
+    def nothing(W, key, value, C):
+        """Nothing has changed. Return W plus the update."""
+        return W
+
+    def update_alone(W, key, value, C):
+        """That is the update alone. Add it to W."""
+        return _update(W, key, value, torch.linalg.solve(C, key))
+
+    def whole_value(W, key, value, C):
+        """You forgot what the key brings back already: only `value - key @ W` is missing."""
+        return W + _update(0 * W, key, value, torch.linalg.solve(C, key))
+
+    def no_covariance(W, key, value, C):
+        """The covariance plays no part. The direction is C⁻¹ k, not k."""
+        return W + _update(W, key, value, key)
+
+    def not_inverted(W, key, value, C):
+        """You multiplied by C. The direction is C⁻¹ k: it takes the inverse."""
+        return W + _update(W, key, value, C @ key)
+
+    def not_divided(W, key, value, C):
+        """Divide by `key @ direction`, or the key brings back something of another length."""
+        return W + torch.outer(torch.linalg.solve(C, key), value - key @ W)
+
+    def by_the_key(W, key, value, C):
+        """You divided by |k|². Divide by `key @ direction`."""
+        return W + torch.outer(torch.linalg.solve(C, key), value - key @ W) / (key @ key)
+
+    def by_the_direction(W, key, value, C):
+        """You divided by the length of the direction. Divide by `key @ direction`."""
+        direction = torch.linalg.solve(C, key)
+        return W + torch.outer(direction, value - key @ W) / (direction @ direction)
+
+    def sign(W, key, value, C):
+        """The sign is the wrong way round: the missing part is `value - key @ W`."""
+        return W - _update(W, key, value, torch.linalg.solve(C, key))
 
 
-@checker("34.4")
-def check_answer(attempt: Attempt) -> str:
-    for seed, pos, vocab, answer in (
-        (2, 9, 13, [1, 1, 12, 0]),
-        (0, 7, 11, [3, 8]),
-        (1, 5, 9, [4]),
-        (3, 4, 6, [5, 2, 3]),
-    ):
-        logits, ids = 3 * random(pos, vocab, seed=seed), torch.tensor(answer)
-        n, each = len(answer), torch.arange(len(answer))
-        rows = logits.log_softmax(-1)
-        told = rows[-n - 1 : -1][each, ids]
-        expected = told.sum()
-        found = attempt.tensor(logits, ids, shape=(), axes="one number")
-        mistakes = {
-            "You are one position too late: logits at a position are about the token after it.": rows[-n:][
-                each, ids
-            ].sum(),
-            "That is the first token of the answer alone. Ask for all of them.": told[0],
-            "Add the log-probabilities; the mean would favour long answers.": told.mean(),
-            "The result is in nats: a log-probability, not a probability.": told.sum().exp(),
-            "These are logits. Take the log-softmax first.": logits[-n - 1 : -1][each, ids].sum(),
-            "That is the last token of the answer alone.": told[-1],
-            "The sign: a log-probability is 0 or below.": -told.sum(),
-            "The softmax runs over the wrong axis: over the vocabulary, please.": logits.log_softmax(0)[
-                -n - 1 : -1
-            ][each, ids].sum(),
-            "You took the softmax over the answer's rows together. Each position has its own.": (
-                logits[-n - 1 : -1].flatten().log_softmax(-1).view(n, vocab)[each, ids].sum()
-            ),
-            "You added up every token at every position. Pair them: `rows[torch.arange(n), answer]`.": rows[
-                -n - 1 : -1
-            ][:, ids].sum(),
-            "You read the positions at the beginning of the prompt.": rows[:n][each, ids].sum(),
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "Each token given those before it, added up."
+def _told(logits, answer):
+    """The log-probability of each token of the answer, given those before it."""
+    return logits[-len(answer) - 1 : -1].log_softmax(-1)[torch.arange(len(answer)), answer]
+
+
+def _answer_case(seed: int, pos: int, vocab: int, answer: list[int]):
+    return 3 * random(pos, vocab, seed=seed), torch.tensor(answer)
+
+
+@declare("34.4", axes="one number", says="Each token given those before it, added up.")
+class AnswerLogProb:
+    cases = (
+        _answer_case(2, 9, 13, [1, 1, 12, 0]),
+        _answer_case(0, 7, 11, [3, 8]),
+        _answer_case(1, 5, 9, [4]),
+        _answer_case(3, 4, 6, [5, 2, 3]),
+    )
+
+    def right(logits, answer):
+        return _told(logits, answer).sum()
+
+    def one_late(logits, answer):
+        """You are one position too late: logits at a position are about the token after it."""
+        return logits[-len(answer) :].log_softmax(-1)[torch.arange(len(answer)), answer].sum()
+
+    def first_token(logits, answer):
+        """That is the first token of the answer alone. Ask for all of them."""
+        return _told(logits, answer)[0]
+
+    def mean(logits, answer):
+        """Add the log-probabilities; the mean would favour long answers."""
+        return _told(logits, answer).mean()
+
+    def probability(logits, answer):
+        """The result is in nats: a log-probability, not a probability."""
+        return _told(logits, answer).sum().exp()
+
+    def no_softmax(logits, answer):
+        """These are logits. Take the log-softmax first."""
+        return logits[-len(answer) - 1 : -1][torch.arange(len(answer)), answer].sum()
+
+    def last_token(logits, answer):
+        """That is the last token of the answer alone."""
+        return _told(logits, answer)[-1]
+
+    def sign(logits, answer):
+        """The sign: a log-probability is 0 or below."""
+        return -_told(logits, answer).sum()
+
+    def over_positions(logits, answer):
+        """The softmax runs over the wrong axis: over the vocabulary, please."""
+        return logits.log_softmax(0)[-len(answer) - 1 : -1][torch.arange(len(answer)), answer].sum()
+
+    def one_softmax(logits, answer):
+        """You took the softmax over the answer's rows together. Each position has its own."""
+        rows = logits[-len(answer) - 1 : -1]
+        return rows.flatten().log_softmax(-1).view_as(rows)[torch.arange(len(answer)), answer].sum()
+
+    def every_pair(logits, answer):
+        """You added up every token at every position. Pair them: `rows[torch.arange(n), answer]`."""
+        return logits[-len(answer) - 1 : -1].log_softmax(-1)[:, answer].sum()
+
+    def from_the_beginning(logits, answer):
+        """You read the positions at the beginning of the prompt."""
+        return logits[: len(answer)].log_softmax(-1)[torch.arange(len(answer)), answer].sum()
 
 
 @checker("34.5")

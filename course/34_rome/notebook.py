@@ -111,13 +111,6 @@ check(subject_key)
 # `neurons[torch.arange(n), last]` takes row `last[i]` of context i. Then average over the contexts.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# return neurons[torch.arange(len(neurons)), last].mean(0)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="34.1" expects="own position"
@@ -178,14 +171,6 @@ check(second_moment)
 # <details><summary>Hint 2: the method</summary>
 #
 # For rows X, `X.T @ X` is the sum of all k kᵀ. Divide by the number of rows.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# rows = keys[:, skip:].flatten(0, 1)
-# return rows.T @ rows / len(rows)
-# ```
 #
 # </details>
 
@@ -262,14 +247,6 @@ check(rank_one_edit)
 # <details><summary>Hint 2: the method</summary>
 #
 # What is missing in the value is `value - key @ W`. The outer product of the direction with it, divided by `key @ direction`, makes up for exactly that.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# direction = torch.linalg.solve(covariance, key)
-# return W + torch.outer(direction, value - key @ W) / (key @ direction)
-# ```
 #
 # </details>
 
@@ -382,14 +359,6 @@ check(answer_log_prob)
 # With n tokens in the answer, rows −n−1 to −2 predict them. Take the log-softmax, pick each token's entry, add up.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# rows = logits[-len(answer) - 1 : -1].log_softmax(-1)
-# return rows[torch.arange(len(answer)), answer].sum()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="34.4" expects="one position too late"
@@ -465,16 +434,6 @@ check(edit_shares)
 # <details><summary>Hint 2: the method</summary>
 #
 # Prompt and paraphrases compare `new` with `old`. A neighbour compares its own answer, `own[i]`, with `new`: the edit must not have spilled over.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# efficacy = float(asked[new] > asked[old])
-# paraphrase = (reworded[:, new] > reworded[:, old]).float().mean().item()
-# kept = others[torch.arange(len(own)), own] > others[:, new]
-# return efficacy, paraphrase, kept.float().mean().item()
-# ```
 #
 # </details>
 

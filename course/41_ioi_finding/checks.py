@@ -8,26 +8,6 @@ from torch import Tensor
 import mechlab as ml
 from mechlab_course.checking import close, must_equal, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "41.a": Quiz(
-        "b",
-        {
-            "a": "25.2 does that more than any other head, and comes too late to tell the name movers anything.",
-            "b": "Yes: looking is one kind of evidence, whom it serves another. The role is about what the readers do with it.",
-            "c": "19.2 and 20.0 add next to nothing directly. They act through the name movers.",
-        },
-    ),
-    "41.b": Quiz(
-        "c",
-        {
-            "a": "With all names new, or S2 alone, it carries the most of all heads.",
-            "b": "It works on every prompt. What depends on the replaced names is which heads can be *seen* to work.",
-            "c": "Yes: only what was changed can be found. A head that hardly looks at IO does the same without it.",
-        },
-    ),
-}
 
 
 @checker("41.1")

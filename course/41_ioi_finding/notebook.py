@@ -122,17 +122,6 @@ check(three_new_names)
 # `torch.isin(names, tokens[row, at])` marks the names that the prompt has. `torch.randperm(n, generator=generator)[:3]` picks three different numbers.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# changed = tokens.clone()
-# for row, at in enumerate(places):
-#     free = names[~torch.isin(names, tokens[row, at])]
-#     changed[row, at] = free[torch.randperm(len(free), generator=generator)[:3]]
-# return changed
-# ```
-#
-# </details>
 #
 # ## Where the information is
 #
@@ -258,25 +247,6 @@ check(sent_to_the_logits)
 #
 # One hook function serves all layers: it returns a copy of the base's cache (`kept[hook.name].clone()`), and in the sender's layer it writes the
 # sender's part of the other cache into that copy. Leave the MLPs alone.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# in_z = lambda name: name.endswith("hook_z")
-# _, kept = model.run_with_cache(base, names_filter=in_z)
-# _, other = model.run_with_cache(source, names_filter=in_z)
-#
-# def hold(z, hook):
-#     held = kept[hook.name].clone()
-#     if hook.name == f"blocks.{layer}.attn.hook_z":
-#         held[:, :, head] = other[hook.name][:, :, head]
-#     return held
-#
-# hooks = [(f"blocks.{n}.attn.hook_z", hold) for n in range(model.cfg.n_layers)]
-# with ml.intervene(model, hooks):
-#     return model(base)
-# ```
 #
 # </details>
 #
@@ -417,16 +387,6 @@ check(reads_anew)
 #
 # `pattern.shape[1] // v.shape[2]` query heads share one value head. Copy that value head, write the new value at `at`, and multiply by this head's pattern:
 # `pattern[:, head] @ mine`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# shared = head // (pattern.shape[1] // v.shape[2])
-# mine = v[:, :, shared].clone()
-# mine[:, at] = new_v[:, at, shared]
-# return pattern[:, head] @ mine
-# ```
 #
 # </details>
 #
@@ -610,19 +570,6 @@ check(roles_that_fit)
 #
 # `for role, (looks, copies, serves, sign) in rules.items():`. Compare `evidence[looks]`, `evidence[copies]` (unless it is None) and `sign * evidence[serves]`
 # with their limits, each with `>=`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# fit = []
-# for role, (looks, copies, serves, sign) in rules.items():
-#     right_place = evidence[looks] >= limits["attention"]
-#     right_words = copies is None or evidence[copies] >= limits["copying"]
-#     if right_place and right_words and sign * evidence[serves] >= limits["path"]:
-#         fit.append(role)
-# return fit
-# ```
 #
 # </details>
 #
@@ -847,16 +794,6 @@ check(place_and_token)
 # <details><summary>Hint 2: the method</summary>
 #
 # The flat order is row by row: place is 1, −1, 1, −1, 1, −1 and token is 1, 1, 0, 0, −1, −1. `torch.linalg.lstsq(design, table.reshape(6, 1))`.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# place = torch.tensor([1.0, -1.0]).repeat(3)
-# token = torch.tensor([1.0, 0.0, -1.0]).repeat_interleave(2)
-# design = torch.stack([place, token], dim=1)
-# return torch.linalg.lstsq(design, table.reshape(6, 1)).solution[:, 0]
-# ```
 #
 # </details>
 

@@ -7,26 +7,6 @@ from torch import Tensor
 
 from mechlab_course.checking import must_equal, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "42.a": Quiz(
-        "b",
-        {
-            "a": "They are as faithful, but they do without 20.0 as well as with it, and the model does not. Small and wrong.",
-            "b": "Yes: F(C) is one number, and many circuits have it. What happens to both when a part goes tells them apart.",
-            "c": "Eight heads left less than six. And a circuit that is the whole model explains nothing.",
-        },
-    ),
-    "42.b": Quiz(
-        "c",
-        {
-            "a": "With means over ABC prompts the model loses 1.9 logits without it. It is the stand-in that has changed.",
-            "b": "Nobody needs to: its stand-in goes on telling where the subject stood.",
-            "c": "Yes: within a template and an order the subject stands at one place, and the mean tells that place.",
-        },
-    ),
-}
 
 
 @checker("42.1")

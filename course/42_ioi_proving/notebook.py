@@ -104,18 +104,6 @@ check(stays_in)
 # Two index tensors of one length pick pairs: `kept[layer, rows, positions[name], head] = True` with `rows = torch.arange(...)` marks one position in each prompt.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# kept = torch.zeros(shape, dtype=torch.bool)
-# rows = torch.arange(shape[1])
-# for (layer, head), names in acts.items():
-#     for name in names:
-#         kept[layer, rows, positions[name], head] = True
-# return kept
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="42.1" expects="its own position"
@@ -199,17 +187,6 @@ check(held_still)
 # <details><summary>Hint 2: the method</summary>
 #
 # `reference[same].mean(0)` has shape [pos, head, d_head]. `torch.where(mask, a, b)` takes a where the mask is True; give the mask a last axis of 1.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# changed = z.clone()
-# for row, template in enumerate(templates):
-#     same = [n for n, other in enumerate(its_templates) if other == template]
-#     changed[row] = torch.where(kept[row, :, :, None], z[row], reference[same].mean(0))
-# return changed
-# ```
 #
 # </details>
 #
@@ -335,19 +312,6 @@ check(share_left)
 #
 # `pairs.unique(return_inverse=True)[1]` numbers the pairs 0, 1, 2, ...; `torch.zeros(many).index_add_(0, numbers, values)` adds up each pair. One
 # `drawn` of shape [draws, many] picks from both sums; divide the sums, draw by draw.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# numbers = pairs.unique(return_inverse=True)[1]
-# many = int(numbers.max()) + 1
-# top, bottom = (torch.zeros(many).index_add_(0, numbers, each) for each in (circuit, whole))
-# drawn = torch.randint(many, (draws, many), generator=generator)
-# ratios = top[drawn].sum(1) / bottom[drawn].sum(1)
-# low, high = ratios.quantile(torch.tensor([0.025, 0.975]))
-# return (top.sum() / bottom.sum()).item(), low.item(), high.item()
-# ```
 #
 # </details>
 #
@@ -524,15 +488,6 @@ check(gap_without)
 # `left` is called twice. The first list holds the circuit's heads without K, the second every head of the model without K.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# few = left([head for head in circuit if head not in K])
-# many = left([head for head in every_head if head not in K])
-# return few - many
-# ```
-#
-# </details>
 #
 # One head at a time, for both circuits:
 
@@ -672,18 +627,6 @@ check(most_needed)
 # <details><summary>Hint 2: the method</summary>
 #
 # `rest = [other for other in circuit if other not in K]`; the change is `left(rest without head) - left(rest)`. Keep the K where `abs(change)` is largest.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# changes = []
-# for K in options:
-#     rest = [other for other in circuit if other not in K]
-#     changes.append(left([other for other in rest if other != head]) - left(rest))
-# best = max(range(len(options)), key=lambda n: abs(changes[n]))
-# return options[best], changes[best]
-# ```
 #
 # </details>
 #
@@ -857,20 +800,6 @@ check(say_more)
 # <details><summary>Hint 2: the method</summary>
 #
 # Average `rise` over each pair, as in 42.3, and draw pairs: `of_pairs[drawn].mean(1)` has shape [1000, layer, head]; `.quantile(0.025, dim=0)` is the low end.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# rise = after - before
-# numbers = pairs.unique(return_inverse=True)[1]
-# many = int(numbers.max()) + 1
-# of_pairs = torch.zeros(many, *rise.shape[1:]).index_add_(0, numbers, rise)
-# drawn = torch.randint(many, (1000, many), generator=generator)
-# low = of_pairs[drawn].mean(1).quantile(0.025, dim=0)
-# fit = (rise.mean(0) >= limit) & (low > 0)
-# return [tuple(head) for head in fit.nonzero().tolist() if tuple(head) not in removed]
-# ```
 #
 # </details>
 #

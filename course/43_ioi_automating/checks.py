@@ -7,26 +7,6 @@ from torch import Tensor
 
 from mechlab_course.checking import close, must_equal, number, only_wrong, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-from mechlab_course.questions import Quiz
-
-QUIZZES = {
-    "43.a": Quiz(
-        "b",
-        {
-            "a": "AUC counts pairs of heads in the right order. It knows no threshold, and not how a circuit behaves.",
-            "b": "Yes: it compares a ranking with one list, and is worth as much as this list.",
-            "c": "The published list may lack heads. Ours was put together with judgement, and the paper's is incomplete too.",
-        },
-    ),
-    "43.b": Quiz(
-        "b",
-        {
-            "a": "With 23.2 in the place of 23.0 as much is left. The three copy names too; the search needed only one.",
-            "b": "Yes: parts that stand in for each other are kept or dropped by the order in which they are tried.",
-            "c": "Taken from the whole model, 23.0 is hardly missed: the others are in use.",
-        },
-    ),
-}
 
 
 @checker("43.1")

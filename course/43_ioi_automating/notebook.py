@@ -125,14 +125,6 @@ check(guessed_effects)
 # Sum over positions and d_head, mean over prompts, and divide by the difference of the two mean metrics, source − base.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# each = ((source - base) * gradient).sum((1, 3))
-# return each.mean(0) / (ends[1].mean() - ends[0].mean())
-# ```
-#
-# </details>
 #
 # With hooks, for layer 20, beside the library. The hook lets the gradient start at this layer; `.sum()` over prompts leaves each
 # prompt its own gradient:
@@ -267,15 +259,6 @@ check(mean_gradient)
 # The share of the way at the middle of step n is (n + 0.5) / steps. Collect the gradients in a list; stack; mean over the first axis.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# middles = [(step + 0.5) / steps for step in range(steps)]
-# found = [gradient_at(base + share * (source - base)) for share in middles]
-# return torch.stack(found).mean(0)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="43.2" expects="start of each step"
@@ -404,16 +387,6 @@ check(into_keys)
 # positions and d_head, mean over prompts.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# share = slopes.shape[1] // len(W_K)
-# together = slopes.unflatten(1, (len(W_K), share)).sum(2)
-# keys = torch.einsum("npm,kmd->nkpd", change, W_K)
-# return (keys * together).sum((2, 3)).mean(0)
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="43.3" expects="neighbouring"
@@ -540,16 +513,6 @@ check(one_step)
 # <details><summary>Hint 2: the method</summary>
 #
 # error(heads) = |mean(measure(heads)) − mean(whole)|. Compare error(without) − error(kept) with threshold · |mean(whole)|. Build a new list.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# error = lambda heads: (measure(heads).mean() - whole.mean()).abs()
-# without = [other for other in kept if other != head]
-# grows = error(without) - error(kept)
-# return without if grows < threshold * whole.mean().abs() else list(kept)
-# ```
 #
 # </details>
 
@@ -708,18 +671,6 @@ check(auc)
 # `size[inside][:, None] > size[~inside]` compares every pair at once. Its mean is the share of pairs; equal ones add a half each.
 #
 # </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# inside = torch.zeros(scores.shape, dtype=torch.bool)
-# for layer, head in circuit:
-#     inside[layer, head] = True
-# size = scores.abs()
-# mine, others = size[inside][:, None], size[~inside]
-# return ((mine > others).float() + 0.5 * (mine == others).float()).mean().item()
-# ```
-#
-# </details>
 
 
 # %% kind="wrong" id="43.5" expects="not its sign"
@@ -838,19 +789,6 @@ check(agreement)
 # <details><summary>Hint 2: the method</summary>
 #
 # For the control number the heads from 0 to layers · heads − 1. `torch.randperm(..., generator=generator)[:size]` draws `size` different ones.
-#
-# </details>
-# <details><summary>Hint 3: the answer</summary>
-#
-# ```python
-# def mean(sets):
-#     pairs = [(a, b) for n, a in enumerate(sets) for b in sets[:n]]
-#     return sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
-#
-# sizes = [len(set(circuit)) for circuit in circuits]
-# drawn = [set(torch.randperm(layers * heads, generator=generator)[:size].tolist()) for size in sizes]
-# return mean([set(circuit) for circuit in circuits]), mean(drawn)
-# ```
 #
 # </details>
 

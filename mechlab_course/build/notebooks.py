@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mechlab_course.build.docs import glossary_page, hook_map_page
 from mechlab_course.build.sources import Cell, SourceError, exercises, read
+from mechlab_course.checking import mistakes_of
 from mechlab_course.folders import ROOT, sources
 
 SETUP = """# Setup, the same in every notebook. The indented lines act in Colab only.
@@ -56,10 +57,9 @@ def _notebook(path: Path, solved: bool) -> dict:
     cells, seen = [], {}
     source_cells = read(path)
     for id, _, _, wrong in exercises(source_cells):
-        if len(wrong) < 3:
-            raise SourceError(
-                f"{path.parent.name}: exercise {id} has {len(wrong)} wrong variants; it needs 3."
-            )
+        known = len(wrong) + len(mistakes_of(id))
+        if known < 3:
+            raise SourceError(f"{path.parent.name}: exercise {id} has {known} wrong variants; it needs 3.")
     kept = [c for c in source_cells if c.kind not in LEARNER_DROPS]
     if not kept or kept[0].type != "markdown":
         raise SourceError(f"{path.parent.name}: the first cell must be the markdown title.")

@@ -6,8 +6,9 @@ wrong, hidden, predict, quiz, assert, compare, gpu. The build makes notebooks fr
 
 import ast
 import re
+import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 KINDS = {"", "setup", "exercise", "check", "wrong", "hidden", "predict", "quiz", "assert", "compare", "gpu"}
@@ -44,7 +45,7 @@ class Cell:
 
 
 def read(path: Path) -> list[Cell]:
-    """Cells of a source file, checked. Raises `SourceError`."""
+    """Cells of a source file, checked; below the hints of an exercise its worked answer. Raises `SourceError`."""
     import jupytext
 
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
@@ -58,7 +59,18 @@ def read(path: Path) -> list[Cell]:
     repeated = {id for id in ids if ids.count(id) > 1}
     if repeated:
         raise SourceError(f"{path.parent.name}: exercise ids used twice: {sorted(repeated)}")
+    for _, cell, check, _ in exercises(cells):
+        below = cells.index(check) + 1
+        hints = cells[below].source if below < len(cells) else ""
+        if "<summary>Hint 1" in hints and "<summary>Hint 3" not in hints:
+            cells[below] = replace(cells[below], source=f"{hints}\n{worked_answer(cell)}")
     return cells
+
+
+def worked_answer(cell: Cell) -> str:
+    """Hint 3: the solution of an exercise cell, folded."""
+    solution = textwrap.dedent(_REGION.search(cell.source + "\n")[2]).rstrip("\n")
+    return f"<details><summary>Hint 3: the answer</summary>\n\n```python\n{solution}\n```\n\n</details>"
 
 
 def exercises(cells: list[Cell]) -> Iterator[tuple[str, Cell, Cell, list[Cell]]]:

@@ -11,6 +11,10 @@ from mechlab_course.folders import ROOT
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
 NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")
+ANSWERS = (
+    "/notebook.py",
+    "/tried.txt",
+)  # of the course's folders: solutions, and what was tried on the checks
 JUNK = ("__pycache__", ".ipynb_checkpoints", ".DS_Store")
 _ANSWER = re.compile(r"<details><summary>Hint 3[^<]*</summary>.*?</details>\n?", re.DOTALL)
 
@@ -34,9 +38,13 @@ def release(out: Path, only: list[str], *, answers: bool = True) -> list[str]:
         if (ROOT / name).is_file():
             pack[name] = (ROOT / name).read_bytes()
     for folder in ("mechlab", "mechlab_course", "data", "docs", "course"):
-        for path in sorted((ROOT / folder).rglob("checks.py" if folder == "course" else "*")):
+        for path in sorted((ROOT / folder).rglob("*")):
             name = path.relative_to(ROOT).as_posix()
-            left_out = name.startswith(NOT_FOR_LEARNERS) or any(part in JUNK for part in path.parts)
+            left_out = (
+                name.startswith(NOT_FOR_LEARNERS)
+                or name.endswith(ANSWERS)
+                or any(part in JUNK for part in path.parts)
+            )
             if path.is_file() and not path.is_symlink() and not left_out:
                 pack[name] = path.read_bytes()
     _write(out, pack)
