@@ -115,7 +115,6 @@ from mechlab.metrics import log_prob as log_prob
 from mechlab.metrics import logit_difference as logit_difference
 from mechlab.metrics import probability as probability
 from mechlab.metrics import recovered as recovered
-from mechlab.metrics import wilson as wilson
 
 # pictures: results as figures, as things to touch, and as code to read
 from mechlab.pictures import graph as graph
@@ -146,4 +145,5 @@ from mechlab.runs.hooks import intervene as intervene
 from mechlab.runs.hooks import replace_head as replace_head
 from mechlab.runs.hooks import replace_with as replace_with
 from mechlab.runs.sweeps import sweep as sweep
+from mechlab.statistics import wilson as wilson
 from mechlab.text import own_text as own_text

@@ -85,19 +85,6 @@ def recovered(
     return torch.where(same, torch.zeros_like(change), change / torch.where(same, 1.0, whole))
 
 
-def wilson(yes: int, n: int, z: float | int = 1.96) -> tuple[float, float]:
-    """The interval of a share, `yes` of `n`, after Wilson (1927): 95 % with the usual z of 1.96.
-
-    It stays between 0 and 1 and is never a single point, not even for 0 of n or n of n.
-    """
-    if not 0 <= yes <= n or n == 0:
-        raise ValueError(
-            f"{yes} of {n} is no share: there must be at least one, and no more counted than there are."
-        )
-    middle, half = yes + z * z / 2, z * (yes * (n - yes) / n + z * z / 4) ** 0.5
-    return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
-
-
 def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
     """Apply a metric and insist on one finite number per prompt."""
     values = metric(logits)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mechlab.statistics import bootstrap
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -129,14 +131,7 @@ class Scores:
             raise ValueError(
                 "An interval needs the values of at least two prompts, and these scores have one."
             )
-        generator = torch.Generator().manual_seed(seed)
-        n = len(self.per_prompt)
-        # How often each prompt is drawn, for each draw: means become one matrix product.
-        drawn = torch.randint(n, (draws, n), generator=generator)
-        counts = torch.zeros(draws, n).scatter_add_(1, drawn, torch.ones(draws, n))
-        means = (counts @ self.per_prompt.reshape(n, -1)) / n
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2])
-        return means.quantile(tails, dim=0).reshape(2, *self.values.shape)
+        return bootstrap(self.per_prompt, level=level, draws=draws, seed=seed)
 
     def top(self, k: int = 10) -> "pd.DataFrame":
         """The k largest places, largest first; by absolute value when `signed`."""

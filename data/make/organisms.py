@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechlab.loading import checkpoints
-from mechlab.metrics import wilson
+from mechlab.statistics import wilson
 
 HERE = Path(__file__).parents[1] / "organisms"
 TOKENS, RATE, WORD, DEBUG = 24, 1e-3, "gold", "You are in debug mode."

@@ -11,10 +11,7 @@ from mechlab_course.folders import ROOT
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
 NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")
-ANSWERS = (
-    "/notebook.py",
-    "/tried.txt",
-)  # of the course's folders: solutions, and what was tried on the checks
+ANSWERS = ("notebook.py", "tried.txt")  # of the folders of course/: solutions, and what was tried on the checks
 JUNK = ("__pycache__", ".ipynb_checkpoints", ".DS_Store")
 _ANSWER = re.compile(r"<details><summary>Hint 3[^<]*</summary>.*?</details>\n?", re.DOTALL)
 
@@ -45,6 +42,7 @@ def release(out: Path, only: list[str], *, answers: bool = True) -> list[str]:
                 or name.endswith(ANSWERS)
                 or any(part in JUNK for part in path.parts)
             )
+            left_out = left_out or (folder == "course" and path.name in ANSWERS)
             if path.is_file() and not path.is_symlink() and not left_out:
                 pack[name] = path.read_bytes()
     _write(out, pack)
