@@ -6,7 +6,7 @@ import torch
 
 import mechlab as ml
 from benchmarks.load import row
-from mechlab.runs.fast import Resume
+from mechlab.runs.engines import run_of
 
 NAMES = [("John", "Mary"), ("Tom", "Laura"), ("Mark", "Anna"), ("Peter", "Sarah")]
 NAMES += [("Paul", "Jane"), ("David", "Emma"), ("Mary", "John"), ("Laura", "Tom")]
@@ -85,8 +85,8 @@ def main() -> bool:
         beside(model, "the last position", [-1], 30, limit),
     ]
     clean, corrupted, _ = prompts(model)
-    first, kept = cpu(lambda: Resume(model, corrupted))
-    second, _ = cpu(lambda: Resume(model, clean, like=kept))
+    first, kept = cpu(lambda: run_of(model, corrupted))
+    second, _ = cpu(lambda: run_of(model, clean, like=kept))
     row(
         "  of which the two runs themselves",
         f"{first + second:.1f}",

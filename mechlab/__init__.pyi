@@ -139,7 +139,7 @@ from mechlab.runs import hooks as hooks
 from mechlab.runs.caching import cache_bytes as cache_bytes
 from mechlab.runs.caching import hook_map as hook_map
 from mechlab.runs.caching import only as only
-from mechlab.runs.fast import Resume as Resume
+from mechlab.runs.engines import run_of as run_of
 from mechlab.runs.hooks import HookError as HookError
 from mechlab.runs.hooks import intervene as intervene
 from mechlab.runs.hooks import replace_head as replace_head

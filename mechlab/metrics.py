@@ -17,22 +17,22 @@ Ids = Int[Tensor, "batch"] | Sequence[int] | int
 
 
 @dataclass(frozen=True)
-class Reading:
+class PositionMetric:
     """A metric that says what it reads: one position, and perhaps only some tokens there.
 
-    Called like any metric. Whoever runs thousands of patches (`resume`) computes only the logits it reads.
+    Called like any metric. The fast engine (`runs/fast.py`) computes only the logits it reads.
 
     of:     from what is read, [batch, d_vocab] or [batch, token], to one number per prompt
-    end:    the position, for all or for each prompt
+    pos:    the position, for all or for each prompt
     tokens: the ids it reads, in the order in which `of` wants them; None: all
     """
 
     of: Callable[[Float[Tensor, "batch read"]], Float[Tensor, "batch"]]
-    end: Ids = -1
+    pos: Ids = -1
     tokens: tuple[Ids, ...] | None = None
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
-        rows = _rows(logits, self.end)
+        rows = _rows(logits, self.pos)
         return self.of(rows if self.tokens is None else rows.gather(-1, self.ids(len(rows), rows.device)))
 
     def ids(self, batch: int, device=None) -> Int[Tensor, "batch token"]:
@@ -46,23 +46,23 @@ def logit_difference(answers: Ids, wrong: Ids, *, end: Ids = -1) -> Metric:
     The metric of the IOI paper (Wang et al. 2022). It ignores whatever raises both answers alike, and
     anything that moves all logits by one constant. `end` is one position, or one for each prompt.
     """
-    return Reading(lambda read: read[:, 0] - read[:, 1], end, (answers, wrong))
+    return PositionMetric(lambda read: read[:, 0] - read[:, 1], end, (answers, wrong))
 
 
 def log_prob(answers: Ids, *, end: Ids = -1) -> Metric:
     """Log-probability of the answer at position `end`, in nats: 0 is certain, more negative is less likely."""
-    return Reading(lambda rows: _of(rows.log_softmax(-1), answers), end)
+    return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), end)
 
 
 def probability(answers: Ids, *, end: Ids = -1) -> Metric:
     """Probability of the answer at position `end`. Near 0 and near 1 it hardly moves, whatever happens to the logits."""
-    return Reading(lambda rows: _of(rows.softmax(-1), answers), end)
+    return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), end)
 
 
 def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, end: Ids = -1) -> Metric:
     """KL(reference ‖ run) of the next-token distributions at `end`, in nats: 0 when they are equal."""
     target = _rows(reference, end).log_softmax(-1).detach()
-    return Reading(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), end)
+    return PositionMetric(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), end)
 
 
 def recovered(

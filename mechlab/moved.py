@@ -31,7 +31,7 @@ MODULES = {
     "mechlab.intervention.paths": "mechlab.circuits.paths",
     "mechlab.ioi": "mechlab.circuits.ioi",
 }
-NAMES: dict[str, str] = {}
+NAMES = {"Resume": "run_of"}
 
 
 class _Finder(MetaPathFinder, Loader):

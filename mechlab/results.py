@@ -4,6 +4,7 @@ Values carry named dimensions, labels for each place, the baselines they are mea
 technique ran on several prompts, the value of each prompt (kept in `per_prompt`, averaged in `values`).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -177,6 +178,44 @@ class Scores:
         from mechlab.pictures import plots
 
         return plots.scores(self, **layout)
+
+
+def share_of_way(
+    change: Float[torch.Tensor, "batch ..."],
+    base: Float[torch.Tensor, "batch"],
+    source: Float[torch.Tensor, "batch"],
+    dims: Sequence[str],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    *,
+    normalized: bool = True,
+    estimated: bool = False,
+) -> Scores:
+    """What patches did, as the share of the way from base's metric to source's: 0 = nothing, 1 = everything.
+
+    change: of the metric, for each prompt and place, over the mean difference of the two runs' metrics. normalized=False: as
+    it is, in the metric's own unit. No difference between the runs is a `ValueError`; one that may be chance earns a warning.
+    """
+    gap = source - base
+    if normalized and gap.mean().abs() < 1e-6:
+        raise ValueError(
+            "base and source give the same metric, so there is no way between them to take a share of."
+        )
+    error = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else 0.0
+    if normalized and gap.mean().abs() < 2 * error:
+        warnings.warn(
+            f"The metric is {base.mean():.2f} on base and {source.mean():.2f} on source, a difference that may be chance "
+            f"({len(gap)} prompts, standard error {error:.2f}). If this model does not do the task, there is no circuit to "
+            "find.",
+            stacklevel=3,
+        )
+    return Scores.over_prompts(
+        change / gap.mean() if normalized else change,
+        tuple(dims),
+        ("share of the way from base to source" if normalized else "change of the metric")
+        + ", estimated" * estimated,
+        labels=labels or {},
+        baselines={"base": base.mean().item(), "source": source.mean().item()},
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 import mechlab as ml
+from mechlab.runs import rotary
 from mechlab.discovery.attention import _alone, looked_for
 from tests.test_hooks import hooks_left
 
@@ -82,15 +83,34 @@ def test_matching_is_the_share_of_best_keys(tiny):
 
 def test_rotary_distance_gives_the_models_own_scores(gqa):
     """Query and key `distance` apart, rotated by the model, have the inner product that matching_scores uses."""
-    from mechlab.discovery.attention import _rotated
-
     tokens = torch.tensor([[0, 7, 7, 7, 7, 7]])
     _, cache = gqa.run_with_cache(tokens)
     q, k = cache["blocks.0.attn.hook_q"][0], cache["blocks.0.attn.hook_k"][0]
     score = cache["blocks.0.attn.hook_attn_scores"][0, 0]
     q, k = q.reshape(6, 4, 8), k.reshape(6, 2, 8)
-    ours = (_rotated(gqa, q[5:6], 3)[0, 0] @ k[2, 0]) / 8**0.5
+    ours = (rotary.rotate(q[5], rotary.turn_of(gqa, 4), slice(3, None))[0] @ k[2, 0]) / 8**0.5
     assert torch.isclose(ours, score[5, 2], atol=1e-4)
+    usual = rotary.rotate(q[5], rotary.turn_by(10_000, 4, 8), slice(3, None))[0] @ k[2, 0] / 8**0.5
+    assert not torch.isclose(
+        usual, score[5, 2], atol=1e-3
+    )  # a rotary base that is not the model's would show
+    fits = ml.matching_scores(gqa, torch.arange(5, 25), distance=3)
+    assert not torch.equal(fits.values, ml.matching_scores(gqa, torch.arange(5, 25)).values)
+
+
+@pytest.mark.model
+def test_matching_scores_at_a_distance_on_the_model_of_the_course(smollm2):
+    """Beside the model's own scores: one prompt a pair of tokens, query and key 20 apart, with a fixed filling."""
+    tokens, distance, (layer, head) = torch.arange(2000, 2030), 20, (0, 4)
+    turn = rotary.turn_of(smollm2, 64)
+    q, k = (torch.randn(9, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    far = rotary.rotate(q, turn, slice(distance, distance + 1)) @ k.T
+    both = rotary.rotate(q, turn, slice(distance + 9, distance + 10)) @ rotary.rotate(k, turn, slice(9, 10)).T
+    assert torch.allclose(far, both, atol=1e-3)  # only how far apart they stand counts
+    theta = smollm2.cfg.rope_parameters["rope_theta"]
+    assert theta == 100_000 and torch.allclose(rotary.turn_by(theta, 64, 64)[0], turn[0], atol=1e-5)
+    near, apart = (ml.matching_scores(smollm2, tokens, distance=d).values[layer, head] for d in (0, distance))
+    assert 0 <= apart <= 1 and near >= apart
 
 
 def test_in_context_learning_score_is_a_difference_of_losses(tiny, tokens):

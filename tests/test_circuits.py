@@ -9,7 +9,8 @@ import torch
 import mechlab as ml
 from mechlab.circuits.circuits import CircuitError
 from mechlab.circuits.ioi import ALIGNED, TEMPLATES
-from mechlab.runs.fast import Resume
+from mechlab.runs.engines import run_of
+from mechlab.runs.run import Put
 from tests.test_hooks import hooks_left
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*several tokens", "ignore:.*may be chance")
@@ -147,7 +148,7 @@ def test_zero_and_resample(tiny, prompts, reference):
     zero = ml.Knockouts(tiny, prompts, reference, "zero")
     assert zero.z.abs().max() == 0 and zero.mlp_out.abs().max() == 0
     drawn = ml.Knockouts(tiny, prompts, reference, "resample", seed=3)
-    rows = Resume(tiny, reference.tokens).z[1]
+    rows = run_of(tiny, reference.tokens).at("z", 1)
     for row in range(len(prompts)):
         theirs = [n for n, t in enumerate(reference.templates) if t == prompts.templates[row]]
         assert any(torch.allclose(drawn.z[1, row], rows[n], atol=1e-5) for n in theirs)
@@ -299,11 +300,11 @@ def test_pruning(knockouts, error):
 def test_a_run_with_knock_outs_can_be_taken_up_on_entering_any_layer(knockouts):
     generator = torch.Generator().manual_seed(0)
     kept = torch.rand(knockouts.z.shape[:4], generator=generator) < 0.5
-    streams, whole = knockouts.streams(kept), knockouts.measure_kept(kept[None])
-    assert len(streams) == len(kept)
-    for layer, stream in enumerate(streams):
-        taken_up = knockouts.measure_kept(kept[None], begin=(layer, stream))
-        assert torch.allclose(taken_up, whole, atol=1e-4), layer
+    whole, run = knockouts.measure_kept(kept[None]), knockouts.run.changed(knockouts.edits(kept[None]))
+    assert torch.allclose(run.value(knockouts.metric), whole[0], atol=1e-4)
+    for layer in range(len(kept)):
+        above = [put for put in knockouts.edits(kept[None]) if put.layer >= layer]
+        assert torch.allclose(run.edited(knockouts.metric, above), whole, atol=1e-4), layer
 
 
 def test_pruning_among_candidates_with_positions(knockouts):
@@ -407,17 +408,16 @@ def test_edges_are_transformerlens_edges(pair):
 def test_for_a_small_change_the_estimate_is_the_patch(pair):
     """Between two runs that differ by little, first order is everything."""
     gqa = ml.tiny("gqa").to(torch.float64)
-    base = Resume(gqa, pair[0])
-    far = Resume(gqa, pair[1], like=base)
-    near = Resume(gqa, pair[1], embedded=base.resid_pre[0].lerp(far.resid_pre[0], 1e-4), like=base)
+    base = run_of(gqa, pair[0])
+    far = run_of(gqa, pair[1], like=base)
+    start = base.at("resid_pre", 0).lerp(far.at("resid_pre", 0), 1e-4)
+    near = run_of(gqa, pair[1], embedded=start, like=base)
     estimate = ml.attribution_patching(gqa, base, near, METRIC)
     gap = estimate.baselines["source"] - estimate.baselines["base"]
     for layer, head in [(0, 1), (1, 2), (2, 3)]:
-        change = torch.einsum(
-            "npd,dm->npm", near.z[layer][:, :, head] - base.z[layer][:, :, head], gqa.W_O[layer, head]
-        )
-        stream = (base.resid_mid[layer] + change)[None]
-        exact = base.measure(METRIC, layer, stream, 0, middle=True)[0].mean() - base.ends(METRIC).mean()
+        one = (torch.arange(4) == head)[None, None, None]
+        patched = base.edited(METRIC, [Put("z", layer, near.at("z", layer)[None], one)])[0]
+        exact = patched.mean() - base.value(METRIC).mean()
         assert estimate.values[layer, head].item() * gap == pytest.approx(exact.item(), rel=0.03, abs=1e-10)
 
 

@@ -8,15 +8,20 @@ import torch
 from transformer_lens import patching as theirs
 
 import mechlab as ml
-from mechlab.intervention import patching
+from mechlab.runs import engines
+from mechlab.runs.engines import run_of
+from mechlab.runs.fast import Fast
+from mechlab.runs.places import places_of
+from mechlab.runs.run import SITES, WITH_HEADS, Put
 from tests.test_hooks import hooks_left
+from tests.test_runs import Refuses
 
 METRIC = ml.logit_difference([7, 8, 9], [10, 11, 12])
-SITES = [
+WAYS = [
     (site, by)
-    for site, (_, heads) in patching.SITES.items()
+    for site in SITES
     for by in ((), ("position",), ("head",), ("position", "head"))
-    if heads or "head" not in by
+    if site in WITH_HEADS or "head" not in by
 ]
 PLACES = {
     "everywhere": None,
@@ -34,6 +39,14 @@ def tokens():
     return BASE.clone(), SOURCE.clone()
 
 
+def patched(run, other, layer, site, masks, heads):
+    """Base's metric with a site patched where each mask says, for each head alone or for all: [prompt, head]."""
+    count = other.at(site, layer).shape[2] if heads else 1
+    alone = torch.eye(count, dtype=torch.bool)[:, None, None] if heads else None
+    where = masks[None] if alone is None else masks[None, :, :, None] & alone
+    return run.edited(run.metric, [Put(site, layer, other.at(site, layer)[None], where)]).T
+
+
 @cache
 def in_full(model, site, heads):
     """Whole runs with a hook: [prompt, layer, head] for every position alone, then for each of PLACES together.
@@ -41,28 +54,32 @@ def in_full(model, site, heads):
     All of them are rows of one batch, each with its own mask, so there is one run for each layer (and head).
     """
     alone = torch.eye(9, dtype=torch.bool)[:, None].expand(-1, 3, -1)
-    together = [patching.places_of(model, BASE, where, apart=False)["all"] for where in PLACES.values()]
+    together = [places_of(model, BASE, where, apart=False)["all"] for where in PLACES.values()]
     masks = torch.cat([alone, torch.stack(together)])  # [what, prompt, position]
-    often = lambda tokens: tokens.repeat(len(masks), 1)
-    metric = ml.logit_difference([7, 8, 9] * len(masks), [10, 11, 12] * len(masks))
-    run = patching.InFull(model, often(BASE), often(SOURCE), metric, site)
+    run, other = (run_of(model, tokens.repeat(len(masks), 1), engine="plain") for tokens in (BASE, SOURCE))
+    run.metric = ml.logit_difference([7, 8, 9] * len(masks), [10, 11, 12] * len(masks))
+    layers = range(model.cfg.n_layers)
     found = torch.stack(
-        [run(layer, masks.flatten(0, 1), heads) for layer in range(model.cfg.n_layers)], dim=1
+        [patched(run, other, layer, site, masks.flatten(0, 1), heads) for layer in layers], dim=1
     )
-    change = (found - run.ends[0][:, None, None]).unflatten(0, (-1, 3))
+    change = (found - run.value(run.metric)[:, None, None]).unflatten(0, (-1, 3))
     return change[:9], dict(zip(PLACES, change[9:], strict=True))
 
 
 def plain(model, base, source, site, by, positions, metric=METRIC):
     """Each patch as a whole run with a hook: [prompt, layer, place, head]."""
-    run = patching.InFull(model, base, source, metric, site)
-    places = patching.places_of(model, base, positions, "position" in by)
-    found = patching._sweep(run, range(model.cfg.n_layers), places, "head" in by)
-    return torch.stack(found, 1) - run.ends[0].view(-1, 1, 1, 1)
+    run, other = (run_of(model, tokens, engine="plain") for tokens in (base, source))
+    run.metric = metric
+    places = places_of(model, base, positions, "position" in by).values()
+    found = [
+        torch.stack([patched(run, other, layer, site, where, "head" in by) for where in places], dim=1)
+        for layer in range(model.cfg.n_layers)
+    ]
+    return torch.stack(found, 1) - run.value(metric).view(-1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("site", "by"), SITES)
+@pytest.mark.parametrize(("site", "by"), WAYS)
 def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, place):
     where = PLACES[place]
     found = ml.activation_patching(tiny, *tokens, METRIC, site, by=by, positions=where, normalized=False)
@@ -144,9 +161,7 @@ def test_labels_name_layers_positions_and_heads(gqa, tokens):
 def test_a_model_of_another_kind_is_run_in_full_with_a_word(tiny, tokens, monkeypatch):
     given = {"site": "z", "by": ("position", "head"), "positions": [4, -1], "layers": [0, 2]}
     expected = ml.activation_patching(tiny, *tokens, METRIC, **given)
-    monkeypatch.setattr(
-        patching.Resume, "__init__", lambda *a, **k: (_ for _ in ()).throw(patching.NotResumable("New."))
-    )
+    monkeypatch.setattr(engines, "Fast", Refuses)
     with pytest.warns(
         UserWarning, match="New. Each patch is a full run of the model: slower, the same numbers"
     ):
@@ -186,14 +201,14 @@ def test_bfloat16_says_how_far_it_is_off(tiny, tokens, capsys):
 
 def test_an_interrupted_sweep_keeps_what_is_finished(tiny, tokens, monkeypatch, capsys):
     whole = ml.activation_patching(tiny, *tokens, METRIC, "z")
-    real = patching.Fast.__call__
+    real = Fast.edited
 
-    def stop(self, layer, *given):
-        if layer == 2:
+    def stop(self, metric, edits, **given):
+        if edits[0].layer == 2:
             raise KeyboardInterrupt
-        return real(self, layer, *given)
+        return real(self, metric, edits, **given)
 
-    monkeypatch.setattr(patching.Fast, "__call__", stop)
+    monkeypatch.setattr(Fast, "edited", stop)
     kept = ml.activation_patching(tiny, *tokens, METRIC, "z")
     assert torch.equal(kept.values, whole.values[:2])
     assert "layers 0 to 1 are finished" in capsys.readouterr().out
@@ -203,7 +218,7 @@ def test_an_interrupted_sweep_keeps_what_is_finished(tiny, tokens, monkeypatch, 
 
 def test_the_weights_stay_as_they_were(tiny, tokens):
     before = {name: p.clone() for name, p in tiny.original_model.state_dict().items()}
-    for site in patching.SITES:
+    for site in SITES:
         ml.activation_patching(tiny, *tokens, METRIC, site)
     assert all(torch.equal(p, before[name]) for name, p in tiny.original_model.state_dict().items())
 
@@ -244,9 +259,10 @@ def test_on_the_model_of_the_course(smollm2):
     wrong = [ml.single_token(smollm2, name) for name in (" John", " Tom")]
     metric = ml.logit_difference(answers, wrong)
     found = ml.activation_patching(smollm2, corrupted, clean, metric, "z", layers=[16, 23])
-    run = patching.InFull(smollm2, corrupted, clean, metric, "z")
-    everywhere = torch.ones_like(clean, dtype=torch.bool)
+    run, other = (run_of(smollm2, tokens, engine="plain") for tokens in (corrupted, clean))
+    run.metric, everywhere = metric, torch.ones_like(clean, dtype=torch.bool)
+    start, end = run.value(metric), other.value(metric)
     for row, (layer, head) in enumerate(((16, 0), (23, 3))):
-        expected = run.patched(f"blocks.{layer}.attn.hook_z", everywhere, head) - run.ends[0]
-        share = expected.mean() / (run.ends[1] - run.ends[0]).mean()
+        expected = patched(run, other, layer, "z", everywhere, True)[:, head] - start
+        share = expected.mean() / (end - start).mean()
         assert found.values[row, head] == pytest.approx(share.item(), abs=1e-4)

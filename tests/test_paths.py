@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.runs.fast import Resume
+from mechlab.runs.engines import run_of
 from tests.test_hooks import hooks_left
 
 METRIC = ml.logit_difference([7, 8, 9], [11, 12, 13])
@@ -140,8 +140,8 @@ def test_with_frozen_mlps_it_is_transformerlens_direct_path(tokens, into):
 
 
 def test_normalized_is_a_share_and_runs_can_be_kept(tiny, tokens):
-    base = Resume(tiny, tokens[0])
-    source = Resume(tiny, tokens[1], like=base)
+    base = run_of(tiny, tokens[0])
+    source = run_of(tiny, tokens[1], like=base)
     share = ml.path_patching(tiny, base, source, METRIC, [(2, 1)], "q")
     change = ml.path_patching(tiny, *tokens, METRIC, [(2, 1)], "q", normalized=False)
     gap = share.baselines["source"] - share.baselines["base"]
@@ -163,10 +163,11 @@ def test_with_frozen_mlps_senders_add_up_in_what_is_read(tokens):
     model = ml.tiny("gqa")
     given = {"frozen_mlps": True, "normalized": False}
     both = ml.path_patching(model, *tokens, METRIC, None, senders=[[(2, 0), (2, 1)]], **given)
-    streams = Resume(model, tokens[0]), Resume(model, tokens[1])
-    change = sum((streams[1].z[2, :, -1, h] - streams[0].z[2, :, -1, h]) @ model.W_O[2, h] for h in (0, 1))
+    base, source = run_of(model, tokens[0]), run_of(model, tokens[1])
+    z = source.at("z", 2)[:, -1] - base.at("z", 2)[:, -1]
+    change = sum(z[:, head] @ model.W_O[2, head] for head in (0, 1))
     with torch.no_grad():
-        logits = streams[0].unembed(streams[0].resid_pre[-1][:, -1:] + change[:, None])
+        logits = base.weights.unembed(base.at("resid_pre", 3)[:, -1:] + change[:, None])
     assert torch.allclose(both.per_prompt[:, 0], METRIC(logits) - METRIC(model(tokens[0])), atol=1e-5)
 
 
@@ -176,7 +177,7 @@ def test_with_frozen_mlps_senders_add_up_in_what_is_read(tokens):
         ({"receivers": []}, "`receivers` is empty"),
         ({"receivers": [(3, 0)]}, "Head 3.0 cannot receive: layers go from 1"),
         ({"receivers": [(0, 0)]}, "layer 0 has no head below it"),
-        ({"receivers": [(1, 0)], "into": "z"}, "heads read through 'q', 'k', 'v'"),
+        ({"receivers": [(1, 0)], "into": "z"}, "into is 'z'; it must be one of 'q', 'k', 'v'"),
         ({"receivers": [(1, 0)], "at": [1, 2, 8]}, "give one position from 0 to 7"),
         ({"at": [1, 2, 3]}, "the logits are read where the metric reads them"),
         ({"receivers": [(1, 0)], "senders": [[(1, 1)]]}, "1.1 cannot send to these receivers"),

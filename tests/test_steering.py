@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.intervention import steering
+from mechlab.runs import engines
 from tests.test_hooks import hooks_left
+from tests.test_runs import Refuses
 
 POSITIVE = ["When John and Mary went to the store", "John gave a drink to Mary", "the store is Paris"]
 NEGATIVE = ["the capital of France is Paris", "Tom and Anna went to France", "France is the capital"]
@@ -75,10 +76,8 @@ def test_a_model_of_another_kind_gives_the_same_numbers(tiny, base, text, monkey
     vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE)
     given = {"layers": [0, 2], "strengths": [0.3, 2], "text": text}
     fast = ml.steering_sweep(tiny, vectors, base, METRIC, **given)
-    monkeypatch.setattr(
-        steering.Resume, "__init__", lambda *a, **k: (_ for _ in ()).throw(steering.NotResumable("no"))
-    )
-    with torch.no_grad():
+    monkeypatch.setattr(engines, "Fast", Refuses)
+    with torch.no_grad(), pytest.warns(UserWarning, match="slower, the same numbers"):
         plain = ml.steering_sweep(tiny, vectors, base, METRIC, **given)
     assert torch.allclose(fast.effect.per_prompt, plain.effect.per_prompt, atol=1e-4)
     assert torch.allclose(fast.cost.per_prompt, plain.cost.per_prompt, rtol=1e-3)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.intervention import tracing
+from mechlab.runs import engines
 from tests.test_hooks import hooks_left
+from tests.test_runs import Refuses
 
 METRIC = ml.probability(7)
 
@@ -21,8 +22,9 @@ def prompt():
 def test_the_short_way_is_the_plain_way(tiny, prompt, site, window, monkeypatch):
     given = {"site": site, "window": window, "samples": 3}
     found = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, **given)
-    monkeypatch.setattr(tracing, "_Resumed", tracing._InFull)
-    plain = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, **given)
+    monkeypatch.setattr(engines, "Fast", Refuses)
+    with pytest.warns(UserWarning, match="slower, the same numbers"):
+        plain = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, **given)
     assert torch.allclose(found.per_prompt, plain.per_prompt, atol=1e-5)
     assert found.baselines == pytest.approx(plain.baselines, abs=1e-5)
     assert plain.per_prompt.abs().max() > 1e-3
@@ -82,15 +84,15 @@ def test_no_noise_is_no_effect(tiny, prompt):
 def test_where_a_subject_stands(tiny):
     prompt = "When John and Mary went to the store, John gave a drink to"
     texts = tiny.to_str_tokens(prompt)
-    assert tracing.subject_positions(tiny, prompt, "Mary") == [texts.index(" Mary")]
-    assert tracing.subject_positions(tiny, prompt, "John") == [len(texts) - 1 - texts[::-1].index(" John")]
-    several = tracing.subject_positions(tiny, prompt, "the store")
+    assert ml.subject_positions(tiny, prompt, "Mary") == [texts.index(" Mary")]
+    assert ml.subject_positions(tiny, prompt, "John") == [len(texts) - 1 - texts[::-1].index(" John")]
+    several = ml.subject_positions(tiny, prompt, "the store")
     assert "".join(texts[p] for p in several).strip() == "the store"
-    assert tracing.subject_positions(tiny, prompt, "When")[0] == 1  # the model's first token is no subject
+    assert ml.subject_positions(tiny, prompt, "When")[0] == 1  # the model's first token is no subject
     with pytest.raises(ml.PromptError, match="'Paris' does not occur in the prompt"):
-        tracing.subject_positions(tiny, prompt, "Paris")
+        ml.subject_positions(tiny, prompt, "Paris")
     with pytest.raises(ml.PromptError, match="'' does not occur"):
-        tracing.subject_positions(tiny, prompt, "")
+        ml.subject_positions(tiny, prompt, "")
 
 
 @pytest.mark.parametrize(

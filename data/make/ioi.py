@@ -125,8 +125,8 @@ def roles(model) -> dict:
 def edges(model) -> list:
     """The paths between heads of the circuit, into one receiver at a time."""
     asked, _ = prompts(model, "search")
-    base = ml.Resume(model, asked.tokens)
-    source = ml.Resume(model, asked.corrupted("abc", seed=3).tokens, like=base)
+    base = ml.run_of(model, asked.tokens)
+    source = ml.run_of(model, asked.corrupted("abc", seed=3).tokens, like=base)
     ask = lambda senders, receiver, into, at: ml.path_patching(
         model, base, source, asked.metric, receiver and [receiver], into, senders=[[s] for s in senders],
         at=None if receiver is None else asked.positions[at],
@@ -263,10 +263,10 @@ def backup(model) -> dict:
 def route(model) -> dict:
     """Where the duplicate-token heads are read: all of them together, into each kind of reader; held heads, live MLPs."""
     asked, _ = prompts(model, "search")
-    base = ml.Resume(model, asked.tokens)
+    base = ml.run_of(model, asked.tokens)
     found = {}
     for how in ("abc", "s2"):
-        source = ml.Resume(model, asked.corrupted(how, seed=3).tokens, like=base)
+        source = ml.run_of(model, asked.corrupted(how, seed=3).tokens, like=base)
         dup = list(CIRCUIT.roles["duplicate token"])
         early = [h for h in dup if h[0] < 16]
         readers = {
@@ -297,7 +297,7 @@ def signal(model) -> dict:
     """The metric when 20.0 and 19.2 give, at the end, what they give on another prompt: place against name."""
     asked, _ = prompts(model, "names")
     asked = asked.rows(slice(0, 96))
-    base = ml.Resume(model, asked.tokens)
+    base = ml.run_of(model, asked.tokens)
     found = {}
     kinds = {
         "same place, same name": (), "same place, random names": ("names",), "same place, names exchanged": ("swap names",),
@@ -311,7 +311,7 @@ def signal(model) -> dict:
         other = asked
         for each in how:
             other = other.corrupted(each)
-        source = ml.Resume(model, other.tokens) if how else base
+        source = ml.run_of(model, other.tokens) if how else base
 
         def edit(kind, layer, value, copies, source=source):
             if kind != "z" or layer not in [a for a, _ in SI]:

@@ -10,25 +10,28 @@ of the way from base's metric to source's.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.circuits.paths import check_gap, two_runs
-from mechlab.intervention.patching import Positions, places_of
+from mechlab.arguments import key_value_heads
 from mechlab.metrics import Metric
-from mechlab.results import Scores
-from mechlab.runs.fast import Resume
-from mechlab.runs.matrices import rotate
+from mechlab.results import Scores, share_of_way
+from mechlab.runs.engines import runs_of
+from mechlab.runs.places import Positions, places_of
+from mechlab.runs.run import Run
 
-NAME = "share of the way from base to source, estimated"
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 def attribution_patching(
-    model,
-    base,
-    source,
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"] | Run,
+    source: Int[Tensor, "its_batch its_pos"] | Run,
     metric: Metric,
     *,
     steps: int = 1,
@@ -37,27 +40,33 @@ def attribution_patching(
 ) -> Scores:
     """Estimate `activation_patching(..., "z")` of every head from gradients: dims ("layer", "head").
 
-    base, source: tokens [prompt, pos] of equal shape, or runs kept in a `Resume`
+    base, source: tokens of equal shape, or runs (`run_of`)
     steps:        1: the gradient at base. More: the mean over that many points from base on to source
     by:           ("head",), or ("position", "head") for each place of `positions` apart
     """
-    base, source = two_runs(model, base, source)
-    ends = torch.stack([base.ends(metric), source.ends(metric)])
-    places = places_of(model, base.base, positions, apart="position" in by)
-    gradient = sum(
-        torch.stack(_gradients(run, metric, ("z",))["z"]) for run in _on_the_way(model, base, source, steps)
-    )
-    each = ((source.z - base.z) * gradient / steps).sum(-1)  # layer, prompt, pos, head
-    found = torch.stack([(each * where[None, :, :, None]).sum(2) for where in places.values()], dim=2)
-    change = found.transpose(0, 1) / check_gap(ends)
-    baselines = {"base": ends[0].mean().item(), "source": ends[1].mean().item()}
+    base, source = runs_of(model, base, source)
+    places = places_of(model, base.tokens, positions, apart="position" in by)
+    gradient = sum(torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, steps))
+    change = torch.stack([source.at("z", layer) - base.at("z", layer) for layer in range(model.cfg.n_layers)])
+    each = (change * gradient / steps).sum(-1)  # layer, batch, pos, head
+    found = torch.stack(
+        [(each * where[None, :, :, None]).sum(2) for where in places.values()], dim=2
+    ).transpose(0, 1)
+    ends = base.value(metric), source.value(metric)
     if "position" in by:
         dims, labels = ("layer", "position", "head"), {"position": list(places)}
-        return Scores.over_prompts(change, dims, NAME, labels=labels, baselines=baselines)
-    return Scores.over_prompts(change.squeeze(2), ("layer", "head"), NAME, baselines=baselines)
+        return share_of_way(found, *ends, dims, labels, estimated=True)
+    return share_of_way(found.squeeze(2), *ends, ("layer", "head"), estimated=True)
 
 
-def edge_attribution(model, base, source, metric: Metric, *, steps: int = 1) -> Scores:
+def edge_attribution(
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"] | Run,
+    source: Int[Tensor, "its_batch its_pos"] | Run,
+    metric: Metric,
+    *,
+    steps: int = 1,
+) -> Scores:
     """Estimate the effect of every edge, from what writes to what reads: dims ("sender", "reader").
 
     Senders: "embed", each head ("20.0") and each MLP ("mlp 20"). Readers: the queries of each head ("23.0 q"), the keys
@@ -65,24 +74,24 @@ def edge_attribution(model, base, source, metric: Metric, *, steps: int = 1) -> 
     that would run backwards are 0. The edges of a sender add up to its own attribution score. Embeddings, MLPs and
     norms are live; all positions are added up.
     """
-    base, source = two_runs(model, base, source)
-    gap = check_gap(torch.stack([base.ends(metric), source.ends(metric)]))
+    base, source = runs_of(model, base, source)
     senders, written = _senders(base, source)
-    readers, before = zip(*_readers(base), strict=True)
-    flat, total = written.flatten(1), torch.zeros(len(senders), len(readers))
-    for run in _on_the_way(model, base, source, steps):
+    readers, before = zip(*_readers(model), strict=True)
+    flat, total = written.flatten(2), torch.zeros(len(base.tokens), len(senders), len(readers))
+    for run in _on_the_way(base, source, steps):
         column = 0
-        for slope in _slopes(run, metric):
+        for slope in run.reader_gradients(metric):
             many, below = slope.shape[2], before[column]
-            total[:below, column : column + many] += (
-                flat[:below] @ slope.transpose(2, 3).flatten(0, 2)
-            ).cpu()
+            slope = slope.transpose(1, 2).flatten(2)  # batch, reader, all that it reads
+            found = einsum(flat[:below], slope, "sender batch read, batch reader read -> batch sender reader")
+            total[:, :below, column : column + many] += found.cpu()
             column += many
-    total = total / (steps * len(base.base) * gap)
-    return Scores(total, ("sender", "reader"), NAME, labels={"sender": senders, "reader": readers})
+    labels = {"sender": senders, "reader": readers}
+    ends = base.value(metric), source.value(metric)
+    return share_of_way(total / steps, *ends, ("sender", "reader"), labels, estimated=True)
 
 
-def _on_the_way(model, base: Resume, source: Resume, steps: int) -> Iterator[Resume]:
+def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
     """Runs on embeddings from base on towards source: at base alone for one step, else at the middle of each step."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least one gradient is needed.")
@@ -90,64 +99,29 @@ def _on_the_way(model, base: Resume, source: Resume, steps: int) -> Iterator[Res
         yield base
         return
     for step in range(steps):
-        share = (step + 0.5) / steps
-        yield Resume(model, base.base, embedded=base.resid_pre[0].lerp(source.resid_pre[0], share), like=base)
-
-
-def _gradients(run: Resume, metric: Metric, kinds: tuple[str, ...]) -> dict[str, list[Tensor]]:
-    """The gradient of the metrics' sum for what each layer computes, in the order of layers; "end": the last stream."""
-    kept: dict[str, list[Tensor]] = {kind: [] for kind in (*kinds, "end")}
-
-    def keep(kind: str, layer: int, value: Tensor) -> Tensor:
-        if kind in kinds:
-            kept[kind].append(value)
-        return value
-
-    with torch.enable_grad():
-        start = run.resid_pre[0].detach().requires_grad_()
-        kept["end"].append(run.finish(0, start, 0, edit=keep))
-        total = run.read(metric, kept["end"][0][None], 0).sum()
-    tensors = [tensor for kind in kept.values() for tensor in kind]
-    found = iter(torch.autograd.grad(total, tensors))
-    return {kind: [next(found) for _ in tensors] for kind, tensors in kept.items()}
+        embedded = base.at("resid_pre", 0).lerp(source.at("resid_pre", 0), (step + 0.5) / steps)
+        yield base.changed(embedded=embedded)
 
 
 @torch.no_grad()
-def _slopes(run: Resume, metric: Metric) -> Iterator[Float[Tensor, "prompt pos reader d_model"]]:
-    """The gradient of the metric for what each reader finds in the stream, layer by layer: q, k, v, MLP; the logits."""
-    found = _gradients(run, metric, ("q", "k", "v", "mlp_in"))
-    back = run.turn and (run.turn[0], -run.turn[1])  # a rotation's transpose turns the other way
-    for number, layer in enumerate(run.layers):
-        x = run.resid_pre[number]
-        for kind, matrix in (("q", layer.Q), ("k", layer.K), ("v", layer.V)):
-            slope = found[kind][number]
-            if back is not None and kind != "v":
-                slope = rotate(slope, back, 0)
-            W = matrix[0].unflatten(1, (-1, run.d_head))
-            yield run.norm_slope(x, torch.einsum("Nkpe,dke->Npkd", slope, W))
-        yield run.norm_slope(run.resid_mid[number], found["mlp_in"][number][:, :, None])
-    yield found["end"][0][:, :, None]
-
-
-@torch.no_grad()
-def _senders(base: Resume, source: Resume) -> tuple[list[str], Float[Tensor, "sender prompt pos d_model"]]:
+def _senders(base: Run, source: Run) -> tuple[list[str], Float[Tensor, "sender batch pos d_model"]]:
     """Names of all that writes to the stream, and how what it writes differs between the runs."""
-    names, written = ["embed"], [(source.resid_pre[0] - base.resid_pre[0])[None]]
-    for number, layer in enumerate(base.layers):
-        W_O = layer.out[0].unflatten(0, (base.heads, base.d_head))
-        names += [*(f"{number}.{head}" for head in range(base.heads)), f"mlp {number}"]
-        written.append(torch.einsum("Nphe,hed->hNpd", source.z[number] - base.z[number], W_O))
-        written.append((source.written("mlp_out", number) - base.written("mlp_out", number))[None])
+    change = lambda site, layer: source.at(site, layer) - base.at(site, layer)
+    names, written = ["embed"], [change("resid_pre", 0)[None]]
+    for layer, block in enumerate(base.model.blocks):
+        names += [*(f"{layer}.{head}" for head in range(base.model.cfg.n_heads)), f"mlp {layer}"]
+        mix = "batch pos head d_head, head d_head d_model -> head batch pos d_model"
+        written += [einsum(change("z", layer), block.attn.W_O, mix), change("mlp_out", layer)[None]]
     return names, torch.cat(written)
 
 
-def _readers(base: Resume) -> Iterator[tuple[str, int]]:
+def _readers(model: "TransformerBridge") -> Iterator[tuple[str, int]]:
     """The name of each reader, and how many senders come before it."""
-    shared = base.kv_heads != base.heads
-    for number in range(len(base.layers)):
-        below = 1 + number * (base.heads + 1)
-        for kind, count in (("q", base.heads), ("k", base.kv_heads), ("v", base.kv_heads)):
-            group = "kv" if shared and kind != "q" else ""
-            yield from ((f"{number}.{group}{head} {kind}", below) for head in range(count))
-        yield f"mlp {number} in", below + base.heads
-    yield "logits", 1 + len(base.layers) * (base.heads + 1)
+    heads, kv_heads = model.cfg.n_heads, key_value_heads(model)
+    for layer in range(model.cfg.n_layers):
+        below = 1 + layer * (heads + 1)
+        for site, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            group = "kv" if kv_heads != heads and site != "q" else ""
+            yield from ((f"{layer}.{group}{head} {site}", below) for head in range(count))
+        yield f"mlp {layer} in", below + heads
+    yield "logits", 1 + model.cfg.n_layers * (heads + 1)

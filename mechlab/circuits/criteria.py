@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.circuits.circuits import Circuit, Head
-from mechlab.circuits.knockouts import Knockouts, Measured, check_ability
+from mechlab.circuits.knockouts import Knockouts, check_ability
 from mechlab.results import Scores, named
+from mechlab.runs.matrices import held_norm_slope
+from mechlab.statistics import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +30,12 @@ if TYPE_CHECKING:
 class Faithfulness:
     """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above zero."""
 
-    circuit: Measured
-    model: Measured
-    share: Measured
+    circuit: Estimate
+    model: Estimate
+    share: Estimate
     accuracy: float
     accuracy_of_model: float
-    per_prompt: Float[Tensor, "prompt"]
+    per_prompt: Float[Tensor, "batch"]
 
     def __str__(self) -> str:
         return (
@@ -161,28 +164,21 @@ def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -
     run. The difference to removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
-    kept = ~knockouts.keeping(removed or Circuit({}))
-    rows, end = (
-        torch.arange(len(prompts)),
-        torch.as_tensor(metric.end).expand(len(prompts)) % prompts.shape[1],
-    )
-    heard: list[Float[Tensor, "prompt head d_head"]] = []
-
-    def edit(kind: str, layer: int, value: Tensor) -> Tensor:
-        if kind == "z":
-            value = torch.where(kept[layer, ..., None], value, knockouts.z[layer])
-            heard.append(value[rows, end])
-        return value
-
-    last = run.finish(0, run.resid_pre[0], 0, edit=edit)[rows, end]
+    run = run.changed(knockouts.edits(~knockouts.keeping(removed or Circuit({}))[None]))
+    rows, last = torch.arange(len(prompts)), run.model.cfg.n_layers
+    end = torch.as_tensor(metric.pos).expand(len(prompts)) % prompts.shape[1]
     ids = metric.ids(len(prompts), prompts.device)
-    direction = (knockouts.model.W_U[:, ids[:, 0]] - knockouts.model.W_U[:, ids[:, 1]]).T
-    direction = run.held_norm_slope(last, direction)
-    said = []
-    for layer, z in zip(run.layers, heard, strict=True):
-        said.append(
-            torch.einsum("phe,hem,pm->ph", z, layer.out[0].unflatten(0, (run.heads, run.d_head)), direction)
+    direction = (run.model.W_U[:, ids[:, 0]] - run.model.W_U[:, ids[:, 1]]).T
+    direction = held_norm_slope(run.model, run.at("resid_pre", last)[rows, end], direction)
+    said = [
+        einsum(
+            run.at("z", layer)[rows, end],
+            block.attn.W_O,
+            direction,
+            "batch head d_head, head d_head d_model, batch d_model -> batch head",
         )
+        for layer, block in enumerate(run.model.blocks)
+    ]
     return Scores.over_prompts(torch.stack(said, 1), ("layer", "head"), "direct contribution (logits)")
 
 

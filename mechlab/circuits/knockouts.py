@@ -6,40 +6,32 @@ the circuit says which MLPs it has. What the numbers are good for stands in `cri
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechlab.arguments import one_of
 from mechlab.circuits.circuits import Circuit, CircuitError
 from mechlab.metrics import Metric
-from mechlab.runs.fast import Edit, Resume
+from mechlab.runs.engines import run_of
+from mechlab.runs.run import Put, Run
+from mechlab.statistics import Estimate, estimate
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @runtime_checkable
 class Task(Protocol):
     """Prompts that know their templates and positions, such as `mechlab.circuits.ioi.IOIPrompts`."""
 
-    tokens: Int[Tensor, "prompt pos"]
+    tokens: Int[Tensor, "batch pos"]
     metric: Metric
     templates: Sequence[str]
-    positions: Mapping[str, Int[Tensor, "prompt"]]
-    pairs: Int[Tensor, "prompt"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A mean over prompts with its 95 % bootstrap interval, pairs of prompts drawn together."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+    positions: Mapping[str, Int[Tensor, "batch"]]
+    pairs: Int[Tensor, "batch"]
 
 
 class Knockouts:
@@ -53,7 +45,7 @@ class Knockouts:
 
     def __init__(
         self,
-        model,
+        model: "TransformerBridge",
         prompts: Task,
         reference: Task,
         how: str = "mean",
@@ -61,8 +53,7 @@ class Knockouts:
         metric: Metric | None = None,
         seed: int = 0,
     ):
-        if how not in ("mean", "resample", "zero"):
-            raise ValueError(f'how is {how!r}; it must be "mean", "resample" or "zero".')
+        one_of("how", how, ("mean", "resample", "zero"))
         if prompts.tokens.shape[1] < reference.tokens.shape[1]:
             raise CircuitError(
                 f"The prompts have {prompts.tokens.shape[1]} positions and the reference {reference.tokens.shape[1]}: "
@@ -70,29 +61,36 @@ class Knockouts:
             )
         self.model, self.prompts, self.how = model, prompts, how
         self.metric = metric or prompts.metric
-        self.run = Resume(model, prompts.tokens)
-        self.intact = self.run.ends(self.metric)
-        self.z, self.mlp_out = torch.zeros_like(self.run.z), torch.zeros_like(self.run.resid_mid)
+        self.run, self._reference = run_of(model, prompts.tokens), None
+        self.intact = self.run.value(self.metric)
+        self.z, self.mlp_out = (self._stand_in(site, reference, seed) for site in ("z", "mlp_out"))
+
+    def _stand_in(self, site: str, reference: Task, seed: int) -> Float[Tensor, "layer batch pos ..."]:
+        """What the prompts get where something is knocked out: from reference prompts of their own template."""
+        layers = range(self.model.cfg.n_layers)
+        whole = torch.zeros_like(torch.stack([self.run.at(site, layer) for layer in layers]))
         generator = torch.Generator().manual_seed(seed)
-        for template in dict.fromkeys(prompts.templates if how != "zero" else ()):
-            self._stand_in(template, reference, generator)
+        for template in dict.fromkeys(self.prompts.templates if self.how != "zero" else ()):
+            mine, theirs = (
+                [n for n, other in enumerate(each.templates) if other == template]
+                for each in (self.prompts, reference)
+            )
+            if not theirs:
+                raise CircuitError(f"No reference prompt has the template {template!r}.")
+            drawn = torch.randint(len(theirs), (len(mine),), generator=generator)
+            for layer in layers:
+                found = self._usual(reference).at(site, layer)[theirs]
+                value = found.mean(0, keepdim=True) if self.how == "mean" else found[drawn]
+                whole[layer, mine, : found.shape[1]] = value.expand(len(mine), *value.shape[1:])
+        return whole
 
-    def _stand_in(self, template: str, reference: Task, generator: torch.Generator) -> None:
-        """Fill in what the prompts of one template get where something is knocked out."""
-        mine, theirs = (
-            [n for n, other in enumerate(each.templates) if other == template]
-            for each in (self.prompts, reference)
-        )
-        if not theirs:
-            raise CircuitError(f"No reference prompt has the template {template!r}.")
-        usual = Resume(self.model, reference.tokens[theirs], like=self.run)
-        mlps = torch.stack([usual.written("mlp_out", layer) for layer in range(len(usual.layers))])
-        drawn = torch.randint(len(theirs), (len(mine),), generator=generator)
-        for whole, found in ((self.z, usual.z), (self.mlp_out, mlps)):
-            value = found.mean(1, keepdim=True) if self.how == "mean" else found[:, drawn]
-            whole[:, mine, : found.shape[2]] = value.expand(-1, len(mine), *value.shape[2:])
+    def _usual(self, reference: Task) -> Run:
+        """The run on the reference prompts."""
+        if self._reference is None:
+            self._reference = run_of(self.model, reference.tokens, like=self.run)
+        return self._reference
 
-    def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer prompt pos head"]:
+    def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer batch pos head"]:
         """Which heads a circuit keeps, where: each prompt at its own positions. None: the whole model."""
         layers, prompts, count, heads = self.z.shape[:4]
         kept = torch.full((layers, prompts, count, heads), circuit is None, device=self.z.device)
@@ -117,106 +115,53 @@ class Knockouts:
 
     def measure(
         self, circuits: Sequence[Circuit | None], metric: Metric | None = None
-    ) -> Float[Tensor, "circuit prompt"]:
+    ) -> Float[Tensor, "circuit batch"]:
         """The metric (its own or another) of each prompt when everything outside a circuit is knocked out."""
         mlps = [
-            [circuit is None or circuit.mlps is None or layer in circuit.mlps for circuit in circuits]
-            for layer in range(len(self.z))
+            [circuit is None or circuit.mlps is None or layer in circuit.mlps for layer in range(len(self.z))]
+            for circuit in circuits
         ]
-        return self.measure_kept(
-            torch.stack([self.keeping(c) for c in circuits]), torch.tensor(mlps).T, metric
-        )
+        return self.measure_kept(torch.stack([self.keeping(c) for c in circuits]), torch.tensor(mlps), metric)
 
-    def removing(self, sets: Sequence[Circuit]) -> Float[Tensor, "set prompt"]:
+    def removing(self, sets: Sequence[Circuit]) -> Float[Tensor, "set batch"]:
         """The metric when the whole model is left, without these heads at their positions."""
         return self.measure_kept(torch.stack([~self.keeping(part) for part in sets]))
 
-    @torch.no_grad()
     def measure_kept(
         self,
-        kept: Bool[Tensor, "circuit layer prompt pos head"],
+        kept: Bool[Tensor, "circuit layer batch pos head"],
         mlps: Bool[Tensor, "circuit layer"] | None = None,
         metric: Metric | None = None,
-        begin: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
-    ) -> Float[Tensor, "circuit prompt"]:
-        """The metric where only what is marked is computed and the rest stands in; taken up at the first knock-out.
+        run: Run | None = None,
+    ) -> Float[Tensor, "circuit batch"]:
+        """The metric where only what is marked is computed and the rest stands in.
 
-        begin: a layer and the stream on entering it, which is then not computed again (see `streams`)
+        run: one in which some of it stands in already (`run.changed(self.edits(kept))`), to go on from
         """
-        if begin is not None:
-            (start, stream), first = begin, 0
-        else:
-            touched = ~kept.all(4)
-            if mlps is not None and not mlps.all():
-                touched = touched | ~mlps[:, :, None, None].to(touched.device)
-            if not touched.any():
-                return (self.run.ends(metric) if metric else self.intact).expand(len(kept), -1)
-            start = int(touched.any(0).flatten(1).any(1).float().argmax())
-            first = int(touched.flatten(0, 2).any(0).float().argmax())
-            stream = self.run.resid_pre[start][:, first:]
-        stream = stream.expand(len(kept), -1, -1, -1)
-        return self.run.measure(metric or self.metric, start, stream, first, edit=self._edit(kept, mlps))
+        return (run or self.run).edited(metric or self.metric, self.edits(kept, mlps))
 
-    @torch.no_grad()
-    def streams(
-        self, kept: Bool[Tensor, "layer prompt pos head"]
-    ) -> list[Float[Tensor, "prompt pos d_model"]]:
-        """The stream on entering each layer where only what is marked is computed."""
-        edit, written = self._edit(kept[None], None), []
+    def edits(
+        self,
+        kept: Bool[Tensor, "circuit layer batch pos head"],
+        mlps: Bool[Tensor, "circuit layer"] | None = None,
+    ) -> list[Put]:
+        """What stands in for the heads and MLPs that are not kept, as edits of the run."""
+        puts = [Put("z", layer, self.z[layer][None], ~kept[:, layer]) for layer in range(len(self.z))]
+        for layer in range(len(self.z) if mlps is not None else 0):
+            if not mlps[:, layer].all():
+                gone = ~mlps[:, layer, None, None].to(self.z.device)
+                puts.append(Put("mlp_out", layer, self.mlp_out[layer][None], gone))
+        return puts
 
-        def note(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
-            value = edit(kind, layer, value, copies)
-            if kind in ("attn_out", "mlp_out") and layer < len(kept) - 1:
-                written.append(value)
-            return value
-
-        begin = self.run.resid_pre[0]
-        self.run.measure(self.metric, 0, begin[None], 0, edit=note)
-        return list(
-            accumulate((a + m for a, m in zip(written[::2], written[1::2], strict=True)), initial=begin)
-        )
-
-    def _edit(self, kept: Tensor, mlps: Tensor | None) -> Edit:
-        """What the run is to do with heads and MLPs that are not kept."""
-
-        def edit(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
-            late = self.z.shape[2] - value.shape[1]
-            if kind == "z":
-                mine = kept[copies, layer, :, late:, :, None]
-                given = value.view(*mine.shape[:4], -1)
-                return torch.where(mine, given, self.z[layer, :, late:]).view_as(value)
-            if kind == "mlp_out" and mlps is not None and not mlps[copies, layer].all():
-                mine = mlps[copies, layer].to(value.device)[:, None, None, None]
-                value = value.unflatten(0, (-1, len(self.intact)))
-                return torch.where(mine, value, self.mlp_out[layer, :, late:]).flatten(0, 1)
-            return value
-
-        return edit
-
-    def mean(self, values: Float[Tensor, "prompt"], draws: int = 2000, seed: int = 0) -> Measured:
+    def mean(self, values: Float[Tensor, "batch"], draws: int = 2000, seed: int = 0) -> Estimate:
         """The mean over prompts, with an interval."""
-        return over_pairs(self.prompts.pairs, values, None, draws, seed)
+        return estimate(values, self.prompts.pairs, draws=draws, seed=seed)
 
-    def ratio(self, top: Tensor, bottom: Tensor, draws: int = 2000, seed: int = 0) -> Measured:
+    def ratio(
+        self, top: Float[Tensor, "batch"], bottom: Float[Tensor, "batch"], draws: int = 2000, seed: int = 0
+    ) -> Estimate:
         """The ratio of two means over prompts, with a 95 % bootstrap interval over pairs of prompts."""
-        return over_pairs(self.prompts.pairs, top, bottom, draws, seed)
-
-
-def over_pairs(
-    pairs: Int[Tensor, "prompt"],
-    top: Float[Tensor, "prompt"],
-    bottom: Float[Tensor, "prompt"] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Measured:
-    """The mean of `top`, or its ratio to that of `bottom`, with a 95 % bootstrap interval; pairs are drawn together."""
-    bottom = torch.ones_like(top) if bottom is None else bottom
-    pairs = pairs.unique(return_inverse=True)[1].cpu()
-    many = int(pairs.max()) + 1
-    sums = [torch.zeros(many).index_add_(0, pairs, each.float().cpu()) for each in (top, bottom)]
-    drawn = torch.randint(many, (draws, many), generator=torch.Generator().manual_seed(seed))
-    low, high = (sums[0][drawn].sum(1) / sums[1][drawn].sum(1)).quantile(torch.tensor([0.025, 0.975]))
-    return Measured((sums[0].sum() / sums[1].sum()).item(), low.item(), high.item())
+        return estimate(top, self.prompts.pairs, over=bottom, draws=draws, seed=seed)
 
 
 def check_ability(knockouts: Knockouts) -> None:

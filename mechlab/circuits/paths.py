@@ -7,31 +7,32 @@ queries, keys or values as they were found, and everything else free.
 
 Wang et al. 2022, appendix B. Goldowsky-Dill et al. 2023 put it in general terms; Miller et al. 2024: it is resampling
 one edge. With MLPs held too, it is direct path patching (`transformer_lens.patching.get_act_patch_direct_path`).
-
-Heads that are held do not look anywhere, so positions do not mix on the way: only the places where the receiver reads
-are computed, and a sweep over all senders is one batch that grows from layer to layer.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.metrics import Metric, Reading
-from mechlab.results import Scores, named
-from mechlab.runs.fast import ROWS, Resume
+from mechlab.arguments import Head, all_heads, one_of
+from mechlab.metrics import Metric
+from mechlab.results import Scores, named, share_of_way
+from mechlab.runs.engines import runs_of
+from mechlab.runs.run import Put, Run
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 INPUTS = ("q", "k", "v")
-Head = tuple[int, int]
-At = Sequence[int] | Int[Tensor, "prompt"] | Int[Tensor, "prompt place"] | None
+At = Sequence[int] | Int[Tensor, "batch"] | Int[Tensor, "batch place"] | None
 
 
 def path_patching(
-    model,
-    base: "Int[Tensor, 'prompt pos'] | Resume",
-    source: "Int[Tensor, 'its_prompt its_pos'] | Resume",
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"] | Run,
+    source: Int[Tensor, "its_batch its_pos"] | Run,
     metric: Metric,
     receivers: Sequence[Head] | None = None,
     into: str = "q",
@@ -54,178 +55,94 @@ def path_patching(
                  Nothing else counts of the sender: held heads carry nothing from place to place
     senders:     groups of heads that send together; dims are then ("sender",). None: every head alone
     frozen_mlps: hold the MLPs too
-    base, source: tokens, or runs kept in a `Resume`, when many receivers are asked
+    base, source: tokens, or runs (`run_of`), when many receivers are asked
     """
-    base, source = two_runs(model, base, source)
-    at = _at(base, metric if receivers is None else None, at)
-    layers = len(base.layers) if receivers is None else _checked(base, receivers, into)
-    ends = torch.stack([base.ends(metric), source.ends(metric)])
-    heads = [(layer, head) for layer in range(layers) for head in range(base.heads)]
-    groups = [[head] for head in heads] if senders is None else _groups(base, senders, layers)
-    read = {layers} if receivers is None else {layer for layer, _ in receivers}
-    streams = dict(_streams(base, source, at, groups, read, frozen_mlps))
+    base, source = runs_of(model, base, source)
+    depth = model.cfg.n_layers if receivers is None else _depth(model, receivers, into)
+    heads = [head for head in all_heads(model) if head[0] < depth]
+    groups = [[head] for head in heads] if senders is None else _groups(model, senders, depth)
+    held = _held(base, source, groups, depth, frozen_mlps)
     if receivers is None:
-        found = _logits(base, metric, streams[layers], at)
-    else:
-        found = _received(base, metric, receivers, into, streams, at)
-    change = (found - ends[0]).T
-    if normalized:
-        change = change / check_gap(ends)
-    name = "share of the way from base to source" if normalized else "change of the metric"
-    baselines = {"base": ends[0].mean().item(), "source": ends[1].mean().item()}
-    if senders is None:
-        change = change.unflatten(1, (-1, base.heads))
-        return Scores.over_prompts(change, ("layer", "head"), name, baselines=baselines)
-    labels = {"sender": [named(group) for group in senders]}
-    order = [sorted(groups, key=min).index(group) for group in groups]
-    return Scores.over_prompts(change[:, order], ("sender",), name, labels=labels, baselines=baselines)
-
-
-def check_gap(ends: Float[Tensor, "run prompt"]) -> float:
-    """The mean difference of two runs' metrics. None is an error; one that may be chance earns a warning."""
-    gap = ends[1] - ends[0]
-    if gap.mean().abs() < 1e-6:
-        raise ValueError(
-            "base and source give the same metric, so there is no way between them to take a share of."
-        )
-    error = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else 0.0
-    if gap.mean().abs() < 2 * error:
-        warnings.warn(
-            f"The metric is {ends[0].mean():.2f} on base and {ends[1].mean():.2f} on source, a difference that may be chance "
-            f"({len(gap)} prompts, standard error {error:.2f}). If this model does not do the task, there is no circuit to find.",
-            stacklevel=3,
-        )
-    return gap.mean().item()
-
-
-@torch.no_grad()
-def _streams(
-    base: Resume,
-    source: Resume,
-    at: Tensor,
-    groups: Sequence[Sequence[Head]],
-    read: set[int],
-    frozen_mlps: bool,
-) -> Iterator[tuple[int, Float[Tensor, "sender prompt place d_model"]]]:
-    """(layer, the stream on entering it, for each group that begins below), for the layers in `read`; first ones first."""
-    rows = torch.arange(len(at), device=at.device)[:, None]
-    begins = torch.tensor(sorted(min(group)[0] for group in groups))
-    sends = torch.zeros(len(groups), len(base.layers), base.heads, device=at.device)
-    for number, group in enumerate(sorted(groups, key=min)):
-        sends[number, [layer for layer, _ in group], [head for _, head in group]] = 1
-    streams = base.resid_pre[0][rows, at][None][:0]
-    for layer in range(max(read) + 1):
-        if layer in read:
-            yield layer, streams
-        if layer == max(read):
-            return
-        begun = int((begins <= layer).sum())
-        new = base.resid_mid[layer][rows, at].expand(begun - len(streams), -1, -1, -1)
-        streams = torch.cat([streams + base.written("attn_out", layer)[rows, at], new])
-        mine = sends[:begun, layer]
-        if mine.any():
-            W_O = base.layers[layer].out[0].unflatten(0, (base.heads, base.d_head))
-            change = (source.z[layer] - base.z[layer])[rows, at]
-            streams = streams + torch.einsum("sh,nphd,hdm->snpm", mine, change, W_O)
-        if frozen_mlps:
-            streams = streams + base.written("mlp_out", layer)[rows, at]
-        elif begun:
-            some = streams.flatten(0, 1).split(max(1, ROWS // at.shape[1]))
-            written = torch.cat([base.mlp(base.layers[layer], base.norm(part)) for part in some])
-            streams = streams + written.view_as(streams)
-
-
-@torch.no_grad()
-def _logits(base: Resume, metric: Metric, senders: Tensor, at: Tensor) -> Float[Tensor, "sender prompt"]:
-    """The metric when the logits at places `at` read the senders' streams."""
-    first, rows, found = int(at.min()), torch.arange(len(at), device=at.device)[:, None], []
-    for some in senders.split(32):
-        whole = base.resid_pre[-1][:, first:].repeat(len(some), 1, 1, 1)
-        whole[:, rows, at - first] = some
-        found.append(base.measure(metric, len(base.layers), whole, first))
-    return torch.cat(found)
-
-
-@torch.no_grad()
-def _received(
-    base: Resume, metric: Metric, receivers: Sequence[Head], into: str, senders: dict, at: Tensor
-) -> Float[Tensor, "sender prompt"]:
-    """The metric when the receivers' queries, keys or values come from the senders' streams, and the rest runs freely."""
-    readers = {
-        layer: sorted({head for at_layer, head in receivers if at_layer == layer}) for layer, _ in receivers
-    }
-    new = {layer: _inputs(base, layer, into, heads, senders[layer], at) for layer, heads in readers.items()}
-    first, start, count = int(at.min()), min(readers), base.base.shape[1]
-    rows = torch.arange(len(at), device=at.device)
-
-    def edit(kind: str, layer: int, value: Tensor, copies: slice) -> Tensor:
-        if kind != into or layer not in readers:
-            return value
-        if kind != "q" and value.shape[1] != base.heads:
-            value = value.repeat_interleave(base.heads // base.kv_heads, dim=1)
-        value = value.clone().unflatten(0, (-1, len(at)))
-        reach = new[layer][copies]  # senders of later layers do not reach this one
-        place = at - (count - value.shape[3])
-        for column in range(at.shape[1]):
-            here = place[:, column] >= 0  # in the last layer only what is read is computed
-            for number, head in enumerate(readers[layer]):
-                value[: len(reach), rows[here], head, place[here, column]] = reach[:, here, number, column]
-        return value.flatten(0, 1)
-
-    many = len(senders[max(readers)])
-    stream = base.resid_pre[start][:, first:].expand(many, -1, -1, -1)
-    return base.measure(metric, start, stream, first, edit=edit)
-
-
-def _inputs(
-    base: Resume, layer: int, into: str, heads: list[int], senders: Tensor, at: Tensor
-) -> Float[Tensor, "sender prompt reader place d_head"]:
-    """The queries, keys or values of some query heads, read from the senders' streams."""
-    matrix = getattr(base.layers[layer], into.upper())
-    x = base.norm(senders).flatten(0, 1)
-    found = base.heads_of(x, matrix, None if into == "v" else at.repeat(len(senders), 1))
-    shared = base.heads // base.kv_heads if into != "q" else 1
-    return found.unflatten(0, (len(senders), -1))[:, :, [head // shared for head in heads]]
-
-
-def _groups(base: Resume, senders: Sequence[Sequence[Head]], layers: int) -> list[list[Head]]:
-    groups = [[(int(layer), int(head)) for layer, head in group] for group in senders]
-    for group in groups:
-        wrong = [head for head in group if not (0 <= head[0] < layers and 0 <= head[1] < base.heads)]
-        if wrong or not group:
-            raise ValueError(
-                f"{named(wrong)} cannot send to these receivers: senders are in layers 0 to {layers - 1}, heads 0 to "
-                f"{base.heads - 1}."
-            )
-    return groups
-
-
-def two_runs(model, base, source) -> tuple[Resume, Resume]:
-    base = base if isinstance(base, Resume) else Resume(model, base)
-    if not isinstance(source, Resume):
-        if source.shape != base.base.shape:
-            raise ValueError(
-                f"base is {tuple(base.base.shape)} and source {tuple(source.shape)}: path patching needs as many prompts "
-                "of the same number of tokens, or positions do not correspond."
-            )
-        source = Resume(model, source, like=base)
-    if torch.equal(base.base, source.base):
-        raise ValueError("base and source are the same tokens, so a patch changes nothing.")
-    return base, source
-
-
-def _at(base: Resume, logits_of: Metric | None, at: At) -> Int[Tensor, "prompt place"]:
-    prompts, count = base.base.shape
-    if logits_of is not None:
         if at is not None:
             raise ValueError(
                 "`at` says where heads are changed; the logits are read where the metric reads them."
             )
-        at = logits_of.end if isinstance(logits_of, Reading) else None
+        found = base.edited(metric, held)
+    else:
+        places = _places(base.tokens, at)
+        read = base.read(into, sorted({layer for layer, _ in receivers}), held, places)
+        found = base.edited(metric, _received(base, read, receivers, into, places))
+    before, after = base.value(metric), source.value(metric)
+    change = (found - before).T
+    if senders is None:
+        change = change.unflatten(1, (-1, model.cfg.n_heads))
+        return share_of_way(change, before, after, ("layer", "head"), normalized=normalized)
+    labels = {"sender": [named(group) for group in senders]}
+    return share_of_way(change, before, after, ("sender",), labels, normalized=normalized)
+
+
+def _held(
+    base: Run, source: Run, groups: Sequence[Sequence[Head]], depth: int, frozen_mlps: bool
+) -> list[Put]:
+    """All heads held at what they were on base, but for the heads of one group in each copy: theirs are from source."""
+    puts = []
+    for layer in range(depth):
+        sends = torch.zeros(
+            len(groups), 1, 1, base.model.cfg.n_heads, dtype=torch.bool, device=base.tokens.device
+        )
+        for number, group in enumerate(groups):
+            sends[number, ..., [head for at, head in group if at == layer]] = True
+        puts.append(Put("z", layer, source.at("z", layer)[None], sends, held=True))
+        if frozen_mlps:
+            puts.append(Put("mlp_out", layer, held=True))
+    return puts
+
+
+def _received(
+    base: Run,
+    read: dict[int, Float[Tensor, "copy batch place its_head d_head"]],
+    receivers: Sequence[Head],
+    into: str,
+    places: Int[Tensor, "batch place"],
+) -> list[Put]:
+    """The receivers' queries, keys or values as they were read, at their places; the rest runs freely."""
+    rows, heads = torch.arange(len(places), device=places.device)[:, None], base.model.cfg.n_heads
+    where = torch.zeros(1, *base.tokens.shape, heads, dtype=torch.bool, device=places.device)
+    puts = []
+    for layer, found in read.items():
+        found = found.repeat_interleave(
+            heads // found.shape[3], dim=3
+        )  # each query head has keys and values of its own
+        value = found.new_zeros(len(found), *base.tokens.shape, *found.shape[3:])
+        value[:, rows, places] = found
+        mine = where.clone()
+        for head in (head for at, head in receivers if at == layer):
+            mine[0, rows, places, head] = True
+        puts.append(Put(into, layer, value, mine))
+    return puts
+
+
+def _groups(model: "TransformerBridge", senders: Sequence[Sequence[Head]], depth: int) -> list[list[Head]]:
+    groups, heads = (
+        [[(int(layer), int(head)) for layer, head in group] for group in senders],
+        model.cfg.n_heads,
+    )
+    for group in groups:
+        wrong = [head for head in group if not (0 <= head[0] < depth and 0 <= head[1] < heads)]
+        if wrong or not group:
+            raise ValueError(
+                f"{named(wrong)} cannot send to these receivers: senders are in layers 0 to {depth - 1}, heads 0 to "
+                f"{heads - 1}."
+            )
+    return groups
+
+
+def _places(tokens: Int[Tensor, "batch pos"], at: At) -> Int[Tensor, "batch place"]:
+    prompts, count = tokens.shape
     if at is None:
-        return torch.arange(count, device=base.base.device).expand(prompts, -1)
-    at = torch.as_tensor(at, device=base.base.device)
-    at = (at if at.ndim == 2 else at.expand(prompts)[:, None]).clone()
+        return torch.arange(count, device=tokens.device).expand(prompts, -1)
+    at = torch.as_tensor(at, device=tokens.device)
+    at = at if at.ndim == 2 else at.expand(prompts)[:, None]
     if at.shape[0] != prompts or not ((at >= -count) & (at < count)).all():
         raise ValueError(
             f"`at` is {at.tolist()}: give one position from 0 to {count - 1} for each of the {prompts} prompts."
@@ -233,16 +150,15 @@ def _at(base: Resume, logits_of: Metric | None, at: At) -> Int[Tensor, "prompt p
     return at % count
 
 
-def _checked(base: Resume, receivers: Sequence[Head], into: str) -> int:
-    """The layer of the last receiver."""
-    if into not in INPUTS:
-        raise ValueError(f"into is {into!r}; heads read through {', '.join(map(repr, INPUTS))}.")
+def _depth(model: "TransformerBridge", receivers: Sequence[Head], into: str) -> int:
+    """The layer of the last receiver: senders are below it."""
+    one_of("into", into, INPUTS)
     if not len(receivers):
         raise ValueError("There is nobody to read: `receivers` is empty. None asks for the logits.")
     for layer, head in receivers:
-        if not (0 < layer < len(base.layers) and 0 <= head < base.heads):
+        if not (0 < layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
             raise ValueError(
                 f"Head {layer}.{head} cannot receive: layers go from 1 (layer 0 has no head below it) to "
-                f"{len(base.layers) - 1}, heads from 0 to {base.heads - 1}."
+                f"{model.cfg.n_layers - 1}, heads from 0 to {model.cfg.n_heads - 1}."
             )
     return max(layer for layer, _ in receivers)

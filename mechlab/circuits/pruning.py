@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.arguments import one_of
 from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.knockouts import Knockouts, check_ability
 
@@ -31,8 +32,7 @@ def prune(
     error:      "mean": how far the mean metric is from the intact one, so that parts that help and parts that hurt may
                 cancel; "prompt": the mean over prompts of how far each is
     """
-    if error not in ERRORS:
-        raise ValueError(f"error is {error!r}; it must be one of {', '.join(map(repr, ERRORS))}.")
+    one_of("error", error, ERRORS)
     check_ability(knockouts)
     layers, heads = knockouts.z.shape[0], knockouts.z.shape[3]
     if candidates is None:
@@ -43,20 +43,21 @@ def prune(
     kept = knockouts.keeping(_circuit(left))
     size = knockouts.intact.mean().abs()
     now = _error(knockouts, knockouts.measure_kept(kept[None])[0], error)
-    streams = knockouts.streams(kept)  # below the layer of a trial nothing has been tried yet
+    run = knockouts.run.changed(
+        knockouts.edits(kept[None])
+    )  # below the layer of a trial nothing has been tried yet
     for head in sorted(left, reverse=True):
         for name in [*left[head]]:
             trial = kept & ~knockouts.keeping(_circuit({head: [name]}))
-            then = _error(
-                knockouts, knockouts.measure_kept(trial[None], begin=(head[0], streams[head[0]]))[0], error
-            )
+            edits = [put for put in knockouts.edits(trial[None]) if put.layer >= head[0]]
+            then = _error(knockouts, run.edited(knockouts.metric, edits)[0], error)
             if then - now < threshold * size:
                 left[head].remove(name)
                 kept, now = trial, then
     return _circuit(left)
 
 
-def _error(knockouts: Knockouts, found: Float[Tensor, "prompt"], how: str) -> Tensor:
+def _error(knockouts: Knockouts, found: Float[Tensor, "batch"], how: str) -> Tensor:
     off = found - knockouts.intact
     return off.mean().abs() if how == "mean" else off.abs().mean()
 

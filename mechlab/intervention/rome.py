@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.intervention.tracing import subject_positions
+from mechlab.arguments import check_layer
 from mechlab.intervention.weights import WeightEdit
 from mechlab.prompts import PromptError, single_token
-from mechlab.runs.fast import NotResumable, Resume
-from mechlab.runs.hooks import intervene
+from mechlab.runs.engines import run_of
+from mechlab.runs.places import subject_positions
+from mechlab.runs.run import Put
 from mechlab.text import own_text
 
 Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's first token included
@@ -96,8 +97,7 @@ def edit_fact(
     ridge:      added to the covariance's diagonal, in shares of its mean
     descent:    steps, rate, decay, kl, clamp of `fact_value`
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"There is no layer {layer}: the model has layers 0 to {model.cfg.n_layers - 1}.")
+    check_layer(model, layer)
     if tuple(covariance.shape) != (model.cfg.d_mlp, model.cfg.d_mlp):
         raise ValueError(
             f"The covariance is {tuple(covariance.shape)}; the MLP of this model has {model.cfg.d_mlp} neurons."
@@ -217,24 +217,8 @@ def _later(
     model, tokens: Int[Tensor, "context pos"], place: int, layer: int, asked: int
 ) -> Callable[[Tensor], Float[Tensor, "context asked d_vocab"]]:
     """From a vector added to what the MLP writes at `place` to log-probabilities at the last `asked` positions."""
-    try:
-        with torch.no_grad():
-            kept = Resume(model, tokens)
-    except NotResumable:
-
-        def in_full(delta: Tensor) -> Tensor:
-            at = torch.zeros(tokens.shape[1], 1, device=tokens.device)
-            at[place] = 1.0
-            with intervene(model, [(f"blocks.{layer}.hook_mlp_out", lambda x, hook: x + at * delta)]):
-                return model(tokens)[:, -asked:].log_softmax(-1)
-
-        return in_full
-
-    start = kept.resid_pre[layer + 1][:, place:]
-
-    def resumed(delta: Tensor) -> Tensor:
-        stream = torch.cat([start[:, :1] + delta, start[:, 1:]], dim=1)
-        end = kept.finish(layer + 1, stream, place, read=stream.shape[1] - asked)
-        return kept.unembed(end).log_softmax(-1)
-
-    return resumed
+    with torch.no_grad():
+        run = run_of(model, tokens)
+        written = run.at("mlp_out", layer)[None]
+    where = torch.arange(tokens.shape[1], device=tokens.device)[None, None] == place
+    return lambda delta: run.logits([Put("mlp_out", layer, written + delta, where)], asked).log_softmax(-1)

@@ -17,10 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.discovery.probing import residual_streams
-from mechlab.metrics import Metric, per_prompt
+from mechlab.metrics import Metric
 from mechlab.results import Scores
-from mechlab.runs.fast import NotResumable, Resume
-from mechlab.runs.hooks import Hook, intervene
+from mechlab.runs.engines import run_of
+from mechlab.runs.hooks import Hook
+from mechlab.runs.run import Put
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -227,20 +228,9 @@ def _measured(
     moves: dict[int, Float[Tensor, "strength d_model"]],
 ) -> Float[Tensor, "prompt layer strength"]:
     """The change of the metric for each vector added on entering each layer, at positions 1 and later."""
-    found = []
-    try:
-        kept = Resume(model, tokens)
-        start = kept.ends(metric)
-        for layer, steps in moves.items():
-            stream = kept.resid_pre[layer][None, :, 1:] + steps.to(tokens.device)[:, None, None]
-            found.append((kept.measure(metric, layer, stream, 1) - start).T)
-    except NotResumable:
-        start, found = per_prompt(metric, model(tokens)), []
-        for layer, steps in moves.items():
-            row = []
-            for step in steps:
-                add = lambda x, hook, step=step: torch.cat([x[:, :1], x[:, 1:] + step.to(x)], dim=1)
-                with intervene(model, [(f"blocks.{layer}.hook_resid_pre", add)]):
-                    row.append(per_prompt(metric, model(tokens)) - start)
-            found.append(torch.stack(row, dim=1))
+    run, found = run_of(model, tokens), []
+    where = torch.arange(tokens.shape[1], device=tokens.device)[None, None] > 0
+    for layer, steps in moves.items():
+        moved = run.at("resid_pre", layer)[None] + steps.to(tokens.device)[:, None, None]
+        found.append((run.edited(metric, [Put("resid_pre", layer, moved, where)]) - run.value(metric)).T)
     return torch.stack(found, dim=1).cpu()

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.runs.hooks import Hook, set_component, unit_direction
-from mechlab.runs.matrices import matrices_of
+from mechlab.runs.matrices import layer_matrices
 
 
 class WeightEdit:
@@ -176,7 +176,7 @@ def save_model(model, folder: str | os.PathLike) -> None:
     for name, like in plain.state_dict().items():
         state[name] = have.get(name, like)
         if ".c_attn." in name:  # TransformerLens keeps queries, keys and values apart
-            layer = matrices_of(model, int(re.search(r"\d+", name)[0]))
+            layer = layer_matrices(model, int(re.search(r"\d+", name)[0]))
             state[name] = torch.cat(
                 [part[name.endswith("bias")] for part in (layer.Q, layer.K, layer.V)], dim=-1
             )

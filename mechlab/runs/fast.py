@@ -1,255 +1,520 @@
-"""The rest of the model: run many changed copies of a run from the layer and the position where they differ.
+"""The fast engine: a run taken up where it is changed, exactly.
 
-A patch at layer L and position p leaves every earlier layer, and every earlier position, as it was. So the stream is
+An edit at layer L and position p leaves every earlier layer, and every earlier position, as it was. So the stream is
 taken up at layer L, only positions p, p+1, ... are computed, they look back at the keys and values of the first run,
-and only the logits that the metric reads are unembedded. Nothing is approximated: the numbers are those of a full
-run, for a fraction of the multiplications.
+and only the logits that the metric reads are unembedded. Where heads are held they carry nothing from place to place, and
+only the places that somebody reads are computed. Nothing is approximated: the numbers are those of a full run
+(`plain.py`), for a fraction of the multiplications.
 
-Written for models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is
-compared with the model's own logits, and a model that computes something else is refused (`NotResumable`).
+For models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is compared with the
+model's own logits, and a model that computes something else is refused (`NotResumable`).
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from einops import einsum
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.metrics import Metric, Reading, per_prompt
+from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
-from mechlab.runs.matrices import ACTIVATIONS, Arithmetic, Layer, matrices_of, project
+from mechlab.runs.matrices import ACTIVATIONS, Layer, Weights, project
+from mechlab.runs.places import first_difference
+from mechlab.runs.rotary import rotate
+from mechlab.runs.run import NotResumable, Put
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
-
-# (kind, layer, value) -> what it shall be instead. Kinds: "q" [copy, head, later, d_head]; "k", "v" [copy, head, pos,
-# d_head], for key/value heads or for every query head; "z" [copy, later, head, d_head]; "attn_out", "mlp_in", "mlp_out"
-# [copy, later, d_model]. "later" are the last positions; in the last layer only those that are read.
-Edit = Callable[[str, int, Tensor], Tensor]
-
-
-class NotResumable(ValueError):
-    """This model computes something that the short way does not know. Run it in full instead."""
+ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
+Note = Callable[
+    [str, int, Tensor], None
+]  # site, layer, what is there: [row pos ...], heads before positions for q, k and v
 
 
-class Resume(Arithmetic):
+class Fast:
     """One run of some prompts of equal length, kept so that changed copies can be taken up anywhere in it.
 
-    resid_pre: [layer + 1, prompt, pos, d_model], the stream on entering each layer, and at the end
-    resid_mid: [layer, prompt, pos, d_model], the stream between attention and MLP
-    queries, keys, values: one [prompt, head, pos, d_head] a layer, turned by their positions (rotary)
-    z:         [layer, prompt, pos, head, d_head], what the heads hand to W_O
-
-    embedded: a stream to start from instead of the prompts' own embeddings, such as one with noise on it
-    like:     another run of this model: it was checked, and what both begin with is not computed again
+    resid_pre: [layer + 1, batch, pos, d_model], the stream on entering each layer, and at the end
+    resid_mid: [layer, batch, pos, d_model], the stream between attention and MLP
+    queries, keys, values: one [batch, head, pos, d_head] a layer, turned by their positions (rotary)
+    z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
 
     @torch.no_grad()
     def __init__(
-        self, model, base: Int[Tensor, "prompt pos"], *, embedded: Tensor | None = None, like: "Resume | None" = None
-    ):  # fmt: skip
+        self,
+        model: "TransformerBridge",
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        embedded: Float[Tensor, "#batch pos d_model"] | None = None,
+        like: "Fast | None" = None,
+        of: "Fast | None" = None,
+        edits: Sequence[Put] = (),
+    ):
+        """embedded: a stream to start from; like: a run of this model, of which the beginning is taken where it is the same.
+
+        of, edits: edits made for good in a run of these tokens, whose own edits and start stay
+        """
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
             raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
-        self.model, self.base = model, base
-        self.heads, self.d_head = cfg.n_heads, cfg.d_head
-        self.kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        self.act, self.eps = ACTIVATIONS[cfg.act_fn], cfg.eps
-        self.centred = cfg.normalization_type.startswith("LN")
-        names = ("blocks.0.hook_resid_pre", "rotary_emb.hook_cos", "rotary_emb.hook_sin")
-        names = [name for name in names if name in model.hook_dict]
-        _, cache = model.run_with_cache(base, names_filter=names, stop_at_layer=1)
-        stream = cache[names[0]]
-        if like is not None:
-            self.layers, self.turn = like.layers, like.turn
+        self.model, self.tokens, like = model, tokens, of or like
+        self.edits = (*(of.edits if of else ()), *edits)
+        self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
+        if like is not None and like.tokens.shape[1] >= tokens.shape[1]:
+            self.weights = like.weights
         else:
-            turns = [cache[name] for name in names[1:]]
-            self.turn = None if not turns else tuple(part.reshape(-1, *part.shape[-2:])[0] for part in turns)
-            self.layers = [matrices_of(model, layer) for layer in range(cfg.n_layers)]
-            self._keep(stream[:1], None)  # one prompt tells whether the formulas are right
-            found, logits = self.unembed(self.resid_pre[-1]), model(base[:1])
-            off = (found - logits).abs().max().item()
-            if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
-                raise NotResumable(
-                    f"The short way gives other logits than the model: off by {off:.2g}. Run it in full instead."
+            self.weights = Weights.of(model, tokens.shape[1])
+            self._check_logits()
+        if embedded is not None:
+            self._keep(embedded.expand(len(tokens), -1, -1))
+        elif of is not None:
+            self._keep(of.resid_pre[0], of, _begin(self.edits, tokens.shape[1])[1])
+        else:
+            self._keep(self._embedded(), like, first_difference(self, like) if like else 0)
+
+    def _embedded(self) -> Float[Tensor, "batch pos d_model"]:
+        name = "blocks.0.hook_resid_pre"
+        return self.model.run_with_cache(self.tokens, names_filter=name, stop_at_layer=1)[1][name]
+
+    def _check_logits(self) -> None:
+        """One prompt tells whether the formulas are right."""
+        tokens, edits, self.tokens, self.edits = self.tokens, self.edits, self.tokens[:1], ()
+        self._keep(self._embedded())
+        found, logits = self.weights.unembed(self.resid_pre[-1]), self.model(self.tokens)
+        off = (found - logits).abs().max().item()
+        if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
+            raise NotResumable(f"The short way gives other logits than the model: off by {off:.2g}.")
+        self.tokens, self.edits = tokens, edits
+
+    def _keep(
+        self, stream: Float[Tensor, "batch pos d_model"], like: "Fast | None" = None, first: int = 0
+    ) -> None:
+        """Run from the embedding on and keep what is found on the way; before position `first` all is as in `like`."""
+        names = {"q": "queries", "k": "keys", "v": "values"} | {
+            site: site for site in ("resid_pre", "resid_mid", "z")
+        }
+        found: dict[str, list[Tensor]] = {name: [] for name in names.values()}
+
+        def note(site: str, layer: int, value: Tensor) -> None:
+            if site in names:
+                found[names[site]].append(value)
+
+        first = min(first, stream.shape[1] - 1)  # one position at least, to join with those before
+        found["resid_pre"].append(self._run_on(0, first, stream=stream[:, first:], past=like, note=note))
+        for name, values in found.items():
+            if first and name not in ("keys", "values"):  # these two come with their past
+                axis = 2 if name == "queries" else 1
+                before = (each.narrow(axis, 0, first) for each in getattr(like, name))
+                values = [torch.cat(parts, axis) for parts in zip(before, values, strict=True)]
+            setattr(self, name, values if name in ("queries", "keys", "values") else torch.stack(values))
+
+    # What the protocol asks for
+
+    def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
+        if site in ("resid_pre", "resid_mid", "z"):
+            return getattr(self, site)[layer]
+        if site == "pattern":
+            return self.weights.pattern(self.queries[layer], self.keys[layer])
+        if site == "attn_out":
+            return self.resid_mid[layer] - self.resid_pre[layer]
+        if site == "mlp_out":
+            return self.resid_pre[layer + 1] - self.resid_mid[layer]
+        return {"q": self.queries, "k": self.keys, "v": self.values}[site][layer].transpose(1, 2)
+
+    @torch.no_grad()
+    def value(self, metric: Metric) -> Float[Tensor, "batch"]:
+        return self._metric(metric, self.resid_pre[-1][None], 0)[0]
+
+    @torch.no_grad()
+    def edited(
+        self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "copy batch"]:
+        copies, count = max(put.copies for put in edits), self.tokens.shape[1]
+        start, first = _begin(edits, count)
+        if first >= count:  # nothing is touched
+            return self.value(metric).expand(copies, -1)
+        if self._held(edits, start, len(self.weights.layers)):
+            return self._held_metric(metric, edits)
+        ends = self._ends(metric, first)
+        read = 0 if ends is None else int(ends.min()) - first
+
+        def some(copies: slice) -> Float[Tensor, "copy batch"]:
+            end = self._run_on(start, first, edits, copies, read=read, dtype=dtype)
+            return self._metric(metric, end.unflatten(0, (-1, len(self.tokens))), first + read)
+
+        return self._in_batches(some, copies, first, metric)
+
+    @torch.no_grad()
+    def read(
+        self, site: str, layers: Sequence[int], edits: Sequence[Put], places: Int[Tensor, "batch place"]
+    ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
+        start, _ = _begin(edits, self.tokens.shape[1])
+        if site in ("q", "k", "v") and self._held(edits, start, max(layers)):
+            streams = self._held_streams(edits, {*layers}, places)
+            return {layer: self._heads_at(site, layer, streams[layer], places) for layer in layers}
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        copies = range(max(put.copies for put in edits))
+        runs = [self.changed([put.of_copy(copy) for put in edits]) for copy in copies]
+        return {layer: torch.stack([run.at(site, layer)[rows, places] for run in runs]) for layer in layers}
+
+    def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Fast":
+        return Fast(self.model, self.tokens, embedded=embedded, of=self, edits=edits)
+
+    def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
+        count = self.tokens.shape[1]
+        start, first = _begin(edits, count)
+        copies, first = slice(0, max([put.copies for put in edits], default=1)), min(first, count - last)
+        return self.weights.unembed(self._run_on(start, first, edits, copies, read=count - last - first))
+
+    def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
+        return self._gradients(metric, ("z",))["z"]
+
+    @torch.no_grad()
+    def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
+        found, slopes, W = self._gradients(metric, ("q", "k", "v", "mlp_in")), [], self.weights
+        back = W.turn and (W.turn[0], -W.turn[1])  # a rotation's transpose turns the other way
+        for number, layer in enumerate(W.layers):
+            for site, (matrix, _) in (("q", layer.Q), ("k", layer.K), ("v", layer.V)):
+                slope = found[site][number]
+                if back is not None and site != "v":
+                    slope = rotate(slope, back, slice(slope.shape[2]))
+                heads = matrix.unflatten(1, (-1, W.d_head))
+                slope = einsum(
+                    slope, heads, "batch head pos d_head, d_model head d_head -> batch pos head d_model"
                 )
-        self._keep(stream if embedded is None else embedded, like if embedded is None else None)
+                slopes.append(W.norm_slope(self.resid_pre[number], slope))
+            slopes.append(W.norm_slope(self.resid_mid[number], found["mlp_in"][number][:, :, None]))
+        return [*slopes, found["end"][0][:, :, None]]
 
-    def _keep(self, stream: Float[Tensor, "prompt pos d_model"], like: "Resume | None") -> None:
-        first = 0 if like is None else self.first_difference(like)
-        stream = stream[:, first:]
-        pre, mid, z, self.queries, self.keys, self.values = [], [], [], [], [], []
-        for number, layer in enumerate(self.layers):
-            pre.append(stream)
-            x = self.norm(stream)
-            found = [
-                self.heads_of(x, layer.Q, first),
-                self.heads_of(x, layer.K, first),
-                self.heads_of(x, layer.V),
-            ]
-            if first:
-                found = [
-                    torch.cat([past[number][:, :, :first], new], 2)
-                    for past, new in zip((like.queries, like.keys, like.values), found, strict=True)
-                ]
-            for kept, part in zip((self.queries, self.keys, self.values), found, strict=True):
-                kept.append(part)
-            heads = self.attend(found[0][:, :, first:], *found[1:], first)
-            z.append(heads)
-            stream = stream + project(heads.flatten(2), layer.out)
-            mid.append(stream)
-            stream = stream + self.mlp(layer, self.norm(stream))
-        kept = [torch.stack(parts) for parts in ([*pre, stream], mid, z)]
-        if first:
-            before = (like.resid_pre, like.resid_mid, like.z)
-            kept = [torch.cat([past[:, :, :first], new], 2) for past, new in zip(before, kept, strict=True)]
-        self.resid_pre, self.resid_mid, self.z = kept
+    # How it is done
 
-    def first_difference(self, other: "Resume") -> int:
-        """The first position at which any prompt has another token; before it the two runs are equal."""
-        same = self.base.shape == other.base.shape
-        return int((self.base != other.base).any(0).float().argmax()) if same else 0
-
-    def written(self, site: str, layer: int) -> Float[Tensor, "prompt pos d_model"]:
-        """What "attn_out" or "mlp_out" of a layer adds to the stream."""
-        middle = self.resid_mid[layer]
-        return middle - self.resid_pre[layer] if site == "attn_out" else self.resid_pre[layer + 1] - middle
-
-    def pattern(self, layer: int) -> Float[Tensor, "prompt head query_pos key_pos"]:
-        """The attention of each query head of a layer."""
-        q = self.queries[layer]
-        k = self.keys[layer].repeat_interleave(self.heads // self.kv_heads, dim=1)
-        fit = (q @ k.transpose(2, 3)) / self.d_head**0.5
-        return fit.masked_fill(torch.ones_like(fit, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
-
-    def ends(self, metric: Metric) -> Float[Tensor, "prompt"]:
-        """The metric of the run itself."""
-        return self.measure(metric, len(self.layers), self.resid_pre[-1][None], 0)[0]
-
-    def measure(
+    def _run_on(
         self,
-        metric: Metric,
-        layer: int,
-        stream: Float[Tensor, "copy prompt later d_model"],
+        start: int,
         first: int,
+        edits: Sequence[Put] = (),
+        copies: slice = slice(0, 1),
         *,
-        middle: bool = False,
-        edit: Edit | None = None,
+        read: int = 0,
         dtype: torch.dtype | None = None,
-    ) -> Float[Tensor, "copy prompt"]:
-        """The metric of changed copies of the run, each with all prompts, taken up on entering `layer`.
+        stream: Float[Tensor, "row later d_model"] | None = None,
+        past: "Fast | None" = None,
+        note: Note | None = None,
+    ) -> Float[Tensor, "row its_later d_model"]:
+        """The stream at the end of some copies of the run, at positions `first` + `read` and later. Gradients flow back.
 
-        stream: at positions `first` and later; earlier ones are the base's. middle: between attention and MLP
-        edit:   called on what each later part computes, for several copies at a time: copies=slice says which
-        dtype:  for the matrix products; keys, values and the stream stay as they are
+        Until an edit touches a copy, all that it has is the run's own and is not computed again. In the last layer nobody
+        reads other positions than those of the result, so only these are computed.
 
-        Copies are run in batches that fit into free memory; where memory runs out all the same, in smaller ones.
+        stream: on entering the first layer (default: the run's own); past: whose keys and values are looked back at
+        note:   is told what is found on the way
         """
-        if first + stream.shape[2] != self.base.shape[1]:
-            raise ValueError(
-                f"The stream has {stream.shape[2]} positions from position {first} on; prompts have {self.base.shape[1]}."
-            )
-        size, start, done = min(len(stream), self._batch(stream, metric)), 0, []
-        while start < len(stream):
+        copy, live = _Copies(self, edits, copies, past or self, note, dtype), stream is not None
+        stream = copy.kept(self.resid_pre[start][:, first:]) if stream is None else stream
+        for layer in range(start, len(self.weights.layers)):
+            late = first + read if layer == len(self.weights.layers) - 1 else first
+            live = live or copy.edits("resid_pre", layer)
+            stream = copy.edit("resid_pre", layer, stream)
+            if live or copy.edits("attention", layer):
+                stream, live = (
+                    stream[:, late - first :] + copy.attention(layer, stream, first, late, live),
+                    True,
+                )
+            else:
+                stream = copy.kept(self.resid_mid[layer][:, late:])
+            stream = copy.edit("resid_mid", layer, stream)
+            if live or copy.edits("mlp_out", layer):
+                stream, live = stream + copy.mlp(layer, stream, live), True
+            else:
+                stream = copy.kept(self.resid_pre[layer + 1][:, late:])
+        return stream
+
+    def _gradients(self, metric: Metric, sites: Sequence[str]) -> dict[str, list[Tensor]]:
+        """The gradient of the metrics' sum for what each layer computes, in the order of layers; "end": the last stream."""
+        kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
+
+        def note(site: str, layer: int, value: Tensor) -> None:
+            if site in kept:
+                kept[site].append(value)
+
+        with torch.enable_grad():
+            begin = self.resid_pre[0].detach().requires_grad_()
+            kept["end"].append(self._run_on(0, 0, stream=begin, note=note))
+            total = self._metric(metric, kept["end"][0][None], 0).sum()
+        found = iter(torch.autograd.grad(total, [tensor for each in kept.values() for tensor in each]))
+        return {site: [next(found) for _ in tensors] for site, tensors in kept.items()}
+
+    # Reading the metric
+
+    def _metric(
+        self, metric: Metric, stream: Float[Tensor, "copy batch later d_model"], first: int
+    ) -> Float[Tensor, "copy batch"]:
+        """The metric of streams at the end, given at positions `first` and later; those before are the run's own."""
+        ends, W = self._ends(metric, first), self.weights
+        if ends is not None:
+            rows = torch.arange(len(self.tokens), device=stream.device)
+            return self._metric_at(metric, stream[:, rows, ends - first])
+        before = W.unembed(self.resid_pre[-1][:, :first])
+        return torch.stack([per_prompt(metric, torch.cat([before, W.unembed(x)], 1)) for x in stream])
+
+    def _metric_at(
+        self, metric: PositionMetric, x: Float[Tensor, "copy batch d_model"]
+    ) -> Float[Tensor, "copy batch"]:
+        """The metric of last streams at the one position that it reads; only the logits of the tokens it reads."""
+        W = self.weights
+        if metric.tokens is None:
+            return torch.stack([metric.of(W.unembed(each)) for each in x])
+        ids = metric.ids(len(self.tokens), x.device)
+        logits = einsum(
+            W.norm(x), W.W_U[:, ids], "copy batch d_model, d_model batch token -> copy batch token"
+        )
+        return metric.of((logits + W.b_U[ids]).flatten(0, 1)).view(len(x), -1)
+
+    def _ends(self, metric: Metric, first: int) -> Int[Tensor, "batch"] | None:
+        """The position a metric reads in each prompt; None: it may read any, or one before `first`."""
+        if not isinstance(metric, PositionMetric):
+            return None
+        count = self.tokens.shape[1]
+        ends = torch.as_tensor(metric.pos, device=self.tokens.device).expand(len(self.tokens)) % count
+        return ends if ends.min() >= first else None
+
+    # Heads that are held carry nothing from place to place
+
+    def _held(self, edits: Sequence[Put], start: int, until: int) -> bool:
+        """Whether in these layers all heads are held but for what is put, the same in all copies, and MLPs are free or held."""
+        held = {put.layer for put in edits if put.site == "z" and (put.value is None or len(put.value) == 1)}
+        plain = (
+            put.held and (put.site == "z" or (put.site == "mlp_out" and put.value is None)) for put in edits
+        )
+        return not self.edits and all(plain) and held >= {*range(start, until)}
+
+    def _held_streams(
+        self, edits: Sequence[Put], wanted: set[int], places: Int[Tensor, "batch place"]
+    ) -> dict[int, Float[Tensor, "copy batch place d_model"]]:
+        """The stream on entering the layers in `wanted`; a copy is computed from the first layer in which it is edited."""
+        rows, W = torch.arange(len(places), device=places.device)[:, None], self.weights
+        puts = {(put.site, put.layer): put for put in edits}
+        sends = [_sends(puts.get(("z", layer)), rows, places, W.heads) for layer in range(max(wanted))]
+        copies = max(put.copies for put in edits)
+        begins = torch.full((copies,), max(wanted))
+        for layer in reversed(range(max(wanted))):
+            begins[sends[layer].flatten(1).any(1).cpu().expand(copies)] = layer
+        order = begins.argsort(stable=True)
+        streams, found = self.resid_pre[0][rows, places][None][:0], {}
+        for layer in range(max(wanted) + 1):
+            if layer in wanted:
+                rest = self.resid_pre[layer][rows, places].expand(copies - len(streams), -1, -1, -1)
+                found[layer] = torch.cat([streams, rest])[order.argsort()]
+            if layer == max(wanted):
+                return found
+            begun = int((begins <= layer).sum())
+            new = self.resid_mid[layer][rows, places].expand(begun - len(streams), -1, -1, -1)
+            streams = torch.cat([streams + self.at("attn_out", layer)[rows, places], new])
+            mine = sends[layer].expand(copies, -1, -1, -1)[order[:begun]]
+            if mine.any():
+                streams = streams + self._sent(layer, puts["z", layer], mine, rows, places)
+            streams = streams + self._mlps(layer, streams, ("mlp_out", layer) in puts, rows, places)
+        raise AssertionError("the last wanted layer ends the loop")
+
+    def _sent(
+        self, layer: int, put: Put, sends: Bool[Tensor, "copy batch place head"], rows: Tensor, places: Tensor
+    ) -> Float[Tensor, "copy batch place d_model"]:
+        """What the heads that are put add to what is held, in each copy."""
+        W_O = self.weights.layers[layer].out[0].unflatten(0, (self.weights.heads, -1))
+        change = (put.value[0] - self.z[layer])[rows, places]
+        change = einsum(
+            change, W_O, "batch place head d_head, head d_head d_model -> batch place head d_model"
+        )
+        mixed = "copy batch place head, batch place head d_model -> copy batch place d_model"
+        return einsum(sends.to(change), change, mixed)
+
+    def _mlps(
+        self,
+        layer: int,
+        streams: Float[Tensor, "copy batch place d_model"],
+        held: bool,
+        rows: Tensor,
+        places: Tensor,
+    ) -> Float[Tensor, "copy batch place d_model"]:
+        """What the MLP writes in each copy, or in the run itself where it is held."""
+        if held or not len(streams):
+            return self.at("mlp_out", layer)[rows, places].expand_as(streams)
+        W, some = self.weights, streams.flatten(0, 1).split(max(1, ROWS // places.shape[1]))
+        return torch.cat([W.mlp(W.layers[layer], W.norm(part)) for part in some]).view_as(streams)
+
+    def _held_metric(self, metric: Metric, edits: Sequence[Put]) -> Float[Tensor, "copy batch"]:
+        ends, last = self._ends(metric, 0), len(self.weights.layers)
+        if ends is not None:
+            return self._metric_at(metric, self._held_streams(edits, {last}, ends[:, None])[last][:, :, 0])
+        every = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand(len(self.tokens), -1)
+        return self._metric(metric, self._held_streams(edits, {last}, every)[last], 0)
+
+    def _heads_at(
+        self,
+        site: str,
+        layer: int,
+        streams: Float[Tensor, "copy batch place d_model"],
+        places: Int[Tensor, "batch place"],
+    ) -> Float[Tensor, "copy batch place head d_head"]:
+        """The queries, keys or values read from streams at some places."""
+        W = self.weights
+        turned = None if site == "v" else places.repeat(len(streams), 1)[:, None]
+        found = W.heads_of(W.norm(streams).flatten(0, 1), getattr(W.layers[layer], site.upper()), turned)
+        return found.transpose(1, 2).unflatten(0, (len(streams), -1))
+
+    # Memory
+
+    def _in_batches(self, run: Callable[[slice], Tensor], copies: int, first: int, metric: Metric) -> Tensor:
+        """Copies in batches that fit into free memory; where memory runs out all the same, in smaller ones."""
+        size, start, done = min(copies, self._batch(first, metric)), 0, []
+        while start < copies:
             try:
-                copies = stream[start : start + size]
-                part = edit and partial(edit, copies=slice(start, start + len(copies)))
-                done.append(self._measure(metric, layer, copies, first, middle, part, dtype))
+                done.append(run(slice(start, min(start + size, copies))))
                 start += size
             except RuntimeError as error:
                 if not any(words in str(error).lower() for words in ("out of memory", "can't allocate")):
                     raise
                 if size == 1:
                     raise MemoryError(
-                        f"One run of {stream.shape[1]} prompts from position {first} on does not fit into the "
-                        f"{free_bytes(stream.device) / 1e9:.1f} GB that are free. Patch fewer prompts at a time."
+                        f"One run of {len(self.tokens)} prompts from position {first} on does not fit into the "
+                        f"{free_bytes(self.tokens.device) / 1e9:.1f} GB that are free. Patch fewer prompts at a time."
                     ) from None
                 size = (size + 1) // 2
         return torch.cat(done)
 
-    @torch.no_grad()
-    def _measure(self, metric, layer, stream, first, middle, edit, dtype) -> Float[Tensor, "copy prompt"]:
-        copies, prompts = stream.shape[:2]
-        ends = self._ends(metric, first)
-        read = first if ends is None else int(ends.min())
-        stream = self.finish(layer, stream.flatten(0, 1), first, middle, edit, read - first, dtype)
-        return self.read(metric, stream.unflatten(0, (copies, prompts)), first)
-
-    def read(
-        self, metric: Metric, stream: Float[Tensor, "copy prompt later d_model"], first: int
-    ) -> Float[Tensor, "copy prompt"]:
-        """The metric of streams at the end, of which the last positions are given; those before `first` are the base's."""
-        copies, prompts, later = stream.shape[:3]
-        stream, W_U, b_U = self.norm(stream), self.model.W_U, self.model.b_U
-        ends = self._ends(metric, first)
-        if ends is None:
-            before = self.unembed(self.resid_pre[-1][:, :first])
-            return torch.stack([per_prompt(metric, torch.cat([before, x @ W_U + b_U], 1)) for x in stream])
-        stream = stream[:, torch.arange(prompts, device=stream.device), ends - (self.base.shape[1] - later)]
-        if metric.tokens is None:
-            return torch.stack([metric.of(x @ W_U + b_U) for x in stream])
-        ids = metric.ids(prompts, stream.device)
-        read_out = torch.einsum("cpd,dpt->cpt", stream, W_U[:, ids]) + b_U[ids]
-        return metric.of(read_out.flatten(0, 1)).view(copies, prompts)
-
-    def _ends(self, metric: Metric, first: int) -> Int[Tensor, "prompt"] | None:
-        """The position a metric reads in each prompt; None: it may read any, or one that cannot change."""
-        if not isinstance(metric, Reading):
-            return None
-        ends = (
-            torch.as_tensor(metric.end, device=self.base.device).expand(len(self.base)) % self.base.shape[1]
-        )
-        return ends if ends.min() >= first else None
-
-    def finish(
-        self,
-        layer: int,
-        stream: Tensor,
-        first: int,
-        middle=False,
-        edit: Edit | None = None,
-        read: int = 0,
-        dtype=None,
-    ) -> Float[Tensor, "copy later d_model"]:
-        """The stream at the end, from the `read`th of the given positions on. Gradients flow back to `stream`."""
-        edit = edit or (lambda kind, layer, value: value)
-        if layer == len(self.layers):
-            return stream[:, read:]
-        for current in range(layer, len(self.layers)):
-            W = self.layers[current] if dtype is None else self._cast(current, dtype)
-            wanted = read if current == len(self.layers) - 1 else 0  # in the last layer nobody reads the rest
-            if not (middle and current == layer):
-                x, copies = self.norm(stream), len(stream) // len(self.base)
-                q = edit("q", current, self.heads_of(x[:, wanted:], W.Q, first + wanted))
-                k = self._after(self.keys[current], self.heads_of(x, W.K, first), copies, first)
-                v = self._after(self.values[current], self.heads_of(x, W.V), copies, first)
-                k, v = edit("k", current, k), edit("v", current, v)
-                z = edit("z", current, self.attend(q, k, v, first + wanted))
-                stream = stream[:, wanted:] + edit("attn_out", current, project(z.flatten(2), W.out))
-            else:
-                stream = stream[:, wanted:]
-            x = edit("mlp_in", current, self.norm(stream))
-            stream = stream + edit("mlp_out", current, self.mlp(W, x))
-        return stream
-
-    def _after(self, kept: Tensor, new: Tensor, copies: int, first: int) -> Tensor:
-        """The base's keys or values up to `first`, then each copy's own."""
-        past = kept[:, :, :first].expand(copies, -1, -1, -1, -1)
-        return torch.cat([past, new.unflatten(0, (copies, -1))], 3).flatten(0, 1)
-
-    def _cast(self, layer: int, dtype: torch.dtype) -> Layer:
-        cast = self.__dict__.setdefault("_as", {})
-        if (layer, dtype) not in cast:
-            cast[layer, dtype] = self.layers[layer].to(dtype)
-        return cast[layer, dtype]
-
-    def _batch(self, stream: Tensor, metric: Metric) -> int:
+    def _batch(self, first: int, metric: Metric) -> int:
         """How many copies to run at once."""
-        _, prompts, later, d_model = stream.shape
-        d_mlp, kv = (matrix[0].shape[1] for matrix in (self.layers[0].up, self.layers[0].K))
-        floats = 6 * later * (d_model + d_mlp) + 8 * self.base.shape[1] * kv
+        prompts, count = self.tokens.shape
+        later, d_model = count - first, self.resid_pre.shape[-1]
+        d_mlp, kv = (matrix[0].shape[1] for matrix in (self.weights.layers[0].up, self.weights.layers[0].K))
+        floats = 6 * later * (d_model + d_mlp) + 8 * count * kv
         if getattr(metric, "tokens", None) is None:
-            floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, Reading) else later)
-        needed = 4 * prompts * floats * stream.element_size()  # a quarter of what is free may be used
-        fits = free_bytes(stream.device) // needed
-        return max(1, min(fits, ROWS // (prompts * later)) if stream.device.type == "cpu" else fits)
+            floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, PositionMetric) else later)
+        device = self.tokens.device
+        fits = free_bytes(device) // (
+            4 * prompts * floats * self.resid_pre.element_size()
+        )  # a quarter of what is free
+        return max(1, min(fits, ROWS // (prompts * later)) if device.type == "cpu" else fits)
+
+
+class _Copies:
+    """Some changed copies of a run on their way: rows are copies times prompts."""
+
+    def __init__(self, run: Fast, edits: Sequence[Put], copies: slice, past: Fast, note: Note | None, dtype):
+        self.run, self.copies, self.past, self.note, self.dtype = run, copies, past, note, dtype
+        self.many, self.W = copies.stop - copies.start, run.weights
+        self.mine, self.puts = edits, [*run.edits, *edits]
+
+    def kept(self, values: Float[Tensor, "batch ..."]) -> Float[Tensor, "row ..."]:
+        """What the run itself has, for each copy."""
+        return values.expand(self.many, *values.shape).flatten(0, 1)
+
+    def edits(self, site: str, layer: int) -> bool:
+        """Whether these copies are edited there."""
+        sites = ATTENTION if site == "attention" else (site,)
+        return any(put.layer == layer and put.site in sites for put in self.mine)
+
+    def edit(self, site: str, layer: int, x: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+        """x with the edits of this site made. Queries, keys and values have their heads before their positions."""
+        swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
+        for put in self.puts:
+            if (put.site, put.layer) != (site, layer):
+                continue
+            heads = max(
+                (each.shape[3] for each in (put.value, put.where) if each is not None and each.ndim > 3),
+                default=1,
+            )
+            if site in ("k", "v") and heads > x.shape[1]:  # for query heads alone
+                x = x.repeat_interleave(self.W.heads // x.shape[1], dim=1)
+            kept = self.past.at(site, layer) if put.held else x
+            x = swap(put.into(swap(x.unflatten(0, (self.many, -1))), kept, self.copies)).flatten(0, 1)
+        if self.note:
+            self.note(site, layer, x)
+        return x
+
+    def attention(
+        self, layer: int, stream: Float[Tensor, "row later d_model"], first: int, late: int, live: bool
+    ) -> Float[Tensor, "row its_later d_model"]:
+        """What attention writes at positions `late` and later; not live: the stream is the run's own on entering."""
+        W, M, run = self.W, self._matrices(layer), self.run
+        if live:
+            x, count = W.norm(stream), first + stream.shape[1]
+            q = W.heads_of(x[:, late - first :], M.Q, slice(late, count))
+            k = self._after("keys", layer, W.heads_of(x, M.K, slice(first, count)), first)
+            v = self._after("values", layer, W.heads_of(x, M.V), first)
+        else:
+            q, k, v = (
+                self.kept(run.queries[layer][:, :, late:]),
+                self.kept(run.keys[layer]),
+                self.kept(run.values[layer]),
+            )
+        q, k, v = self.edit("q", layer, q), self.edit("k", layer, k), self.edit("v", layer, v)
+        if any(put.layer == layer and put.site == "pattern" for put in self.puts):
+            pattern = self.edit("pattern", layer, W.pattern(q, k))
+            v = v.repeat_interleave(W.heads // v.shape[1], dim=1)
+            z = einsum(pattern, v, "row query head pos, row head pos d_head -> row query head d_head")
+        elif live or any(self.edits(site, layer) for site in "qkv"):
+            z = W.attend(q, k, v)
+        else:
+            z = self.kept(run.z[layer][:, late:])
+        return self.edit("attn_out", layer, project(self.edit("z", layer, z).flatten(2), M.out))
+
+    def mlp(
+        self, layer: int, stream: Float[Tensor, "row later d_model"], live: bool
+    ) -> Float[Tensor, "row later d_model"]:
+        """What the MLP writes."""
+        if not live:
+            kept = self.run.at("mlp_out", layer)
+            return self.edit("mlp_out", layer, self.kept(kept[:, kept.shape[1] - stream.shape[1] :]))
+        x = self.W.norm(stream)
+        if self.note:
+            self.note("mlp_in", layer, x)
+        return self.edit("mlp_out", layer, self.W.mlp(self._matrices(layer), x))
+
+    def _after(
+        self, name: str, layer: int, new: Float[Tensor, "row head later d_head"], first: int
+    ) -> Float[Tensor, "row head pos d_head"]:
+        """The run's keys or values before `first`, then each copy's own."""
+        if not first:
+            return new
+        past = getattr(self.past, name)[layer][:, :, :first].expand(self.many, -1, -1, -1, -1)
+        return torch.cat([past, new.unflatten(0, (self.many, -1))], 3).flatten(0, 1)
+
+    def _matrices(self, layer: int) -> Layer:
+        if self.dtype is None:
+            return self.W.layers[layer]
+        cast = self.run.__dict__.setdefault("_cast", {})
+        if (layer, self.dtype) not in cast:
+            cast[layer, self.dtype] = self.W.layers[layer].to(self.dtype)
+        return cast[layer, self.dtype]
+
+
+def _begin(edits: Sequence[Put], count: int) -> tuple[int, int]:
+    """The first layer and the first position that is touched; (0, `count`) if none is."""
+    touched = {put.layer: count for put in edits}
+    for put in edits:
+        if put.value is None:  # what is held is as it was, where nothing else has changed it
+            continue
+        where = torch.ones(1, 1, 1, dtype=torch.bool) if put.where is None else put.where
+        here = where.transpose(0, 2).flatten(1).any(1)
+        if here.any():
+            touched[put.layer] = min(touched[put.layer], int(here.float().argmax()) if len(here) > 1 else 0)
+    layers = [layer for layer, first in touched.items() if first < count]
+    return (min(layers), min(touched.values())) if layers else (0, count)
+
+
+def _sends(
+    put: Put | None, rows: Tensor, places: Int[Tensor, "batch place"], heads: int
+) -> Bool[Tensor, "copy batch place head"]:
+    """Where the heads of a layer are put, at some places of each prompt."""
+    if put is None or put.value is None:
+        return torch.zeros(1, *places.shape, heads, dtype=torch.bool, device=places.device)
+    if put.where is None:
+        return torch.ones(1, *places.shape, heads, dtype=torch.bool, device=places.device)
+    where = put.where.expand(-1, len(places), -1, heads)
+    return where.expand(-1, -1, places.shape[1], -1) if where.shape[2] == 1 else where[:, rows, places]

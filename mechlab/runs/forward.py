@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.runs import rotary
+
 
 def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor, "... d_model"]:
     """Divide each vector by the root of the mean of its squares (Zhang and Sennrich 2019).
@@ -19,11 +21,8 @@ def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor
 
 def rotate(x: Float[Tensor, "pos head d_head"], theta: float) -> Float[Tensor, "pos head d_head"]:
     """Rotary positions (Su et al. 2021): turn the pairs (i, i + d_head/2) by position · theta^(−2i/d_head)."""
-    n_pos, _, d = x.shape
-    frequency = theta ** (-torch.arange(0, d, 2, device=x.device) / d)
-    turn = torch.arange(n_pos, device=x.device)[:, None, None] * frequency
-    first, second = x[..., : d // 2], x[..., d // 2 :]
-    return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
+    turn = rotary.turn_by(theta, len(x), x.shape[-1], x.device)
+    return rotary.rotate(x.transpose(0, 1), turn).transpose(0, 1)
 
 
 def attention_pattern(

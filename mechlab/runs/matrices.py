@@ -1,11 +1,27 @@
-"""The matrices of a layer as a run needs them: [in, out], heads side by side, in the model's own memory."""
+"""The weights of a model and what it computes with them: norms, rotated heads, attention, MLPs.
 
+Matrices are [in, out], heads side by side, in the model's own memory. For models of the GPT-2 and Llama kind; the fast
+engine compares with the model's own logits before it believes them.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from mechlab.arguments import key_value_heads
+from mechlab.runs.rotary import Turn, rotate, turn_of
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Turn = tuple[
+    Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]
+]  # cosines and sines of every position
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -48,20 +64,8 @@ def project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "c
     return found.to(x.dtype).view(*x.shape[:2], -1)
 
 
-def rotate(
-    x: Float[Tensor, "copy head pos d_head"],
-    turn: tuple[Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]],
-    first: int | Int[Tensor, "copy pos"],
-) -> Float[Tensor, "copy head pos d_head"]:
-    """Queries or keys turned by their positions: from `first` on, or as given. turn: cosines and sines."""
-    where = slice(first, first + x.shape[2]) if isinstance(first, int) else first[:, None]
-    cos, sin = (part[where] for part in turn)
-    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
-
-
-def matrices_of(model, index: int) -> Layer:
+def layer_matrices(model: "TransformerBridge", index: int) -> Layer:
+    """The matrices of one layer."""
     attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
 
     def affine(owner, name: str, bias: str) -> Affine:
@@ -75,10 +79,45 @@ def matrices_of(model, index: int) -> Layer:
     return Layer(*heads, gate, affine(mlp, "in", "in"), affine(mlp, "out", "out"))
 
 
-class Arithmetic:
-    """What norms, heads and MLPs compute, from their matrices. A run (`Resume`) brings the model and its sizes."""
+@dataclass(frozen=True)
+class Weights:
+    """All that a forward pass multiplies with, and how it is done.
 
-    def norm(self, x: Tensor) -> Tensor:
+    heads, kv_heads, d_head: of queries, of keys and values, and the size of one
+    act, centred, eps: the MLP's activation; whether norms subtract the mean; what they add to the mean square
+    turn: of rotary positions, or None
+    """
+
+    layers: list[Layer]
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, "d_vocab"]
+    heads: int
+    kv_heads: int
+    d_head: int
+    act: Callable[[Tensor], Tensor]
+    centred: bool
+    eps: float
+    turn: Turn | None
+
+    @classmethod
+    def of(cls, model: "TransformerBridge", positions: int) -> "Weights":
+        """Those of a model, for prompts of at most so many positions."""
+        cfg = model.cfg
+        return cls(
+            [layer_matrices(model, layer) for layer in range(cfg.n_layers)],
+            model.W_U,
+            model.b_U,
+            cfg.n_heads,
+            key_value_heads(model),
+            cfg.d_head,
+            ACTIVATIONS[cfg.act_fn],
+            cfg.normalization_type.startswith("LN"),
+            cfg.eps,
+            turn_of(model, positions),
+        )
+
+    def norm(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """The stream as a layer reads it: divided by its root mean square, its mean taken off where the model does so."""
         x = self._centre(x)
         return x * self._scale(x)
 
@@ -89,13 +128,9 @@ class Arithmetic:
         """What a norm multiplies a stream by that is centred already."""
         return (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
 
-    def held_norm_slope(self, x: Tensor, slope: Tensor) -> Tensor:
-        """The gradient for the stream x where the norm's length is held, from one for what the norm makes of it."""
-        return self._centre(slope) * self._scale(self._centre(x))
-
     def norm_slope(
-        self, x: Float[Tensor, "copy pos d_model"], slope: Float[Tensor, "copy pos reader d_model"]
-    ) -> Float[Tensor, "copy pos reader d_model"]:
+        self, x: Float[Tensor, "row pos d_model"], slope: Float[Tensor, "row pos reader d_model"]
+    ) -> Float[Tensor, "row pos reader d_model"]:
         """The gradient for the stream x, from gradients for what the norm makes of it."""
         x = self._centre(x)
         scale = self._scale(x)
@@ -103,17 +138,20 @@ class Arithmetic:
         return self._centre(scale * (slope - y * (slope * y).mean(-1, keepdim=True)))
 
     def heads_of(
-        self, x: Tensor, matrix: Affine, first: int | Tensor | None = None
-    ) -> Float[Tensor, "copy head pos d_head"]:
-        """One vector for each head; queries and keys turned by their positions: from `first` on, or as given."""
+        self, x: Float[Tensor, "row pos d_model"], matrix: Affine, places: slice | Tensor | None = None
+    ) -> Float[Tensor, "row head pos d_head"]:
+        """One vector for each head; queries and keys turned by their positions, which `places` says."""
         found = project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        return found if first is None or self.turn is None else rotate(found, self.turn, first)
+        return found if places is None or self.turn is None else rotate(found, self.turn, places)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, first: int = 0
-    ) -> Float[Tensor, "copy pos head d_head"]:
-        """What the heads hand to W_O. Query i looks at keys up to `first` + i."""
-        count = q.shape[2]
+        self,
+        q: Float[Tensor, "row head query d_head"],
+        k: Float[Tensor, "row kv_head pos d_head"],
+        v: Float[Tensor, "row its_head pos d_head"],
+    ) -> Float[Tensor, "row query head d_head"]:
+        """What the heads hand to W_O. The queries are the last ones; each looks at its own position and earlier ones."""
+        count, first = q.shape[2], k.shape[2] - q.shape[2]
         seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
         if k.shape[1] != v.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
@@ -122,11 +160,30 @@ class Arithmetic:
         )
         return z.transpose(1, 2)
 
-    def mlp(self, W: Layer, x: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_model"]:
+    def pattern(
+        self, q: Float[Tensor, "row head query d_head"], k: Float[Tensor, "row kv_head pos d_head"]
+    ) -> Float[Tensor, "row query head pos"]:
+        """The attention of each head: softmax of scaled products of the last queries with the keys up to their own."""
+        k = k.repeat_interleave(self.heads // k.shape[1], dim=1)
+        fit = (q @ k.transpose(2, 3)) / self.d_head**0.5
+        future = torch.ones_like(fit, dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
+        return fit.masked_fill(future, float("-inf")).softmax(-1).transpose(1, 2)
+
+    def mlp(self, W: Layer, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """What the MLP writes, from a stream after its norm."""
         if W.gate is None:
             return project(self.act(project(x, W.up)), W.down)
         return project(self.act(project(x, W.gate)) * project(x, W.up), W.down)
 
-    def unembed(self, stream: Float[Tensor, "copy pos d_model"]) -> Float[Tensor, "copy pos d_vocab"]:
-        return self.norm(stream) @ self.model.W_U + self.model.b_U
+    def unembed(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_vocab"]:
+        """Logits of a last stream."""
+        return self.norm(stream) @ self.W_U + self.b_U
+
+
+def held_norm_slope(
+    model: "TransformerBridge", x: Float[Tensor, "*any d_model"], slope: Float[Tensor, "*any d_model"]
+) -> Float[Tensor, "*any d_model"]:
+    """The gradient for the last stream x where the norm's length is held, from one for what the norm makes of it."""
+    if model.cfg.normalization_type.startswith("LN"):
+        x, slope = (each - each.mean(-1, keepdim=True) for each in (x, slope))
+    return slope * (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()

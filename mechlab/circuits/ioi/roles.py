@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.circuits.circuits import Circuit, Edge, Head
+from mechlab.arguments import Head, all_heads
+from mechlab.circuits.circuits import Circuit, Edge
 from mechlab.circuits.ioi.prompts import IOIPrompts
 from mechlab.circuits.paths import path_patching
 from mechlab.discovery.attention import both_copying_scores
 from mechlab.results import Scores
-from mechlab.runs.fast import Resume
+from mechlab.runs.engines import run_of
+from mechlab.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,15 +101,15 @@ class Roles:
         return list(self.table.index[direct & (self.table["role"] == "")])
 
 
-def attention_to(prompts: IOIPrompts, run: Resume) -> dict[str, Float[Tensor, "layer head"]]:
+def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
     """How much of its attention each head gives from one place of the prompt to another (`PLACES`; "end→S" is both S), on average."""
     rows, found = torch.arange(len(prompts)), {name: [] for name in PLACES}
-    for layer in range(len(run.layers)):
-        pattern = run.pattern(layer)
+    for layer in range(run.model.cfg.n_layers):
+        pattern = run.at("pattern", layer)
         for name, (query, key) in PLACES.items():
             at = prompts.positions[query], prompts.positions[key]
             seen = at[0] >= at[1]  # a query does not look ahead: "S1+1" may be the first name's
-            found[name].append(pattern[rows, :, at[0], at[1]][seen].mean(0))
+            found[name].append(pattern[rows, at[0], :, at[1]][seen].mean(0))
     looks = {name: torch.stack(each).cpu() for name, each in found.items()}
     return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
@@ -122,20 +124,20 @@ def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
     """
     import pandas as pd
 
-    base = Resume(model, prompts.tokens)
-    source = Resume(model, reference.tokens, like=base)
+    base = run_of(model, prompts.tokens)
+    source = run_of(model, reference.tokens, like=base)
     runs = model, base, source, prompts.metric
     looks = attention_to(prompts, base)
     both = both_copying_scores(model, prompts.names)
     copies = {"for": both[0].values, "against": both[1].values}
-    index = [(layer, head) for layer in range(len(base.layers)) for head in range(base.heads)]
+    index = all_heads(model)
     paths = {"logits": path_patching(*runs, senders=[[head] for head in index])}
     effects = {"logits": dict(zip(index, paths["logits"].values.tolist(), strict=True))}
     fits: dict[Head, list[str]] = {}
     _decide(fits, "logits", effects["logits"], looks, copies)
     for name, role, into, at in STEPS:
         receivers = [head for head, roles in fits.items() if role in roles]
-        below = index[: base.heads * max((layer for layer, _ in receivers), default=0)]
+        below = index[: model.cfg.n_heads * max((layer for layer, _ in receivers), default=0)]
         some = [
             head
             for head in below

@@ -1,0 +1,139 @@
+"""What a run is: some prompts that a model has read, what can be observed in it, and changed copies of it.
+
+A technique says what is edited, once, as a list of `Put`; an engine carries it out. Two engines, one protocol:
+`plain.Plain` runs the whole model with hooks, for any model that TransformerLens boots; `fast.Fast` takes the run up at the
+layer and position where it is changed, for the models whose arithmetic it knows. `engines.run_of` chooses.
+Their numbers are equal, which is a test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechlab.metrics import Metric
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# What can be edited, and the hook that holds it. The axes are [batch pos ...] everywhere, [batch pos head ...] where there are
+# heads; queries, keys and values as the engine has them, before or after they are turned by their positions.
+SITES = {
+    "resid_pre": "hook_resid_pre",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",  # key/value heads: several query heads may share one
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",  # the row of the query's position
+    "z": "attn.hook_z",  # what a head hands to W_O
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+}
+WITH_HEADS = ("q", "k", "v", "pattern", "z")
+
+
+@dataclass(frozen=True)
+class Put:
+    """An edit: at one site of one layer, other values stand where the run's own stood.
+
+    value: what is put there, for the whole run [copy batch pos ...]; axes of size 1 stand for all. None: nothing is put
+    where: the places, [copy batch pos], or [copy batch pos head] where there are heads; None: everywhere. Keys and values
+           with as many heads as there are queries are put for these query heads alone
+    held:  all other places of the site are held at what they are in the run that is edited
+    """
+
+    site: str
+    layer: int
+    value: Float[Tensor, "..."] | None = None
+    where: Bool[Tensor, "..."] | None = None
+    held: bool = False
+
+    @property
+    def copies(self) -> int:
+        """For how many copies of the run it says something different."""
+        return max(len(part) for part in (self.value, self.where, torch.zeros(1)) if part is not None)
+
+    def of_copy(self, copy: int) -> "Put":
+        """The edit of one of the copies."""
+        one = lambda each: each[copy : copy + 1] if each is not None and len(each) > 1 else each
+        return replace(self, value=one(self.value), where=one(self.where))
+
+    def into(self, x: Tensor, kept: Tensor, copies: slice = slice(0, 1)) -> Tensor:
+        """x [copy batch later ...], what some copies have at the site at the last positions, with the edit made.
+
+        kept: what the run itself has there, for `held`; copies: which copies these are
+        """
+        later = x.shape[2]
+        if self.held:
+            x = kept[:, kept.shape[1] - later :].to(x).expand_as(x)
+        if self.value is None:
+            return x
+        value, where = (_part(each, copies, later) for each in (self.value, self.where))
+        if where is None:
+            return value.to(x).expand_as(x)
+        return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
+
+
+def _part(each: Tensor | None, copies: slice, later: int) -> Tensor | None:
+    """The rows of some copies and the last positions, of something that has either or stands for all."""
+    if each is None:
+        return None
+    each = each[copies] if len(each) > 1 else each
+    return each if each.shape[2] == 1 else each[:, :, each.shape[2] - later :]
+
+
+@runtime_checkable
+class Run(Protocol):
+    """A run of `model` on `tokens`, kept so that changed copies of it can be asked for."""
+
+    model: "TransformerBridge"
+    tokens: Int[Tensor, "batch pos"]
+    elsewhere: bool  # whether it starts from another stream than the tokens' own embeddings
+
+    def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
+        """What the run has at a site: [batch pos d_model], or [batch pos head ...]. "resid_pre" has one layer more, the end."""
+        ...
+
+    def value(self, metric: Metric) -> Float[Tensor, "batch"]:
+        """The metric of the run itself."""
+        ...
+
+    def edited(
+        self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "copy batch"]:
+        """The metric of changed copies of the run: as many as the edits tell apart.
+
+        dtype: another one for the matrix products, where the engine can; else a `ValueError`
+        """
+        ...
+
+    def read(
+        self, site: str, layers: Sequence[int], edits: Sequence[Put], places: Int[Tensor, "batch place"]
+    ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
+        """What the changed copies have at a site of some layers, at some positions of each prompt."""
+        ...
+
+    def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Run":
+        """The run with edits (of one copy) made for good, or from another embedding [batch pos d_model]: a run of its own."""
+        ...
+
+    def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
+        """Logits of the changed copies at the last positions, one copy after the other; gradients flow back to the values."""
+        ...
+
+    def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
+        """The gradient of the metrics' sum for what each layer's heads hand to W_O."""
+        ...
+
+    def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
+        """The gradient of the metrics' sum for what each reader finds in the stream, before its norm.
+
+        In the order of layers: queries by head, keys, values (by key/value head), the MLP; last the logits.
+        """
+        ...
+
+
+class NotResumable(ValueError):
+    """This model computes something that the fast engine does not know."""

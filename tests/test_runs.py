@@ -1,0 +1,362 @@
+"""Runs: the fast engine gives the numbers of the plain one, and the plain one those of hooks written by hand."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+
+import mechlab as ml
+from mechlab.runs import engines, fast
+from mechlab.runs.engines import run_of, runs_of
+from mechlab.runs.fast import Fast
+from mechlab.runs.plain import Plain
+from mechlab.runs.run import SITES, WITH_HEADS, NotResumable, Put, Run
+from tests.test_hooks import hooks_left
+
+DIFFERENCE = ml.logit_difference([7, 8, 9], [10, 11, 12])
+METRICS = {
+    "two logits": DIFFERENCE,
+    "all logits of one position": ml.log_prob(9, end=8),
+    "a position for each prompt": ml.log_prob([9, 3, 2], end=[8, 2, 6]),
+    "a function that says nothing": lambda logits: logits.logsumexp(-1).sum(1),
+}
+CHANCE = torch.Generator().manual_seed(0)
+BASE, SOURCE = torch.randint(5, 60, (2, 3, 9), generator=CHANCE)
+SOURCE[:, :2] = BASE[:, :2]  # what both begin with is not computed again
+
+
+@pytest.fixture(scope="module", params=["gqa", "gpt2"])
+def runs(request):
+    """(model, fast base and source, plain base and source)."""
+    model = ml.tiny(request.param)
+    base, plain = run_of(model, BASE), run_of(model, BASE, engine="plain")
+    return model, base, run_of(model, SOURCE, like=base), plain, run_of(model, SOURCE, like=plain)
+
+
+def heads_at(model, site):
+    return model.cfg.n_key_value_heads or 4 if site in ("k", "v") else 4
+
+
+def places(model, site, copies=3, seed=0):
+    """A mask of each copy's own, over heads too where there are heads."""
+    shape = (copies, 3, 9, *((heads_at(model, site),) if site in WITH_HEADS else ()))
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.5
+
+
+def test_both_engines_keep_the_protocol(runs):
+    _, base, source, plain, other = runs
+    assert (
+        isinstance(base, Fast)
+        and isinstance(source, Fast)
+        and isinstance(plain, Plain)
+        and isinstance(other, Plain)
+    )
+    assert all(isinstance(run, Run) for run in runs[1:])
+
+
+def test_the_first_run_is_the_models(runs):
+    model, base, _, plain, _ = runs
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(BASE)
+    for run, layer in itertools.product((base, plain), range(model.cfg.n_layers)):
+        for site in ("resid_pre", "attn_out", "mlp_out", "z", "v"):
+            assert torch.allclose(run.at(site, layer), cache[site, layer], atol=1e-4), site
+        assert torch.allclose(run.at("pattern", layer), cache["pattern", layer].transpose(1, 2), atol=1e-5)
+    assert torch.allclose(base.resid_mid[1], cache["resid_mid", 1], atol=1e-4)
+    for run in (base, plain):
+        assert torch.allclose(run.at("resid_pre", 3), cache["resid_post", 2], atol=1e-4)
+        assert torch.allclose(run.logits([], 4), logits[:, -4:], atol=1e-4)
+        for metric in METRICS.values():
+            assert torch.allclose(run.value(metric), metric(logits), atol=1e-4)
+    assert hooks_left(model) == 0
+
+
+def test_a_second_run_takes_up_what_both_begin_with(runs, monkeypatch):
+    model, base, source, *_ = runs
+    alone = run_of(model, SOURCE)
+    for name in ("resid_pre", "resid_mid", "z"):
+        assert torch.allclose(getattr(source, name), getattr(alone, name), atol=1e-5)
+    for name in ("queries", "keys", "values"):
+        for one, two in zip(getattr(source, name), getattr(alone, name), strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
+    computed, real = [], Fast._run_on
+    monkeypatch.setattr(
+        Fast, "_run_on", lambda self, *given, **named: computed.append(given) or real(self, *given, **named)
+    )
+    run_of(model, SOURCE, like=base)
+    assert computed == [(0, 2)]  # layer 0, position 2
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("held", [False, True])
+def test_an_edit_is_a_hook_that_writes(runs, site, held):
+    """One edit, written out with a hook; then both engines, for one, two and all layers and every kind of metric."""
+    model, base, source, plain, other = runs
+    where = places(model, site)
+    puts = lambda its, layers: [Put(site, layer, its.at(site, layer)[None], where, held) for layer in layers]
+    swap = (lambda x: x.transpose(1, 2)) if site == "pattern" else (lambda x: x)
+    value, kept = other.at(site, 1), plain.at(site, 1)
+
+    def write(x, hook, copy):
+        mask = where[copy][(...,) + (None,) * (x.ndim - where.ndim + 1)]
+        return swap(torch.where(mask, value, kept if held else swap(x)))
+
+    by_hand = []
+    for copy in range(3):
+        hooks = [(f"blocks.1.{SITES[site]}", lambda x, hook, copy=copy: write(x, hook, copy))]
+        with torch.no_grad(), ml.intervene(model, hooks):
+            by_hand.append(DIFFERENCE(model(BASE)))
+    assert torch.allclose(plain.edited(DIFFERENCE, puts(other, [1])), torch.stack(by_hand), atol=1e-5)
+    assert (torch.stack(by_hand) - plain.value(DIFFERENCE)).abs().max() > 1e-3  # something did change
+    for metric, layers in itertools.product(METRICS.values(), ([0], [2], [0, 1, 2])):
+        found, expected = base.edited(metric, puts(source, layers)), plain.edited(metric, puts(other, layers))
+        assert torch.allclose(found, expected, atol=1e-4)
+    assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("first", [0, 4, 8])
+def test_only_what_is_touched_is_computed(runs, first, monkeypatch):
+    """From the layer and the position of the edit on; and nothing at all where nothing is put."""
+    _, base, source, *_ = runs
+    seen, real = [], Fast._run_on
+    monkeypatch.setattr(
+        Fast, "_run_on", lambda self, *given, **named: seen.append(given[:2]) or real(self, *given, **named)
+    )
+    where = (torch.arange(9) >= first).expand(1, 3, 9)
+    base.edited(DIFFERENCE, [Put("mlp_out", 2, source.at("mlp_out", 2)[None], where), Put("z", 1, held=True)])
+    nothing = base.edited(
+        DIFFERENCE, [Put("mlp_out", 1, source.at("mlp_out", 1)[None], torch.zeros(4, 3, 9, dtype=torch.bool))]
+    )
+    assert seen == [(2, first)]
+    assert nothing.shape == (4, 3) and torch.equal(nothing[2], base.value(DIFFERENCE))
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("mlps", ["free", "held"])
+def test_heads_that_are_held(runs, metric, mlps):
+    """Every copy another head from source, all others held: what path patching asks for."""
+    model, base, source, plain, other = runs
+    one = torch.zeros(12, 3, 1, 1, 4, dtype=torch.bool)
+    for copy, (layer, head) in enumerate(sorted(itertools.product(range(3), range(4)), key=lambda at: at[1])):
+        one[copy, layer, ..., head] = True  # not in the order of layers
+    puts = lambda its: [
+        Put("z", layer, its.at("z", layer)[None], one[:, layer], held=True) for layer in range(3)
+    ]
+    frozen = [Put("mlp_out", layer, held=True) for layer in range(3) if mlps == "held"]
+    found = base.edited(metric, [*puts(source), *frozen])
+    expected = plain.edited(metric, [*puts(other), *frozen])
+    assert torch.allclose(found, expected, atol=1e-4) and found.std(0).max() > 1e-4
+    where = torch.tensor([[3, 8], [4, 7], [8, 2]])
+    for site in ("v", "resid_pre") if model.cfg.n_key_value_heads else ("q", "k", "v", "resid_pre"):
+        read = [
+            run.read(site, [1, 2], [*puts(its)[:2], *frozen[:2]], where)
+            for run, its in ((base, source), (plain, other))
+        ]
+        for layer in (1, 2):
+            assert torch.allclose(read[0][layer], read[1][layer], atol=1e-4), site
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v"])
+def test_keys_and_values_of_single_query_heads(runs, site):
+    """Other query heads that share the key/value head keep theirs; in two layers at once."""
+    model, base, source, plain, other = runs
+    where = torch.zeros(2, 3, 9, 4, dtype=torch.bool)
+    where[0, torch.arange(3), torch.tensor([3, 4, 8]), 1] = where[
+        1, torch.arange(3), torch.tensor([5, 4, 2]), 2
+    ] = True
+
+    def puts(its):
+        values = [its.at(site, layer) for layer in (1, 2)]
+        values = [value.repeat_interleave(4 // value.shape[2], dim=2)[None] for value in values]
+        return [Put(site, layer, value, where) for layer, value in zip((1, 2), values, strict=True)]
+
+    found, expected = base.edited(DIFFERENCE, puts(source)), plain.edited(DIFFERENCE, puts(other))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert (found - base.value(DIFFERENCE)).abs().max() > 1e-4
+    if site != "q" and model.cfg.n_key_value_heads:  # the whole group would be another number
+        group = where[..., :2] | where[..., 2:]
+        whole = [Put(site, layer, source.at(site, layer)[None], group) for layer in (1, 2)]
+        assert not torch.allclose(base.edited(DIFFERENCE, whole), found, atol=1e-5)
+
+
+def test_a_changed_run_is_a_run(runs):
+    """Edits made for good: what it has, its metric, further edits on it, and gradients."""
+    model, base, source, plain, other = runs
+    puts = lambda its, layers: [Put("z", n, its.at("z", n)[None], places(model, "z", 1, n)) for n in layers]
+    one, two = base.changed(puts(source, [0, 1])), plain.changed(puts(other, [0, 1]))
+    for site, layer in itertools.product(("resid_pre", "attn_out", "mlp_out", "z", "v", "pattern"), range(3)):
+        assert torch.allclose(one.at(site, layer), two.at(site, layer), atol=1e-4), (site, layer)
+    assert torch.allclose(one.value(DIFFERENCE), base.edited(DIFFERENCE, puts(source, [0, 1]))[0], atol=1e-5)
+    further = [run.edited(DIFFERENCE, puts(its, [2])) for run, its in ((one, source), (two, other))]
+    whole = base.edited(DIFFERENCE, puts(source, [0, 1, 2]))
+    assert torch.allclose(further[0], whole, atol=1e-4) and torch.allclose(further[1], whole, atol=1e-4)
+    again = [run.changed(puts(its, [2])).value(DIFFERENCE) for run, its in ((one, source), (two, other))]
+    assert torch.allclose(again[0], whole[0], atol=1e-4) and torch.allclose(again[1], whole[0], atol=1e-4)
+    for left, right in zip(one.z_gradients(DIFFERENCE), two.z_gradients(DIFFERENCE), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+
+
+def test_a_stream_of_ones_own_to_start_from(runs):
+    model, base, source, plain, _ = runs
+    noise = torch.randn(3, 9, model.cfg.d_model, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), ml.intervene(model, [("blocks.0.hook_resid_pre", lambda x, hook: x + noise)]):
+        expected = DIFFERENCE(model(BASE))
+    start = base.at("resid_pre", 0) + noise
+    noisy = [run_of(model, BASE, embedded=start, like=like) for like in (None, base, plain)]
+    noisy += [base.changed(embedded=start), plain.changed(embedded=start)]
+    for run in noisy:
+        assert torch.allclose(run.value(DIFFERENCE), expected, atol=1e-4)
+    put = [Put("z", 1, source.at("z", 1)[None], places(model, "z"))]
+    assert torch.allclose(noisy[0].edited(DIFFERENCE, put), noisy[2].edited(DIFFERENCE, put), atol=1e-4)
+    changed = noisy[0].changed(put[:1] and [put[0].of_copy(0)])  # it keeps its own start
+    assert torch.allclose(changed.value(DIFFERENCE), noisy[0].edited(DIFFERENCE, put)[0], atol=1e-4)
+    # nothing is taken over from a run that starts elsewhere, though its tokens are the same
+    assert torch.allclose(
+        run_of(model, BASE, like=noisy[0]).value(DIFFERENCE), base.value(DIFFERENCE), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_gradients(runs, metric):
+    model, base, _, plain, _ = runs
+    for left, right in zip(base.z_gradients(metric), plain.z_gradients(metric), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+    found, expected = base.reader_gradients(metric), plain.reader_gradients(metric)
+    heads = model.cfg.n_key_value_heads or 4
+    assert [slope.shape[2] for slope in found] == [4, heads, heads, 1] * 3 + [1]
+    for left, right in zip(found, expected, strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+    assert not model.cfg.use_split_qkv_input and hooks_left(model) == 0
+    assert all(p.grad is None for p in model.original_model.parameters())
+
+
+def test_gradients_flow_back_to_what_is_put(runs):
+    model, base, _, plain, _ = runs
+    where, slopes = torch.arange(9)[None, None] == 4, []
+    for run in (base, plain):
+        delta = torch.zeros(model.cfg.d_model, requires_grad=True)
+        logits = run.logits([Put("mlp_out", 1, run.at("mlp_out", 1)[None] + delta, where)], 3)
+        slopes.append(torch.autograd.grad(logits[:, -1, 7].sum(), delta)[0])
+    assert torch.allclose(*slopes, atol=1e-4) and slopes[0].abs().max() > 1e-3
+
+
+def test_when_memory_runs_out_the_batch_becomes_smaller(runs, monkeypatch):
+    _, base, source, *_ = runs
+    put, sizes, real = Put("resid_pre", 1, source.at("resid_pre", 1).expand(7, -1, -1, -1)), [], Fast._run_on
+
+    def at_most(self, start, first, edits, copies, **named):
+        sizes.append(copies.stop - copies.start)
+        if sizes[-1] > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return real(self, start, first, edits, copies, **named)
+
+    monkeypatch.setattr(Fast, "_run_on", at_most)
+    limit = 2
+    found = base.edited(DIFFERENCE, [put])
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert torch.allclose(found, found[:1].expand(7, -1)) and found.shape == (7, 3)
+    limit = 0
+    with pytest.raises(MemoryError, match=r"One run of 3 prompts .* does not fit .* Patch fewer prompts"):
+        base.edited(DIFFERENCE, [put])
+    monkeypatch.setattr(Fast, "_run_on", lambda *given, **named: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # other errors are not taken for a lack of memory
+        base.edited(DIFFERENCE, [put])
+
+
+def test_the_batch_follows_free_memory(runs, monkeypatch):
+    _, base, *_ = runs
+    sizes = []
+    for free in (0, 4 * 10**6, 4 * 10**7, 10**12):
+        monkeypatch.setattr(fast, "free_bytes", lambda device, free=free: free)
+        sizes.append(base._batch(0, DIFFERENCE))
+    assert sizes[0] == 1 < sizes[1] < sizes[2] == sizes[3] == fast.ROWS // 27
+    assert base._batch(0, ml.log_prob(3)) <= sizes[3]
+
+
+def test_a_model_that_the_fast_engine_does_not_know_is_run_in_full_with_a_word(runs, monkeypatch):
+    model, base, *_ = runs
+    monkeypatch.setattr(model.cfg, "act_fn", "relu")
+    with pytest.raises(NotResumable, match="other logits than the model"):
+        run_of(model, BASE, engine="fast")
+    monkeypatch.setattr(model.cfg, "act_fn", "softplus")
+    with pytest.raises(NotResumable, match="does not know 'softplus'"):
+        run_of(model, BASE, engine="fast")
+    with pytest.warns(
+        UserWarning,
+        match="does not know 'softplus'.*Each patch is a full run of the model: slower, the same numbers",
+    ):
+        run = run_of(model, BASE)
+    assert isinstance(run, Plain) and torch.allclose(run.value(DIFFERENCE), base.value(DIFFERENCE), atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the other run of the pair is of the same kind without a second word
+        assert isinstance(run_of(model, SOURCE, like=run), Plain)
+
+
+def test_a_precision_that_the_plain_engine_cannot_give_is_refused(runs):
+    *_, plain, other = runs
+    with pytest.raises(ValueError, match="bfloat16 needs the fast engine"):
+        plain.edited(DIFFERENCE, [Put("z", 1, other.at("z", 1)[None])], dtype=torch.bfloat16)
+
+
+def test_the_weights_are_not_copied(runs):
+    model, base, source, *_ = runs
+    assert base.weights.layers[1].down[0].data_ptr() == model.blocks[1].mlp.W_out.data_ptr()
+    assert base.weights.layers[1].out[0].data_ptr() == model.blocks[1].attn.W_O.data_ptr()
+    assert source.weights is base.weights
+
+
+PAIR = {"steps": 2}
+TECHNIQUES = {
+    "activation_patching": lambda model, pair: ml.activation_patching(model, *pair, DIFFERENCE, "q", by=("position", "head")),
+    "path_patching into logits": lambda model, pair: ml.path_patching(model, *pair, DIFFERENCE),
+    "path_patching into keys": lambda model, pair: ml.path_patching(
+        model, *pair, DIFFERENCE, [(1, 0), (2, 1), (2, 3)], "k", at=torch.tensor([[3, 8], [4, 7], [8, 5]])
+    ),
+    "path_patching, mlps frozen": lambda model, pair: ml.path_patching(model, *pair, DIFFERENCE, [(2, 2)], "v", frozen_mlps=True),
+    "attribution_patching": lambda model, pair: ml.attribution_patching(model, *pair, DIFFERENCE, **PAIR),
+    "edge_attribution": lambda model, pair: ml.edge_attribution(model, *pair, DIFFERENCE, **PAIR),
+    "causal_tracing": lambda model, pair: ml.causal_tracing(model, pair[0][:1], [2, 3], ml.log_prob(7), samples=2, site="mlp_out", window=2),
+    "steering_sweep": lambda model, pair: ml.steering_sweep(
+        model, ml.contrast_vectors(model, ["John went", "Mary went"], ["John gave", "Mary gave"]), pair[0], DIFFERENCE,
+        layers=[0, 2], strengths=[-0.5, 1.0], text=pair[1],
+    ).effect,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_every_technique_runs_on_both_engines_with_the_same_numbers(tiny, technique, monkeypatch):
+    found = TECHNIQUES[technique](tiny, (BASE, SOURCE))
+    kinds, real = [], engines.Plain
+    monkeypatch.setattr(engines, "Fast", Refuses)
+    monkeypatch.setattr(
+        real, "edited", lambda *given, real=real.edited, **named: kinds.append(1) or real(*given, **named)
+    )
+    with pytest.warns(UserWarning, match="Each patch is a full run"):
+        expected = TECHNIQUES[technique](tiny, (BASE, SOURCE))
+    assert (
+        (kinds or "attribution" in technique)
+        and found.dims == expected.dims
+        and found.labels == expected.labels
+    )
+    assert torch.allclose(found.values, expected.values, atol=2e-4), (
+        (found.values - expected.values).abs().max()
+    )
+    assert torch.allclose(found.per_prompt, expected.per_prompt, atol=2e-4)
+    assert found.values.abs().max() > 1e-3 and hooks_left(tiny) == 0
+
+
+class Refuses:
+    """Stands for the fast engine on a model that it does not know."""
+
+    def __init__(self, *given, **named):
+        raise NotResumable("New.")
+
+
+def test_pairs_of_runs_must_correspond(tiny):
+    with pytest.raises(ValueError, match="the same tokens, so a patch changes nothing"):
+        runs_of(tiny, BASE, BASE.clone())
+    with pytest.raises(ValueError, match=r"base is \(3, 9\) and source \(3, 8\)"):
+        runs_of(tiny, BASE, SOURCE[:, 1:])
+    _, source = runs_of(tiny, run_of(tiny, BASE, engine="plain"), SOURCE)
+    assert isinstance(source, Plain)  # the second is of the kind of the first
