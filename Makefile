@@ -1,12 +1,12 @@
 # mechlab: `make lab` opens the course, `make test` tests everything. Neither needs anything activated.
-# Options: PYTHON=python3.12, ARGS="--port 9999", TORCH_INDEX=<address of PyTorch's CPU builds>.
+# Options: PYTHON=python3.12, BASE=main (for check), ARGS="--port 9999", TORCH_INDEX=<address of PyTorch's CPU builds>.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
 TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: lab test lint build site bench submissions classroom colab artefacts pins clean
+.PHONY: lab check test lint build site bench submissions classroom colab artefacts pins clean
 
 lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
 	@$(BIN)/mechlab lab $(ARGS)
@@ -15,8 +15,12 @@ test: .venv/test  ## unit tests, exercises, every notebook, the browser; needs n
 	@$(BIN)/mechlab pull --raw
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests $(ARGS)
 
-lint: .venv/test  ## style, spelling, stale notebooks
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/mechlab build --check
+check: .venv/test  ## what your changes ask for, in under three minutes: since the last commit, or since BASE=main
+	@$(BIN)/mechlab pull --raw
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests check $(BASE)
+
+lint: .venv/test  ## style, types, spelling, stale notebooks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests style
 
 build: .venv/test  ## make the notebooks from course/*/notebook.py and run the solutions
 	@$(BIN)/mechlab build --execute $(ARGS)

@@ -3,9 +3,9 @@
 The listing of this package is a table of contents: one technique, one file.
 
 loading/       the model: found, fetched, converted once, loaded
-prompts.py     pairs of prompts    metrics.py  logits to one number a prompt    results.py  what every technique returns
-runs/          what a run is, what can be observed in it, and how to change it without leaks and silent misses
-attribution/   which inputs, parts and neurons made the model answer as it did
+prompts.py     pairs of prompts    metrics.py  logits to one number a prompt    results.py  what every
+technique returns runs/          what a run is, what can be observed in it, and how to change it without leaks
+and silent misses attribution/   which inputs, parts and neurons made the model answer as it did
 discovery/     what is going on inside: lenses, probes, attention, ablation, superposition, autoencoders
 intervention/  can it be changed: patching, tracing, steering, removed directions, edited facts
 circuits/      which few parts do the work, and is that all of it; the IOI task
@@ -36,6 +36,8 @@ moved.install()
 
 
 def __getattr__(name: str):
+    if name in ("Resume", "course"):  # of earlier versions
+        return moved.resume if name == "Resume" else import_module("mechlab.course")
     name = moved.public_name(name)
     if name not in _PUBLIC:
         raise AttributeError(f"mechlab has no {name!r}. Names: {', '.join(__all__)}.")

@@ -1,4 +1,5 @@
-"""What a technique is given, looked at once: layers, heads and names are checked here, with one sentence for each refusal."""
+"""What a technique is given, looked at once: layers, heads and names are checked here, with one sentence for
+each refusal."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -19,12 +20,13 @@ def one_of(name: str, value: object, options: Iterable) -> None:
 def check_layer(model: "TransformerBridge", layer: int) -> int:
     """The layer, if the model has it."""
     if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"There is no layer {layer}: the model has layers 0 to {model.cfg.n_layers - 1}.")
+        raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}.")
     return int(layer)
 
 
 def layers_of(model: "TransformerBridge", layers: Sequence[int] | None = None) -> list[int]:
-    """The layers asked for, all of them if none were named; one that is not there, or no layer at all, is refused."""
+    """The layers asked for, all of them if none were named; one that is not there, or no layer at all, is
+    refused."""
     chosen = list(range(model.cfg.n_layers)) if layers is None else [int(layer) for layer in layers]
     if not chosen or not all(0 <= layer < model.cfg.n_layers for layer in chosen):
         raise ValueError(f"layers is {chosen}: the model has layers 0 to {model.cfg.n_layers - 1}.")
@@ -36,7 +38,8 @@ def check_head(model: "TransformerBridge", head: Head) -> Head:
     layer, index = head
     if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
         raise ValueError(
-            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 to "
+            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 "
+            "to "
             f"{model.cfg.n_heads - 1}."
         )
     return int(layer), int(index)

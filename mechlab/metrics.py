@@ -1,7 +1,7 @@
 """Metrics: from logits to one number per prompt. Averaging is the technique's business.
 
 A metric is any function from logits `[batch, pos, d_vocab]` to a tensor `[batch]`. The functions here make
-the usual ones. Zero and sign: `logit_difference` is positive when the model prefers `answers` to `wrong`.
+the usual ones. Zero and sign: `logit_difference` is positive when the model prefers `answers` to `incorrect`.
 `recovered` puts any metric on one scale: 0 = the patch did nothing, 1 = it did everything.
 """
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from mechlab.moved import old_name, was
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch"]]
 Ids = Int[Tensor, "batch"] | Sequence[int] | int
@@ -40,29 +42,35 @@ class PositionMetric:
         return torch.stack([_for_each(ids, batch, device) for ids in self.tokens], dim=-1)
 
 
-def logit_difference(answers: Ids, wrong: Ids, *, end: Ids = -1) -> Metric:
-    """Logit of the answer minus logit of the wrong answer, at position `end`, in logits (nats).
+@was(wrong="incorrect", end="pos")
+def logit_difference(answers: Ids, incorrect: Ids, *, pos: Ids = -1) -> Metric:
+    """Logit of the answer minus logit of the incorrect one, at position `pos`, in logits (nats).
 
     The metric of the IOI paper (Wang et al. 2022). It ignores whatever raises both answers alike, and
-    anything that moves all logits by one constant. `end` is one position, or one for each prompt.
+    anything that moves all logits by one constant. `pos` is one position, or one for each prompt.
     """
-    return PositionMetric(lambda read: read[:, 0] - read[:, 1], end, (answers, wrong))
+    return PositionMetric(lambda read: read[:, 0] - read[:, 1], pos, (answers, incorrect))
 
 
-def log_prob(answers: Ids, *, end: Ids = -1) -> Metric:
-    """Log-probability of the answer at position `end`, in nats: 0 is certain, more negative is less likely."""
-    return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), end)
+@was(end="pos")
+def log_prob(answers: Ids, *, pos: Ids = -1) -> Metric:
+    """Log-probability of the answer at position `pos`, in nats: 0 is certain, more negative is less
+    likely."""
+    return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), pos)
 
 
-def probability(answers: Ids, *, end: Ids = -1) -> Metric:
-    """Probability of the answer at position `end`. Near 0 and near 1 it hardly moves, whatever happens to the logits."""
-    return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), end)
+@was(end="pos")
+def probability(answers: Ids, *, pos: Ids = -1) -> Metric:
+    """Probability of the answer at position `pos`. Near 0 and near 1 it hardly moves, whatever happens to the
+    logits."""
+    return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), pos)
 
 
-def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, end: Ids = -1) -> Metric:
-    """KL(reference ‖ run) of the next-token distributions at `end`, in nats: 0 when they are equal."""
-    target = _rows(reference, end).log_softmax(-1).detach()
-    return PositionMetric(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), end)
+@was(end="pos")
+def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, pos: Ids = -1) -> Metric:
+    """KL(reference ‖ run) of the next-token distributions at `pos`, in nats: 0 when they are equal."""
+    target = _rows(reference, pos).log_softmax(-1).detach()
+    return PositionMetric(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), pos)
 
 
 def recovered(
@@ -79,7 +87,8 @@ def recovered(
     same = whole.abs() < 1e-6
     if (same & (change.abs() > 1e-4)).any():
         raise ValueError(
-            "base and source give the same metric, so there is nothing to recover: the score would be a division by "
+            "base and source give the same metric, so there is nothing to recover: the score would be a "
+            "division by "
             "zero. Check that the two prompts differ in what the metric measures."
         )
     return torch.where(same, torch.zeros_like(change), change / torch.where(same, 1.0, whole))
@@ -99,9 +108,9 @@ def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Fl
     return values
 
 
-def _rows(logits: Float[Tensor, "batch pos d_vocab"], end: Ids) -> Float[Tensor, "batch d_vocab"]:
+def _rows(logits: Float[Tensor, "batch pos d_vocab"], pos: Ids) -> Float[Tensor, "batch d_vocab"]:
     batch = torch.arange(len(logits), device=logits.device)
-    return logits[batch, torch.as_tensor(end, device=logits.device).expand(len(logits))]
+    return logits[batch, torch.as_tensor(pos, device=logits.device).expand(len(logits))]
 
 
 def _of(rows: Float[Tensor, "batch d_vocab"], ids: Ids) -> Float[Tensor, "batch"]:
@@ -115,3 +124,7 @@ def _for_each(ids: Ids, batch: int, device) -> Int[Tensor, "batch"]:
             f"{batch} prompts and {len(ids)} answers: give one answer for each prompt, or one for all."
         )
     return ids.expand(batch)
+
+
+def __getattr__(name: str):
+    return old_name(__name__, name, {"Reading": "PositionMetric"})

@@ -5,33 +5,37 @@ Copies of notebooks that learners already have use them. CHANGELOG.md has the wh
 
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import signature
 from types import ModuleType
+from typing import Any
 
+NEW_HOMES = {
+    "mechlab.loading": "models checkpoints conversion memory",
+    "mechlab.runs": "hooks caching matrices forward sweeps",
+    "mechlab.pictures": "plots patterns drawing widgets source graph",
+}
 MODULES = {
-    **{
-        f"mechlab.{name}": f"mechlab.loading.{name}"
-        for name in ("models", "checkpoints", "conversion", "memory")
-    },
-    **{
-        f"mechlab.{name}": f"mechlab.runs.{name}"
-        for name in ("hooks", "caching", "matrices", "forward", "sweeps")
-    },
-    **{
-        f"mechlab.{name}": f"mechlab.pictures.{name}"
-        for name in ("plots", "patterns", "drawing", "widgets", "source", "graph")
-    },
-    **{
-        f"mechlab.discovery.{name}": f"mechlab.circuits.{name}"
-        for name in ("circuits", "knockouts", "criteria", "pruning", "attribution_patching")
-    },
-    "mechlab.resume": "mechlab.runs.fast",
+    **{f"mechlab.{name}": f"{home}.{name}" for home, names in NEW_HOMES.items() for name in names.split()},
+    "mechlab.discovery.circuits": "mechlab.circuits.circuits",
+    "mechlab.discovery.knockouts": "mechlab.circuits.knockouts",
+    "mechlab.discovery.criteria": "mechlab.circuits.criteria",
+    "mechlab.discovery.pruning": "mechlab.circuits.pruning",
+    "mechlab.discovery.attribution_patching": "mechlab.circuits.attribution_patching",
     "mechlab.intervention.paths": "mechlab.circuits.paths",
+    "mechlab.resume": "mechlab.runs.fast",
     "mechlab.ioi": "mechlab.circuits.ioi",
 }
-NAMES = {"Resume": "run_of"}
+# Public names, and names of modules, that are called something else now.
+NAMES = {
+    "Knockouts": "CircuitRuns",
+    "knock_out": "ablate_neurons",
+    "replaced": "baseline_tokens",
+}
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -65,7 +69,60 @@ def install() -> None:
 
 def public_name(name: str) -> str:
     """The name of today for one that `ml.` had before."""
-    if name not in NAMES:
-        return name
-    warnings.warn(f"ml.{name} is now ml.{NAMES[name]}.", FutureWarning, stacklevel=3)
-    return NAMES[name]
+    if name in NAMES:
+        _say(f"ml.{name} is now ml.{NAMES[name]}.", 4)
+    return NAMES.get(name, name)
+
+
+def old_name(module: str, name: str, names: dict[str, str]) -> Any:
+    """What a module called `name` before; for its `__getattr__`."""
+    if name not in names:
+        raise AttributeError(f"{module} has no {name!r}.")
+    _say(f"{module}.{name} is now {names[name]}.", 4)
+    return getattr(import_module(module), names[name])
+
+
+def resume(model: Any, base: Any, **given: Any) -> Any:
+    """`ml.Resume`, which is `ml.run_of` now, with what notebooks asked of it."""
+    from mechlab.runs.engines import run_of
+
+    _say(
+        "ml.Resume is now ml.run_of; its .pattern(layer) is .at('pattern', layer), with positions before "
+        "heads.",
+        3,
+    )
+    run: Any = run_of(model, base, **given)
+    run.base, run.ends = run.tokens, run.value
+    run.pattern = lambda layer: run.at("pattern", layer).transpose(1, 2)
+    return run
+
+
+def was(
+    *positions: str, when: Callable[[tuple], bool] | None = None, **keywords: str
+) -> Callable[[Callable], Callable]:
+    """A decorator: calls in an old form are understood for one version, with a warning that says the new one.
+
+    positions: the names, as they are called today, of the positional arguments in their old order, which is
+               taken where `when(args)` says that the call is an old one
+    keywords:  old name of a keyword = the name of today
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def called(*args, **given):
+            if when is not None and when(args):
+                _say(f"{function.__name__} is now called as {function.__name__}{signature(function)}.", 3)
+                given |= dict(zip(positions, args, strict=False))
+                args = ()
+            for old in [name for name in given if name in keywords]:
+                _say(f"{function.__name__}({old}=...) is now {keywords[old]}=...", 3)
+                given[keywords[old]] = given.pop(old)
+            return function(*args, **given)
+
+        return called
+
+    return decorate
+
+
+def _say(text: str, level: int) -> None:
+    warnings.warn(text, FutureWarning, stacklevel=level)

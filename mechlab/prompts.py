@@ -17,6 +17,8 @@ from mechlab.metrics import Metric, logit_difference
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+Answers = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "_"]  # one for each prompt, or one for all
+
 
 class PromptError(ValueError):
     """A prompt or an answer does not fit the experiment. The message says which one and why."""
@@ -64,10 +66,6 @@ class PromptPair:
             found.append(places[occurrence - 1])
         return torch.tensor(found)
 
-    def differing_positions(self) -> list[list[int]]:
-        """For each prompt, the positions at which clean and corrupted differ."""
-        return [row.nonzero()[:, 0].tolist() for row in self.clean != self.corrupted]
-
 
 def prompt_pair(
     model: "TransformerBridge",
@@ -86,24 +84,18 @@ def prompt_pair(
         raise PromptError(
             "clean, corrupted, answers and wrong have {}, {}, {} and {} entries.".format(*counts)
         )
-    clean_rows = [model.to_tokens(text)[0] for text in texts[0]]
-    corrupted_rows = [model.to_tokens(text)[0] for text in texts[1]]
-    _check_lengths(model, clean_rows + corrupted_rows)
-    pair = PromptPair(
-        model,
-        torch.stack(clean_rows),
-        torch.stack(corrupted_rows),
-        torch.tensor([single_token(model, text) for text in texts[2]]),
-        torch.tensor([single_token(model, text) for text in texts[3]]),
-    )
-    for row in range(len(pair)):
+    rows = [[model.to_tokens(text)[0] for text in part] for part in texts[:2]]
+    _check_lengths(model, rows[0] + rows[1])
+    ids = (torch.tensor([single_token(model, text) for text in part]) for part in texts[2:])
+    pair = PromptPair(model, torch.stack(rows[0]), torch.stack(rows[1]), *ids)
+    for row, (text, _, answer, _) in enumerate(zip(*texts, strict=True)):
         if torch.equal(pair.clean[row], pair.corrupted[row]):
             raise PromptError(
-                f"Prompt {row}: clean and corrupted are the same text, so nothing can be learned by patching one into "
-                f"the other: {texts[0][row]!r}"
+                f"Prompt {row}: clean and corrupted are the same text, so nothing can be learned by patching "
+                f"one into the other: {text!r}"
             )
         if pair.answers[row] == pair.wrong[row]:
-            raise PromptError(f"Prompt {row}: the answer and the wrong answer are both {texts[2][row]!r}.")
+            raise PromptError(f"Prompt {row}: the answer and the wrong answer are both {answer!r}.")
     return pair
 
 
@@ -113,7 +105,8 @@ def single_token(model: "TransformerBridge", word: str) -> int:
     pieces = [model.to_string([i]) for i in ids]
     if len(ids) != 1:
         raise PromptError(
-            f"{word!r} is {len(ids)} tokens for this model: {' + '.join(map(repr, pieces))}. Choose a word that is one token."
+            f"{word!r} is {len(ids)} tokens for this model: {' + '.join(map(repr, pieces))}. Choose a word "
+            "that is one token."
         )
     if ids[0] == getattr(model.tokenizer, "unk_token_id", None) and pieces[0] != word:
         raise PromptError(f"{word!r} is not in the vocabulary of this model.")
@@ -127,9 +120,7 @@ def single_token(model: "TransformerBridge", word: str) -> int:
     return ids[0]
 
 
-def answer_ids(
-    model: "TransformerBridge", answers: "str | int | Sequence[str] | Sequence[int] | Tensor", prompts: int
-) -> Int[Tensor, "batch"]:
+def answer_ids(model: "TransformerBridge", answers: Answers, prompts: int) -> Int[Tensor, "batch"]:
     """Token ids of the answers, one for each prompt: from words of one token, or from ids; one serves all."""
     several = [answers] if isinstance(answers, (str, int)) else list(answers)
     ids = [single_token(model, a) if isinstance(a, str) else int(a) for a in several]
@@ -143,7 +134,7 @@ def answer_ids(
     return torch.tensor(ids * prompts if len(ids) == 1 else ids, device=model.cfg.device)
 
 
-def _check_lengths(model: "TransformerBridge", rows: list[Tensor]) -> None:
+def _check_lengths(model: "TransformerBridge", rows: list[Int[Tensor, "_"]]) -> None:
     lengths = [len(row) for row in rows]
     if len(set(lengths)) == 1:
         return

@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-PRINTABLE = (
-    "P",
-    "R",
-    "S",
-)  # read in the paper, in a replication, or quoted with its place; never from memory
+# Read in the paper, in a replication, or quoted with its place; never from memory.
+PRINTABLE = ("P", "R", "S")
+COLUMNS = ("quantity", "paper", "SmolLM2, stored", "yours", "source")
 
 
 def data_dir() -> Path:
-    """The course's data folder: `MECHLAB_DATA`, the repository this package lies in, or one above the notebook."""
-    candidates = [
-        Path(__file__).parents[1] / "data",
-        *(p / "data" for p in [Path.cwd(), *Path.cwd().parents]),
-    ]
+    """The course's data folder: `MECHLAB_DATA`, that of the repository, or one above the notebook."""
+    parents = [Path(__file__).parents[1], Path.cwd(), *Path.cwd().parents]
+    candidates = [folder / "data" for folder in parents]
     if os.environ.get("MECHLAB_DATA"):
         candidates.insert(0, Path(os.environ["MECHLAB_DATA"]))
     for folder in candidates:
         if (folder / "reference" / "paper.csv").exists():
             return folder
     raise FileNotFoundError(
-        "The course's data folder was not found. Start Jupyter inside the repository, or set MECHLAB_DATA to its data/ folder."
+        "The course's data folder was not found. Start Jupyter inside the repository, or set MECHLAB_DATA to "
+        "its data/ folder."
     )
 
 
@@ -40,7 +37,7 @@ def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFr
 
     Further published figures of the same quantity have a row each, with the quantity left blank.
 
-    `yours` maps quantities to the numbers you measured. An unknown quantity is an error that lists the known ones.
+    `yours` maps quantities to the numbers you measured. An unknown one is an error that lists those known.
     """
     import pandas as pd
 
@@ -54,15 +51,11 @@ def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFr
     rows = []
     for quantity in quantities:
         published = paper[(paper.quantity == quantity) & paper.confidence.isin(PRINTABLE)]
-        stored = ours[ours.quantity == quantity]
+        stored = next(iter(ours[ours.quantity == quantity].value), "")
         mine = (yours or {}).get(quantity)
         figures = [(f"{r.value} ({r.model})", r.source) for r in published.itertuples()] or [("", "")]
         for n, (figure, source) in enumerate(figures):
-            measured = (
-                ("", "") if n else (next(iter(stored.value), ""), "" if mine is None else f"{mine:.3g}")
-            )
-            row = ("" if n else quantity, figure, *measured, source)
-            rows.append(
-                dict(zip(("quantity", "paper", "SmolLM2, stored", "yours", "source"), row, strict=True))
-            )
+            first = (quantity, stored, "" if mine is None else f"{mine:.3g}")
+            name, *measured = ("", "", "") if n else first
+            rows.append(dict(zip(COLUMNS, (name, figure, *measured, source), strict=True)))
     return pd.DataFrame(rows).set_index("quantity")

@@ -52,13 +52,14 @@ class Scores:
         set_("dims", tuple(self.dims))
         if values.ndim != len(self.dims):
             raise ValueError(
-                f"values have {values.ndim} axes {tuple(values.shape)}, and dims names {len(self.dims)}: {self.dims}."
+                f"values have {values.ndim} axes {tuple(values.shape)}, and dims names {len(self.dims)}: "
+                f"{self.dims}."
             )
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
             raise ValueError(
-                f'"{self.name}": {bad} of {values.numel()} values are NaN or infinite. Look for a division by zero '
-                "(base and source equal?) or for NaN in the activations."
+                f'"{self.name}": {bad} of {values.numel()} values are NaN or infinite. Look for a division '
+                "by zero (base and source equal?) or for NaN in the activations."
             )
         for dim, labels in self.labels.items():
             if dim not in self.dims:
@@ -70,7 +71,8 @@ class Scores:
             kept = torch.as_tensor(self.per_prompt).detach().float().cpu()
             if kept.shape[1:] != values.shape:
                 raise ValueError(
-                    f"per_prompt is {tuple(kept.shape)}; it must be one {tuple(values.shape)} for each prompt."
+                    f"per_prompt is {tuple(kept.shape)}; it must be one {tuple(values.shape)} for each "
+                    "prompt."
                 )
             set_("per_prompt", kept)
         if self.whole is not None:
@@ -98,10 +100,11 @@ class Scores:
         return self.labels[dim][index] if dim in self.labels else str(index)
 
     def at(self, **places: str | int) -> torch.Tensor:
-        """The values at named places: `edges.at(sender="20.0", reader="logits")`; dims that are not named remain.
+        """The values at named places: `edges.at(sender="20.0", reader="logits")`; dims that are not named
+        remain.
 
-        A place is a label, or the number of an axis without labels. One that is not there raises a `ValueError` with the
-        nearest that are.
+        A place is a label, or the number of an axis without labels. One that is not there raises a
+        `ValueError` with the nearest that are.
         """
         found = self.values
         for dim in places:
@@ -165,7 +168,8 @@ class Scores:
         listed = ", ".join(f"{r.iloc[0]} ({r.iloc[1]:+.2f})" for _, r in leaders.iterrows())
         shape = " × ".join(f"{self.size(d)} ({d})" for d in self.dims)
         first = "Furthest from zero" if self.signed else "Largest"
-        text = f"{self.name}, {shape}, from {self.values.min():.2f} to {self.values.max():.2f}. {first}: {listed}."
+        span = f"from {self.values.min():.2f} to {self.values.max():.2f}"
+        text = f"{self.name}, {shape}, {span}. {first}: {listed}."
         if self.baselines:
             text += " " + ", ".join(f"{k} {v:.2f}" for k, v in self.baselines.items()) + "."
         if self.whole is not None:
@@ -192,8 +196,10 @@ def share_of_way(
 ) -> Scores:
     """What patches did, as the share of the way from base's metric to source's: 0 = nothing, 1 = everything.
 
-    change: of the metric, for each prompt and place, over the mean difference of the two runs' metrics. normalized=False: as
-    it is, in the metric's own unit. No difference between the runs is a `ValueError`; one that may be chance earns a warning.
+    change: of the metric, for each prompt and place, over the mean difference of the two runs' metrics.
+            normalized=False: as
+    it is, in the metric's own unit. No difference between the runs is a `ValueError`; one that may be chance
+    earns a warning.
     """
     gap = source - base
     if normalized and gap.mean().abs() < 1e-6:
@@ -203,8 +209,10 @@ def share_of_way(
     error = (gap.std() / len(gap) ** 0.5).item() if len(gap) > 1 else 0.0
     if normalized and gap.mean().abs() < 2 * error:
         warnings.warn(
-            f"The metric is {base.mean():.2f} on base and {source.mean():.2f} on source, a difference that may be chance "
-            f"({len(gap)} prompts, standard error {error:.2f}). If this model does not do the task, there is no circuit to "
+            f"The metric is {base.mean():.2f} on base and {source.mean():.2f} on source, a difference that "
+            "may be chance "
+            f"({len(gap)} prompts, standard error {error:.2f}). If this model does not do the task, there is "
+            "no circuit to "
             "find.",
             stacklevel=3,
         )
@@ -220,7 +228,8 @@ def share_of_way(
 
 @dataclass(frozen=True)
 class KnockOut:
-    """The metric before and after some parts of the model are taken away, and after random sets matched to them.
+    """The metric before and after some parts of the model are taken away, and after random sets matched to
+    them.
 
     before, after: one number a prompt;  random: [draw, prompt]
     """
@@ -232,7 +241,8 @@ class KnockOut:
     def __repr__(self) -> str:
         means = self.random.mean(1)
         return (
-            f"metric {self.before.mean():.2f}; without these parts {self.after.mean():.2f}; without as many random "
+            f"metric {self.before.mean():.2f}; without these parts {self.after.mean():.2f}; without as many "
+            "random "
             f"others {means.mean():.2f} (from {means.min():.2f} to {means.max():.2f} in {len(means)} draws)"
         )
 
@@ -258,7 +268,8 @@ def token_labels(model, tokens) -> list[str]:
 
 
 def position_labels(model, tokens) -> list[str]:
-    """Labels for the positions of several prompts of one length: the token where all agree, else `position 4`."""
+    """Labels for the positions of several prompts of one length: the token where all agree, else `position
+    4`."""
     rows = [model.to_str_tokens(row) for row in tokens]
     return [
         f"{texts[0]!r} {i}" if len(set(texts)) == 1 else f"position {i}"

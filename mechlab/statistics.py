@@ -1,7 +1,8 @@
 """How sure is a number? Intervals by resampling what varies, and what chance would give.
 
-Rows that belong together (the two orders of a pair, the prompts of a template, the cities of a country) are not independent:
-`units` names the cluster of each row, and whole clusters are drawn. Efron and Tibshirani 1993.
+Rows that belong together (the two orders of a pair, the prompts of a template, the cities of a country) are
+not independent: `units` names the cluster of each row, and whole clusters are drawn. Efron and Tibshirani
+1993.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Float[Tensor, "2 ..."]:
-    """The interval of the mean over rows, low and high: clusters are drawn with replacement, and all rows of each count.
+    """The interval of the mean over rows, low and high: clusters are drawn with replacement, and all rows of
+    each count.
 
     units: the cluster of each row (default: each its own)
     over:  the interval of the ratio of the mean to this mean, instead
@@ -62,7 +64,8 @@ def estimate(
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of `rows`, or its ratio to the mean of `over`, with a 95 % bootstrap interval over clusters."""
+    """The mean of `rows`, or its ratio to the mean of `over`, with a 95 % bootstrap interval over
+    clusters."""
     low, high = bootstrap(rows, units, over=over, draws=draws, seed=seed).tolist()
     mean = rows.float().mean() if over is None else rows.float().mean() / over.float().mean()
     return Estimate(mean.item(), low, high)
@@ -82,7 +85,8 @@ def wilson(yes: int, n: int, z: float | int = 1.96) -> tuple[float, float]:
 
 
 def permutation_p(found: float, null: Float[Tensor, "draw"]) -> float:
-    """The share of the null's draws that are at least as large as what was found, itself among them (Phipson and Smyth 2010).
+    """The share of the null's draws that are at least as large as what was found, itself among them (Phipson
+    and Smyth 2010).
 
     Never 0: with 19 draws the smallest is 0.05.
     """

@@ -1,6 +1,7 @@
 """Text to measure on: what the model of the course wrote itself (data/text, made by data/make/text.py)."""
 
 import json
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -8,11 +9,17 @@ from torch import Tensor
 
 from mechlab.reference import data_dir
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
-def own_text(model, *, length: int = 81, count: int | None = None) -> Int[Tensor, "text pos"]:
-    """Texts cut to `length` tokens (the first is the model's first token), in a fixed order; shorter ones are left out.
 
-    The text was written by SmolLM2. Another model can read it, but for that model it is not its own.
+def own_text(
+    model: "TransformerBridge", *, length: int = 81, count: int | None = None
+) -> Int[Tensor, "batch pos"]:
+    """Texts cut to `length` tokens, the first of them the model's first token, in a fixed order.
+
+    Shorter ones are left out. The text was written by SmolLM2. Another model can read it, but for that model
+    it is not its own.
     """
     kept: list[Tensor] = []
     with open(data_dir() / "text" / "smollm2.jsonl", encoding="utf-8") as file:

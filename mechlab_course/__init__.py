@@ -1,12 +1,18 @@
 """What makes it a course: exercises and their checks, quizzes, predictions, progress, build, grading, site.
 
-It imports `mechlab`, never the other way round. What belongs to one notebook lies in one folder, `course/NN_name/`:
-its source, the checks of its exercises, and the answers that were tried on them.
+It imports `mechlab`, never the other way round. What belongs to one notebook lies in one folder,
+`course/NN_name/`: its source, the checks of its exercises, and the answers that were tried on them.
 
-exercises.py  an exercise, and what `check` says of an answer     questions.py  quizzes, predictions, claimed numbers
-checking.py   what checks share, and where those of a notebook are  progress.py  what is solved
-build/        notebooks from their sources    grading/  hand out, collect, grade    site/  the course as web pages
-cli.py        the command `mechlab`           doctor.py what is wrong with this installation
+folders.py    where the folders of the notebooks are
+cells.py      what a code cell answers, read from its code
+exercises.py  an exercise, and what `check` says of an answer
+checking.py   what the checks of all notebooks share
+questions.py  quizzes, predictions, claimed numbers
+progress.py   the file that says what is solved    overview.py  the table that is made of it
+build/        notebooks from their sources, and learners' copies of them
+grading/      hand out, collect, grade
+site/         the course as web pages
+cli.py        the command `mechlab`    console.py  what commands say    doctor.py  what is wrong here
 """
 
 from importlib import import_module
@@ -14,11 +20,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechlab_course.exercises import check, exercise
-    from mechlab_course.progress import progress_table
+    from mechlab_course.overview import progress_table
     from mechlab_course.questions import claim, predict, quiz, reveal
 
 __all__ = ["check", "claim", "exercise", "predict", "progress_table", "quiz", "reveal"]
-_HOME = {"check": "exercises", "exercise": "exercises", "progress_table": "progress"}
+_HOME = {"check": "exercises", "exercise": "exercises", "progress_table": "overview"}
 
 
 def __getattr__(name: str):

@@ -1,12 +1,12 @@
-"""What the checks of all notebooks share; those of one notebook lie in its folder, `course/NN_name/checks.py`.
+"""What the checks of all notebooks share; those of one lie in its folder, `course/NN_name/checks.py`.
 
-A checker tests properties that any right answer has, on more than one input, and names the likely mistake when
-one fails. It never only compares with a stored solution, and never only looks at shapes.
+A checker tests properties that any right answer has, on more than one input, and names the likely mistake
+when one fails. It never only compares with a stored solution, and never only looks at shapes.
 
-Most exercises compute a tensor from tensors; `declare` says such a check in one piece: cases, the right result, and
-the mistakes people make, each a small function of the same arguments whose docstring is what the learner reads. A
-mistake serves three times: its numbers tell what went wrong, its sentence says so, and the tests hand it in as a wrong
-answer.
+Most exercises compute a tensor from tensors; `declare` says such a check in one piece: cases, the right
+result, and the mistakes people make, each a small function of the same arguments whose docstring is what the
+learner reads. A mistake serves three times: its numbers tell what went wrong, its sentence says so, and the
+tests hand it in as a wrong answer.
 """
 
 import operator
@@ -40,7 +40,7 @@ def is_like(found: Tensor, mistakes: dict[str, Tensor], tolerance: float = 1e-4)
 
 
 def refuse(wrong: bool | Tensor, why: str) -> None:
-    """Raise `NotYet` with this sentence if something is wrong. The sentence is made in any case: it must not fail."""
+    """Raise `NotYet` with this sentence if something is wrong. The sentence is made in any case."""
     if wrong:
         raise NotYet(why)
 
@@ -61,7 +61,7 @@ def must_equal(
     tolerance: float = 1e-4,
     otherwise: Callable[[], str] | None = None,
 ) -> None:
-    """Raise `NotYet` unless equal, with the name of the mistake, if it is a known one that can be told here."""
+    """Raise `NotYet` unless equal, with the name of the mistake, if it is one that can be told here."""
     told = {why: like for why, like in mistakes.items() if not close(like, expected, tolerance)}
     is_like(found, told, tolerance)
     if not close(found, expected, tolerance):
@@ -105,7 +105,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def declare(
     id: str, *, axes: str, says: str = "", tolerance: float = 1e-4, whole: bool = False
 ) -> Callable[[type], type]:
-    """Register the check of an exercise whose answer is a tensor, as a class whose functions have the answer's arguments.
+    """Register the check of an exercise that computes a tensor: a class whose functions have its arguments.
 
     @declare("25.1", axes="example, feature", says="Three models, each as it should be.")
     class Reconstruct:
@@ -118,10 +118,11 @@ def declare(
             '''The ReLU is missing: what comes back is never below zero.'''
             return x @ W @ W.T
 
-    In every case the answer must equal `right(*case)`. Every further function is a mistake, its docstring the message: the
-    first one that gives the learner's numbers is told; one that happens to be right in a case is passed over there. Two
-    names are taken: `otherwise(found, *case)` makes the message for a wrong result that no mistake explains, and
-    `further(attempt)` tests properties beyond the cases: it raises `NotYet`, or returns what held instead of `says`.
+    In every case the answer must equal `right(*case)`. Every further function is a mistake, its docstring the
+    message: the first one that gives the learner's numbers is told; one that happens to be right in a case is
+    passed over there. Two names are taken: `otherwise(found, *case)` makes the message for a wrong result
+    that no mistake explains, and `further(attempt)` tests properties beyond the cases: it raises `NotYet`, or
+    returns what held instead of `says`.
 
     axes:  the axes of the result in words, such as "layer, head"
     says:  what held, told when everything is right
@@ -162,7 +163,7 @@ def compare(
     whole: bool = False,
     otherwise: Callable[..., str] | None = None,
 ) -> Tensor:
-    """One case of `declare`: the learner's result, if it is right; else `NotYet` with the mistake, if it is a known one."""
+    """One case of `declare`: the learner's result, if right; else `NotYet` with the mistake, if known."""
     with torch.no_grad():
         expected = right(*case)
         found = attempt.tensor(*case, shape=tuple(expected.shape), axes=axes, whole=whole)

@@ -1,5 +1,8 @@
-"""The command `mechlab`: lab, doctor, pull, progress, update for learners; run, check for everybody; release, grade for teachers;
-build, site for authors."""
+"""The command `mechlab`.
+
+For learners: lab, doctor, pull, progress, update. For everybody: run, check. For teachers: release, grade.
+For authors: build, site.
+"""
 
 import os
 import subprocess
@@ -15,10 +18,11 @@ from mechlab_course.site.commands import site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 KERNELS = {  # what `mechlab lab` sets for its kernels, unless it is set already
-    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's, almost twice
-    # as fast (benchmarks/threads.py).
+    # Threads of torch that wait without spinning: on a machine that is busy anyway, such as a classroom's,
+    # almost twice as fast (benchmarks/threads.py).
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory (benchmarks/classroom.py).
+    # glibc keeps what was freed unless told to give it back: a third of a kernel's memory
+    # (benchmarks/classroom.py).
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
 
@@ -41,7 +45,8 @@ def lab(
             say(f"{work / 'notebooks' / name}: {'copied' if status == 'new' else 'brought up to date'}")
     if "changed by you" in report.values():
         say(
-            "The course has changed in notebooks you have edited. Yours are untouched; `mechlab update` merges."
+            "The course has changed in notebooks you have edited. "
+            "Yours are untouched; `mechlab update` merges."
         )
     settings = Path(__file__).parent / "lab_settings"
     command = [
@@ -112,13 +117,14 @@ def progress(
 ) -> None:
     """Which exercises are solved."""
     from mechlab_course import progress as log
+    from mechlab_course.overview import table
 
     if merge:
         say(f"{log.merge(merge)} entries added from {merge}.")
     if export:
         export.write_bytes(log.path().read_bytes() if log.path().exists() else b"")
         say(f"Written to {export}.")
-    say(repr(log.table()))
+    say(repr(table()))
 
 
 @app.command()
@@ -201,7 +207,8 @@ def _notebooks() -> Path:
     folder = Path(__file__).parents[1] / "notebooks"
     if not folder.is_dir():
         say(
-            "The notebooks were not found beside the package. Run this inside the repository, after `make lab`."
+            "The notebooks were not found beside the package. "
+            "Run this inside the repository, after `make lab`."
         )
         raise SystemExit(1)
     return folder

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mechlab_course import folders
+from mechlab_course import folders, progress
 
 CORRECT, NOT_YET, NOT_ATTEMPTED = "correct", "not yet", "not attempted"
 _CHECKERS: dict[str, Callable] = {}
@@ -113,7 +113,8 @@ class Attempt:
             if isinstance(before, torch.Tensor) and not torch.equal(before, after):
                 raise NotYet(
                     "Your function changes the tensor it was given, in place. Whoever called it would find "
-                    "other numbers afterwards. Work on a copy: `x = x.clone()`, or write `x = x + 1`, not `x += 1`."
+                    "other numbers afterwards. Work on a copy: `x = x.clone()`, or write `x = x + 1`, "
+                    "not `x += 1`."
                 )
         if result is None:
             raise NotYet("Your function returned None. Is the `return` missing?")
@@ -163,8 +164,6 @@ def check(function: Callable, *positional: Any, **given: Any) -> Outcome:
 
 def concluded(outcome: Outcome, recorded: bool = True) -> Outcome:
     """Note an outcome in the progress file, and, where checks are strict, raise for any but a correct one."""
-    from mechlab_course import progress
-
     if recorded:
         progress.record(outcome.id, outcome.status)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
@@ -196,7 +195,8 @@ def run_checker(id: str, function: Callable, positional: tuple, given: dict[str,
         return Outcome(id, NOT_YET, str(verdict))
     except Exception as error:  # an answer of a form that no checker thought of
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        text = f"Your function returned something this check cannot read ({reason}). Compare with the type after `->`."
+        text = f"Your function returned something this check cannot read ({reason}). "
+        text += "Compare with the type after `->`."
         return Outcome(id, NOT_YET, text)
     return Outcome(id, CORRECT, message)
 

@@ -1,6 +1,7 @@
-"""Where the course lies: one folder a notebook, `course/NN_name/`, with its source, its checks and the answers tried.
+"""Where the course lies: one folder a notebook, `course/NN_name/`, with source, checks and answers tried.
 
-In a checkout it stands beside this package; installed apart from it, only the checks come along, inside the package.
+In a checkout it stands beside this package; installed apart from it, only the checks come along, inside the
+package.
 """
 
 import sys

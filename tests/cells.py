@@ -35,13 +35,15 @@ def unsolved_and_solved(learner: dict, solved: dict) -> dict:
     """A learner's notebook and its solution in one session: every cell of both, in order, what is the same once.
 
     Each unsolved exercise is checked before the solution takes its place. Only solutions must be correct: that is what
-    `MECHLAB_STRICT` says.
+    `MECHLAB_STRICT` says. Raises a `ValueError` when the two are not of one source.
     """
     merged = []
     for number, (mine, theirs) in enumerate(zip(learner["cells"], solved["cells"], strict=True)):
         if mine["source"] != theirs["source"]:
+            if _kind(mine) not in ("exercise", "quiz", "predict"):
+                raise ValueError(f"cell {number} is no answer, and differs")
             merged += [_strict(0, number), mine | {"id": f"unsolved-{number}"}]
-            if mine["metadata"]["mechlab"]["kind"] == "exercise":
+            if _kind(mine) == "exercise":
                 check = next(c for c in learner["cells"][number:] if _kind(c) == "check")
                 merged.append(check | {"id": f"check-{number}"})
             merged.append(_strict(1, number))

@@ -5,8 +5,8 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 import mechlab as ml
-from mechlab.runs import rotary
 from mechlab.discovery.attention import _alone, looked_for
+from mechlab.runs import rotary
 from tests.test_hooks import hooks_left
 
 

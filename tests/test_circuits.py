@@ -423,8 +423,8 @@ def test_for_a_small_change_the_estimate_is_the_patch(pair):
 
 def test_by_position_the_parts_add_up(tiny, pair):
     whole = ml.attribution_patching(tiny, *pair, METRIC)
-    parts = ml.attribution_patching(tiny, *pair, METRIC, by=("position", "head"))
-    assert parts.dims == ("layer", "position", "head")
+    parts = ml.attribution_patching(tiny, *pair, METRIC, by=("pos", "head"))
+    assert parts.dims == ("layer", "pos", "head")
     assert torch.allclose(parts.values.sum(1), whole.values, atol=1e-5)
     assert torch.equal(parts.values[:, :3], torch.zeros(3, 3, 4))  # before the first difference
     with pytest.raises(ValueError, match="steps is 0"):

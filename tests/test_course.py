@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mechlab import reference
-from mechlab_course import check, claim, exercise, predict, progress, quiz, reveal
+from mechlab_course import check, claim, exercise, overview, predict, progress, quiz, reveal
 from mechlab_course.build import execute, workspace
 from mechlab_course.build import notebooks as build
 from mechlab_course.build.sources import SourceError, read
@@ -136,15 +136,15 @@ def test_a_claim_must_hold_on_the_model_of_the_course_only(capsys):
 
 
 def test_progress_counts_the_best_and_survives_a_damaged_file(home):
-    assert "0 of 2" in repr(progress.table())
+    assert "0 of 2" in repr(overview.table())
     check(answer(lambda logits, answer, rival: 0))
     check(answer(RIGHT))
     check(answer(lambda logits, answer, rival: 0))  # a later failure takes nothing away
     with progress.path().open("a") as file:
         file.write('half a line\n{"id": 3}\n[]\n\n')
-    assert "00  Start here                   1 of 2" in repr(progress.table())
-    assert "Next: notebook 00, start here." in repr(progress.table())
-    assert 'aria-label="Start here: 1 of 2"' in progress.table().to_html()
+    assert "00  Start here                   1 of 2" in repr(overview.table())
+    assert "Next: notebook 00, start here." in repr(overview.table())
+    assert 'aria-label="Start here: 1 of 2"' in overview.table().to_html()
 
 
 def test_progress_that_cannot_be_saved_costs_nothing_else(monkeypatch, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_progress_moves_between_machines_without_doubling(home, tmp_path):
     copy.write_text(progress.path().read_text() + '{"id": "00.2", "status": "correct", "time": "x"}\n')
     assert progress.merge(copy) == 1
     assert progress.merge(copy) == 0
-    assert "2 of 2" in repr(progress.table())
+    assert "2 of 2" in repr(overview.table())
 
 
 # --- reference ---
@@ -356,8 +356,9 @@ def test_rules_of_a_source_are_enforced(tmp_path, change, message):
 
 
 def test_three_wrong_variants_are_required_and_each_must_expect_something(tmp_path):
-    with pytest.raises(SourceError, match=r"exercise 12\.1 has 2 wrong variants; it needs 3"):
-        build.learner_notebook(source(tmp_path, GOOD + WRONG * 2))
+    new = (GOOD + WRONG * 2).replace("12.1", "99.1")  # an exercise of which no mistakes are declared
+    with pytest.raises(SourceError, match=r"exercise 99\.1 has 2 wrong variants; it needs 3"):
+        build.learner_notebook(source(tmp_path, new))
     with pytest.raises(SourceError, match="a wrong variant needs expects="):
         read(source(tmp_path, GOOD + WRONG.replace(' expects="no"', "")))
 

@@ -53,11 +53,6 @@ def test_activity_is_the_encoding_entry_by_entry(read, tmp_path):
     assert strength[0] == dense[..., feature].max() and torch.allclose(
         dense[text, position, feature], strength, atol=1e-4
     )
-    k = 5
-    text, position, _ = activity.loudest(feature, k)
-    spoken = texts[text, position].tolist()
-    assert activity.purity(k)[feature] == pytest.approx(max(spoken.count(t) for t in spoken) / k)
-    assert activity.purity(10_000).isnan().all()
     activity.save(tmp_path / "a.safetensors")
     back = ml.Activity.load(tmp_path / "a.safetensors")
     assert torch.equal(back.token, activity.token) and torch.equal(back.feature, activity.feature)

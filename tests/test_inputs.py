@@ -161,8 +161,8 @@ def test_masks_that_share_their_beginning_are_run_once_with_the_same_values(tiny
 
 def test_a_metric_of_another_position_is_run_without_sharing(tiny):
     for metric in (
-        ml.logit_difference([50, 60], [70, 80], end=2),
-        ml.logit_difference([50, 60], [70, 80], end=-2),
+        ml.logit_difference([50, 60], [70, 80], pos=2),
+        ml.logit_difference([50, 60], [70, 80], pos=-2),
     ):
         game = input_game(tiny, BASE, SOURCE, metric)
         assert not game.last_only and not game.shared

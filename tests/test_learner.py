@@ -5,14 +5,15 @@ get; the progress table must add up. That cells which are no answers cannot be h
 names they use (and seen when `tests` runs every notebook unsolved, and solved, from the first cell to the last).
 """
 
+import ast
 import json
-import re
 
 import pytest
 
-from mechlab_course import progress
+from mechlab_course import overview
 from mechlab_course.build import notebooks as build
 from mechlab_course.build import sources
+from mechlab_course.cells import answered
 from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET
 from mechlab_course.questions import find_quiz
 from tests.cells import names, shown, unsolved_and_solved
@@ -40,12 +41,19 @@ def answers(stem: str, how: str):
             yield [code, check.source]
         if cell.kind in ("quiz", "predict"):
             code = cell.source if how == "solved" else cell.stub()
-            (line,) = re.findall(r"^(?:\w+ = )?((?:quiz|predict)\(.+\))$", code, re.MULTILINE)
+            (asked,) = answered(code)
+            line = ast.unparse(asked.node.value)
             if how == "wrong" and cell.kind == "quiz":
-                id = cell.source.split('"')[1]
-                letter = next(each for each in find_quiz(id).why if each != find_quiz(id).right)
-                line = f'quiz("{id}", "{letter}")'
+                question = find_quiz(asked.id)
+                letter = next(each for each in question.why if each != question.right)
+                line = f'quiz("{asked.id}", "{letter}")'
             yield [line]
+
+
+def exercises_in(cell: dict) -> list[str]:
+    """The exercises that a code cell answers."""
+    code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+    return [found.id for found in answered(code) if found.kind == "exercise"]
 
 
 @pytest.mark.model
@@ -69,7 +77,7 @@ def test_three_times_through_the_whole_course(monkeypatch, tmp_path, capsys):
                 if hasattr(outcome, "status"):
                     assert outcome.status == expected[how], f"{stem}, {how}: {outcome}"
                     assert outcome._repr_html_()
-        table = progress.table()
+        table = overview.table()
         assert (sum(row[2] for row in table.rows), sum(row[3] for row in table.rows)) == (done, total), how
     assert "Everything solved." in repr(table)
     assert "Traceback" not in capsys.readouterr().out
@@ -103,17 +111,11 @@ def test_one_session_has_every_cell_of_the_unsolved_and_of_the_solved_notebook(s
     assert [cell for cell in cells if cell in solved["cells"]] == solved["cells"]
     sources = ["".join(cell["source"]) for cell in cells]
     assert {"".join(cell["source"]) for cell in learner["cells"]} <= set(sources)
-    exercises = [
-        cell["metadata"]["mechlab"]["id"]
-        for cell in learner["cells"]
-        if "@exercise(" in "".join(cell["source"])
-    ]
+    exercises = [id for cell in learner["cells"] for id in exercises_in(cell)]
     stubs = [
-        n
-        for n, source in enumerate(sources)
-        if "@exercise(" in source and "raise NotImplementedError" in source
+        n for n, cell in enumerate(cells) if exercises_in(cell) and "raise NotImplementedError" in sources[n]
     ]
     assert len(stubs) == len(exercises) > 0
     for n in stubs:
         assert 'MECHLAB_STRICT"] = "0"' in sources[n - 1] and "check(" in sources[n + 1]
-        assert 'MECHLAB_STRICT"] = "1"' in sources[n + 2] and "@exercise(" in sources[n + 3]
+        assert 'MECHLAB_STRICT"] = "1"' in sources[n + 2] and exercises_in(cells[n + 3])

@@ -20,7 +20,7 @@ METRIC = ml.logit_difference([7, 8, 9], [10, 11, 12])
 WAYS = [
     (site, by)
     for site in SITES
-    for by in ((), ("position",), ("head",), ("position", "head"))
+    for by in ((), ("pos",), ("head",), ("pos", "head"))
     if site in WITH_HEADS or "head" not in by
 ]
 PLACES = {
@@ -70,7 +70,7 @@ def plain(model, base, source, site, by, positions, metric=METRIC):
     """Each patch as a whole run with a hook: [prompt, layer, place, head]."""
     run, other = (run_of(model, tokens, engine="plain") for tokens in (base, source))
     run.metric = metric
-    places = places_of(model, base, positions, "position" in by).values()
+    places = places_of(model, base, positions, "pos" in by).values()
     found = [
         torch.stack([patched(run, other, layer, site, where, "head" in by) for where in places], dim=1)
         for layer in range(model.cfg.n_layers)
@@ -84,7 +84,7 @@ def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, place):
     where = PLACES[place]
     found = ml.activation_patching(tiny, *tokens, METRIC, site, by=by, positions=where, normalized=False)
     alone, together = in_full(tiny, site, "head" in by)
-    if "position" not in by:
+    if "pos" not in by:
         expected = together[place][:, :, None]
     elif isinstance(where, dict):  # one place, another position in each prompt
         expected = torch.stack([alone[each, torch.arange(3)] for each in where.values()], dim=2)
@@ -99,17 +99,17 @@ def test_the_fast_way_is_the_plain_way(tiny, tokens, site, by, place):
 @pytest.mark.parametrize(
     ("name", "site", "by"),
     [
-        ("get_act_patch_resid_pre", "resid_pre", ("position",)),
-        ("get_act_patch_attn_out", "attn_out", ("position",)),
-        ("get_act_patch_mlp_out", "mlp_out", ("position",)),
+        ("get_act_patch_resid_pre", "resid_pre", ("pos",)),
+        ("get_act_patch_attn_out", "attn_out", ("pos",)),
+        ("get_act_patch_mlp_out", "mlp_out", ("pos",)),
         ("get_act_patch_attn_head_out_all_pos", "z", ("head",)),
-        ("get_act_patch_attn_head_out_by_pos", "z", ("position", "head")),
+        ("get_act_patch_attn_head_out_by_pos", "z", ("pos", "head")),
         ("get_act_patch_attn_head_q_all_pos", "q", ("head",)),
         ("get_act_patch_attn_head_k_all_pos", "k", ("head",)),
         ("get_act_patch_attn_head_v_all_pos", "v", ("head",)),
-        ("get_act_patch_attn_head_v_by_pos", "v", ("position", "head")),
+        ("get_act_patch_attn_head_v_by_pos", "v", ("pos", "head")),
         ("get_act_patch_attn_head_pattern_all_pos", "pattern", ("head",)),
-        ("get_act_patch_attn_head_pattern_by_pos", "pattern", ("position", "head")),
+        ("get_act_patch_attn_head_pattern_by_pos", "pattern", ("pos", "head")),
     ],
 )
 def test_transformer_lens_finds_the_same(tiny, name, site, by):
@@ -118,7 +118,7 @@ def test_transformer_lens_finds_the_same(tiny, name, site, by):
         _, cache = tiny.run_with_cache(source)
         expected = getattr(theirs, name)(tiny, base, cache, lambda logits: METRIC(logits).mean())
         start = METRIC(tiny(base)).mean()
-    if "pattern" in name and by == ("position", "head"):
+    if "pattern" in name and by == ("pos", "head"):
         expected = expected.transpose(1, 2) if expected.shape[1] == tiny.cfg.n_heads else expected
     found = ml.activation_patching(tiny, base, source, METRIC, site, by=by, normalized=False)
     assert torch.allclose(found.values, expected - start, atol=1e-4)
@@ -153,13 +153,13 @@ def test_the_share_is_of_the_means_and_has_an_interval(tiny, tokens):
 def test_labels_name_layers_positions_and_heads(gqa, tokens):
     found = ml.activation_patching(gqa, *tokens, METRIC, "v", by=("head",), layers=[2, 1])
     assert found.values.shape == (2, 2) and found.place((0, 1)) == "2.1"
-    named = ml.activation_patching(gqa, *tokens, METRIC, by=("position",), positions={"end": [8, 8, 8]})
-    assert list(named.labels["position"]) == ["end"]
+    named = ml.activation_patching(gqa, *tokens, METRIC, by=("pos",), positions={"end": [8, 8, 8]})
+    assert list(named.labels["pos"]) == ["end"]
     assert "patching" not in named.name and "share" in named.name
 
 
 def test_a_model_of_another_kind_is_run_in_full_with_a_word(tiny, tokens, monkeypatch):
-    given = {"site": "z", "by": ("position", "head"), "positions": [4, -1], "layers": [0, 2]}
+    given = {"site": "z", "by": ("pos", "head"), "positions": [4, -1], "layers": [0, 2]}
     expected = ml.activation_patching(tiny, *tokens, METRIC, **given)
     monkeypatch.setattr(engines, "Fast", Refuses)
     with pytest.warns(

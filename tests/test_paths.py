@@ -115,7 +115,7 @@ def test_to_the_logits(tiny, tokens):
     for sender in [(0, 2), (2, 1)]:
         plain = by_the_book(tiny, tokens, sender, None, "q", None) - clean
         assert torch.allclose(found.per_prompt[:, sender[0], sender[1]], plain, atol=2e-5)
-    ends = ml.logit_difference([7, 8, 9], [11, 12, 13], end=[6, 7, 5])
+    ends = ml.logit_difference([7, 8, 9], [11, 12, 13], pos=[6, 7, 5])
     here = ml.path_patching(tiny, *tokens, ends, normalized=False)
     general = ml.path_patching(tiny, *tokens, lambda logits: ends(logits), normalized=False)
     assert torch.allclose(here.values, general.values, atol=1e-5)

@@ -135,7 +135,7 @@ def test_logit_difference_by_hand_and_blind_to_a_constant(logits):
 
 
 def test_each_prompt_may_end_elsewhere(logits):
-    found = ml.logit_difference(0, 1, end=[2, 4, 0])(logits)
+    found = ml.logit_difference(0, 1, pos=[2, 4, 0])(logits)
     assert torch.allclose(
         found, torch.stack([logits[i, e, 0] - logits[i, e, 1] for i, e in enumerate((2, 4, 0))])
     )
@@ -215,11 +215,11 @@ CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
 def test_a_pair_knows_its_positions_labels_and_metric(tiny):
     pair = ml.prompt_pair(tiny, [CLEAN] * 2, [CORRUPTED] * 2, [" Mary"] * 2, [" John"] * 2)
     assert len(pair) == 2
-    (place,) = pair.differing_positions()[0]
+    (place,) = (pair.clean[0] != pair.corrupted[0]).nonzero()[:, 0].tolist()
     assert pair.position(" John", occurrence=2).tolist() == [place, place]
     assert len(set(pair.labels())) == pair.clean.shape[1]
     logits = tiny(pair.clean)
-    expected = logits[:, -1, pair.answers[0]] - logits[:, -1, pair.wrong[0]]
+    expected = logits[:, -1, pair.answers[0]] - logits[:, -1, pair.incorrect[0]]
     assert torch.allclose(pair.metric(logits), expected)
 
 

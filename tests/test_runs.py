@@ -17,8 +17,8 @@ from tests.test_hooks import hooks_left
 DIFFERENCE = ml.logit_difference([7, 8, 9], [10, 11, 12])
 METRICS = {
     "two logits": DIFFERENCE,
-    "all logits of one position": ml.log_prob(9, end=8),
-    "a position for each prompt": ml.log_prob([9, 3, 2], end=[8, 2, 6]),
+    "all logits of one position": ml.log_prob(9, pos=8),
+    "a position for each prompt": ml.log_prob([9, 3, 2], pos=[8, 2, 6]),
     "a function that says nothing": lambda logits: logits.logsumexp(-1).sum(1),
 }
 CHANCE = torch.Generator().manual_seed(0)
@@ -308,7 +308,7 @@ def test_the_weights_are_not_copied(runs):
 
 PAIR = {"steps": 2}
 TECHNIQUES = {
-    "activation_patching": lambda model, pair: ml.activation_patching(model, *pair, DIFFERENCE, "q", by=("position", "head")),
+    "activation_patching": lambda model, pair: ml.activation_patching(model, *pair, DIFFERENCE, "q", by=("pos", "head")),
     "path_patching into logits": lambda model, pair: ml.path_patching(model, *pair, DIFFERENCE),
     "path_patching into keys": lambda model, pair: ml.path_patching(
         model, *pair, DIFFERENCE, [(1, 0), (2, 1), (2, 3)], "k", at=torch.tensor([[3, 8], [4, 7], [8, 5]])
@@ -316,10 +316,11 @@ TECHNIQUES = {
     "path_patching, mlps frozen": lambda model, pair: ml.path_patching(model, *pair, DIFFERENCE, [(2, 2)], "v", frozen_mlps=True),
     "attribution_patching": lambda model, pair: ml.attribution_patching(model, *pair, DIFFERENCE, **PAIR),
     "edge_attribution": lambda model, pair: ml.edge_attribution(model, *pair, DIFFERENCE, **PAIR),
-    "causal_tracing": lambda model, pair: ml.causal_tracing(model, pair[0][:1], [2, 3], ml.log_prob(7), samples=2, site="mlp_out", window=2),
+    "causal_tracing": lambda model, pair: ml.causal_tracing(model, pair[0][:1], ml.log_prob(7), subject=[2, 3], samples=2, site="mlp_out", window=2),
     "steering_sweep": lambda model, pair: ml.steering_sweep(
-        model, ml.contrast_vectors(model, ["John went", "Mary went"], ["John gave", "Mary gave"]), pair[0], DIFFERENCE,
-        layers=[0, 2], strengths=[-0.5, 1.0], text=pair[1],
+        model, pair[0], DIFFERENCE, layers=[0, 2],
+        vectors=ml.contrast_vectors(model, ["John went", "Mary went"], ["John gave", "Mary gave"]),
+        strengths=[-0.5, 1.0], text=pair[1],
     ).effect,
 }  # fmt: skip
 

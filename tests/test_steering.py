@@ -49,7 +49,9 @@ def test_swapped_sets_turn_the_vector_round(gqa):
 
 def test_the_sweep_is_what_the_hooks_do(tiny, base, text):
     vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE)
-    found = ml.steering_sweep(tiny, vectors, base, METRIC, layers=[1, 2], strengths=[-0.5, 0, 1], text=text)
+    found = ml.steering_sweep(
+        tiny, base, METRIC, vectors=vectors, layers=[1, 2], strengths=[-0.5, 0, 1], text=text
+    )
     with torch.no_grad():
         start = tiny(base)
         for i, layer in enumerate((1, 2)):
@@ -75,10 +77,10 @@ def test_the_sweep_is_what_the_hooks_do(tiny, base, text):
 def test_a_model_of_another_kind_gives_the_same_numbers(tiny, base, text, monkeypatch):
     vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE)
     given = {"layers": [0, 2], "strengths": [0.3, 2], "text": text}
-    fast = ml.steering_sweep(tiny, vectors, base, METRIC, **given)
+    fast = ml.steering_sweep(tiny, base, METRIC, vectors=vectors, **given)
     monkeypatch.setattr(engines, "Fast", Refuses)
     with torch.no_grad(), pytest.warns(UserWarning, match="slower, the same numbers"):
-        plain = ml.steering_sweep(tiny, vectors, base, METRIC, **given)
+        plain = ml.steering_sweep(tiny, base, METRIC, vectors=vectors, **given)
     assert torch.allclose(fast.effect.per_prompt, plain.effect.per_prompt, atol=1e-4)
     assert torch.allclose(fast.cost.per_prompt, plain.cost.per_prompt, rtol=1e-3)
 
@@ -149,6 +151,8 @@ def test_more_cheerful_on_the_model_of_the_course(smollm2):
     base = smollm2.to_tokens(["I think the new restaurant is", "My friend said the play was"])
     metric = ml.logit_difference(ml.single_token(smollm2, " great"), ml.single_token(smollm2, " terrible"))
     text = ml.own_text(smollm2, length=33, count=2)
-    found = ml.steering_sweep(smollm2, vectors, base, metric, layers=[12], strengths=[-0.2, 0.2], text=text)
+    found = ml.steering_sweep(
+        smollm2, base, metric, vectors=vectors, layers=[12], strengths=[-0.2, 0.2], text=text
+    )
     assert found.effect.values[0, 1] > 0.3 > -0.3 > found.effect.values[0, 0]
     assert (found.cost.values < 3).all()

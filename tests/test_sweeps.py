@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import time
+from pathlib import Path
 
 import distributed
 import pytest
@@ -109,3 +110,53 @@ def test_bad_input_is_named():
     with pytest.raises(TypeError, match="a list of keyword arguments"):
         ml.sweep(patched, [1, 2], model=TINY)
     assert ml.sweep(patched, [], model=TINY) == []
+
+
+def _half(model, seed):
+    return helper(seed)
+
+
+def helper(seed):
+    return seed / 2
+
+
+def test_an_edited_experiment_is_run_anew(tmp_path, monkeypatch):
+    """Its own code, a partial's arguments, a lambda's body, a closure, and a function of its module that it calls."""
+    runs = lambda experiment: ml.sweep(experiment, SEEDS[:2], model=TINY, keep=tmp_path)
+    assert runs(lambda model, seed: seed) == [0, 1]
+    assert runs(lambda model, seed: seed + 1) == [1, 2]
+    assert runs(functools.partial(scaled, by=2)) == [0, 2] and runs(functools.partial(scaled, by=3)) == [0, 3]
+    for by in (5, 7):
+        assert runs(lambda model, seed, by=by: seed * by) == [0, by]
+    assert [runs(closing(by)) for by in (4, 6)] == [[0, 4], [0, 6]]
+    assert runs(_half) == [0, 0.5]
+    monkeypatch.setitem(globals(), "helper", lambda seed: seed / 4)
+    _half.__globals__["helper"].__module__ = _half.__module__
+    assert runs(_half) == [0, 0.25]
+    count = len(list(tmp_path.glob("*.pkl")))
+    assert runs(lambda model, seed: seed + 1) == [1, 2] and len(list(tmp_path.glob("*.pkl"))) == count
+    with pytest.raises(TypeError, match="give a function"):
+        runs(Experiment())
+
+
+def scaled(model, seed, by):
+    return seed * by
+
+
+def closing(by):
+    return lambda model, seed: seed * by
+
+
+class Experiment:
+    def __call__(self, model, seed):
+        return seed
+
+
+@pytest.mark.model
+def test_the_page_about_sweeps_says_what_happens(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    low, high = map(float, capsys.readouterr().out.split())
+    assert 0.3 < low < high < 1.2 and len(list((tmp_path / "results").iterdir())) == 4

@@ -21,10 +21,10 @@ def prompt():
 )
 def test_the_short_way_is_the_plain_way(tiny, prompt, site, window, monkeypatch):
     given = {"site": site, "window": window, "samples": 3}
-    found = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, **given)
+    found = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], **given)
     monkeypatch.setattr(engines, "Fast", Refuses)
     with pytest.warns(UserWarning, match="slower, the same numbers"):
-        plain = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, **given)
+        plain = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], **given)
     assert torch.allclose(found.per_prompt, plain.per_prompt, atol=1e-5)
     assert found.baselines == pytest.approx(plain.baselines, abs=1e-5)
     assert plain.per_prompt.abs().max() > 1e-3
@@ -33,7 +33,7 @@ def test_the_short_way_is_the_plain_way(tiny, prompt, site, window, monkeypatch)
 
 def test_one_state_by_hand(gqa, prompt):
     """Restoring the stream at (layer 1, position 3), written out."""
-    found = ml.causal_tracing(gqa, prompt, [2, 3], METRIC, samples=2, noise=2.0, seed=5)
+    found = ml.causal_tracing(gqa, prompt, METRIC, subject=[2, 3], samples=2, noise=2.0, seed=5)
     noise = torch.zeros(2, 8, 32)
     drawn = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(5))
     noise[:, 2:4] = 2.0 * gqa.W_E.detach().std() * drawn
@@ -54,7 +54,7 @@ def test_one_state_by_hand(gqa, prompt):
 
 
 def test_the_whole_subject_restored_at_the_start_is_the_clean_run(tiny, prompt):
-    found = ml.causal_tracing(tiny, prompt, [4], METRIC, samples=4)
+    found = ml.causal_tracing(tiny, prompt, METRIC, subject=[4], samples=4)
     whole = found.baselines["clean"] - found.baselines["corrupted"]
     assert found.values[0, 4] == pytest.approx(
         whole, abs=1e-5
@@ -64,20 +64,22 @@ def test_the_whole_subject_restored_at_the_start_is_the_clean_run(tiny, prompt):
 
 
 def test_a_wide_window_restores_at_least_what_it_holds(tiny, prompt):
-    narrow = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, site="mlp_out", samples=2, layers=[1])
-    wide = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, site="mlp_out", samples=2, layers=[1], window=3)
+    narrow = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], site="mlp_out", samples=2, layers=[1])
+    wide = ml.causal_tracing(
+        tiny, prompt, METRIC, subject=[2, 3], site="mlp_out", samples=2, layers=[1], window=3
+    )
     assert not torch.allclose(narrow.values, wide.values, atol=1e-4)
 
 
 def test_some_positions_are_those_of_the_whole_map(tiny, prompt):
-    whole = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, samples=2)
-    some = ml.causal_tracing(tiny, prompt, [2, 3], METRIC, samples=2, positions=[7, 1, 3])
+    whole = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], samples=2)
+    some = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], samples=2, positions=[7, 1, 3])
     assert torch.equal(some.values, whole.values[:, [7, 1, 3]])
-    assert list(some.labels["position"]) == [whole.labels["position"][p] for p in (7, 1, 3)]
+    assert list(some.labels["pos"]) == [whole.labels["pos"][p] for p in (7, 1, 3)]
 
 
 def test_no_noise_is_no_effect(tiny, prompt):
-    found = ml.causal_tracing(tiny, prompt, [2], METRIC, noise=0.0, samples=2)
+    found = ml.causal_tracing(tiny, prompt, METRIC, subject=[2], noise=0.0, samples=2)
     assert found.values.abs().max() < 1e-5
 
 
@@ -108,4 +110,4 @@ def test_where_a_subject_stands(tiny):
 )
 def test_bad_input_is_named(gqa, prompt, given, message):
     with pytest.raises(ValueError, match=message):
-        ml.causal_tracing(gqa, prompt, given.pop("subject", [2]), METRIC, **given)
+        ml.causal_tracing(gqa, prompt, METRIC, subject=given.pop("subject", [2]), **given)

@@ -226,14 +226,14 @@ def said(model, text, answer):
 
 
 def test_the_covariance_is_the_second_moment_of_the_neurons(tiny):
-    found = ml.key_covariance(tiny, 1, TEXTS, batch=7)
+    found = ml.key_covariance(tiny, TEXTS, layer=1, batch=7)
     with torch.no_grad():
         keys = tiny.run_with_cache(TEXTS)[1]["post", 1][:, 1:].flatten(0, 1)
     assert torch.allclose(found, keys.T @ keys / len(keys), atol=1e-4)
 
 
 def test_a_stored_covariance_is_the_same(tiny, tmp_path):
-    found = ml.key_covariance(tiny, 1, TEXTS)
+    found = ml.key_covariance(tiny, TEXTS, layer=1)
     rome.save_covariance(tmp_path / "c.safetensors", found)
     again = ml.load_covariance(tmp_path / "c.safetensors")
     scale = found.diagonal().sqrt()
@@ -241,7 +241,7 @@ def test_a_stored_covariance_is_the_same(tiny, tmp_path):
 
 
 def test_the_edit_says_the_new_answer_and_is_of_rank_one(model):
-    covariance = ml.key_covariance(model, 1, TEXTS)
+    covariance = ml.key_covariance(model, TEXTS, layer=1)
     before, W = said(model, FACT.text, " Paris"), model.blocks[1].mlp.W_out.clone()
     alone = torch.zeros(0, 1, dtype=torch.long)  # no prefixes
     with ml.edit_fact(model, FACT, 1, covariance, steps=40, prefixes=alone):
@@ -255,7 +255,7 @@ def test_the_edit_says_the_new_answer_and_is_of_rank_one(model):
 
 def test_the_fact_key_brings_back_the_new_value(model):
     """k (W + update) = v*, exactly: that is what the update solves for."""
-    covariance = ml.key_covariance(model, 1, TEXTS)
+    covariance = ml.key_covariance(model, TEXTS, layer=1)
     key, written = rome.fact_key(model, FACT, 1)
     value = rome.fact_value(model, FACT, 1)
     with ml.edit_fact(model, FACT, 1, covariance):
@@ -266,7 +266,7 @@ def test_the_fact_key_brings_back_the_new_value(model):
 
 def test_the_covariance_protects_ordinary_keys(model):
     """Beside the identity, ordinary keys are disturbed less by an edit of the same value."""
-    covariance = ml.key_covariance(model, 1, TEXTS)
+    covariance = ml.key_covariance(model, TEXTS, layer=1)
     with torch.no_grad():
         keys = model.run_with_cache(TEXTS)[1]["post", 1][:, 1:].flatten(0, 1)
     W, moved = model.blocks[1].mlp.W_out.clone(), {}
@@ -297,16 +297,16 @@ def test_without_prefixes_there_is_one_context(model):
 
 
 def test_several_edits_add_up(model):
-    covariance = ml.key_covariance(model, 1, TEXTS)
+    covariance = ml.key_covariance(model, TEXTS, layer=1)
     other = ml.Fact("{} went to the", "Mary", " France")
     first = ml.edit_fact(model, FACT, 1, covariance)
-    second = ml.edit_fact(model, other, 2, ml.key_covariance(model, 2, TEXTS))
+    second = ml.edit_fact(model, other, 2, ml.key_covariance(model, TEXTS, layer=2))
     second.undo()
     first.undo()
 
 
 def test_an_answer_of_several_tokens_is_written_too(model):
-    covariance = ml.key_covariance(model, 1, TEXTS)
+    covariance = ml.key_covariance(model, TEXTS, layer=1)
     fact = ml.Fact(FACT.prompt, "John", " Paris France")
     ids = model.to_tokens(fact.answer, prepend_bos=False)[0]
     assert len(ids) == 2

@@ -447,35 +447,6 @@ check(block)
 # </details>
 
 
-# %% kind="wrong" id="02.5" expects="same stream as attention"
-@exercise("02.5")
-def block(resid, attention, mlp, norm):
-    x = norm(resid)
-    return resid + attention(x) + mlp(x)
-
-
-# %% kind="wrong" id="02.5" expects="not added"
-@exercise("02.5")
-def block(resid, attention, mlp, norm):
-    return mlp(norm(attention(norm(resid))))
-
-
-# %% kind="wrong" id="02.5" expects="without the norm"
-@exercise("02.5")
-def block(resid, attention, mlp, norm):
-    resid = resid + attention(resid)
-    return resid + mlp(resid)
-
-
-# %% kind="wrong" id="02.5" expects="normalised copy"
-@exercise("02.5")
-def block(resid, attention, mlp, norm):
-    resid = norm(resid)
-    resid = resid + attention(resid)
-    resid = norm(resid)
-    return resid + mlp(resid)
-
-
 # %% [markdown]
 # ## The whole model
 #

@@ -1,21 +1,25 @@
 """Checks of notebook 11, input attribution. Most play small games whose values are known for every mask."""
 
-from itertools import permutations
+from functools import reduce
+from itertools import permutations, product
+from math import factorial
 
 import torch
 from torch import Tensor
 
-from mechlab_course.checking import close, is_like, only_wrong, random
-from mechlab_course.exercises import Attempt, NotYet, checker
+from mechlab_course.checking import close, compare, declare, is_like, must_equal, only_wrong, random, refuse
+from mechlab_course.exercises import Attempt, checker
 
 
-def _table(n: int, seed: int) -> Tensor:
-    """A value for every mask of n players."""
-    return random(2**n, seed=seed) * 2 + 1
+def _named(mistakes: type) -> dict:
+    """The functions of a class, each under what it says: the mistakes of an exercise."""
+    wrong = {name: part for name, part in vars(mistakes).items() if not name.startswith("_")}
+    return {" ".join(part.__doc__.split()): part for part in wrong.values()}
 
 
-def _game(table: Tensor, n: int):
+def _game(table: Tensor):
     """The value function of a game, as learners call it: masks [how many, n] -> [how many]."""
+    n = len(table).bit_length() - 1
 
     def value(masks):
         masks = torch.as_tensor(masks)
@@ -28,294 +32,336 @@ def _game(table: Tensor, n: int):
     return value
 
 
-def _single(value, mask) -> Tensor:
-    return value(torch.as_tensor(mask)[None])[0]
+def _random_game(n: int, seed: int):
+    return _game(random(2**n, seed=seed) * 2 + 1)
 
 
-def _without(n: int) -> Tensor:
-    return 1 - torch.eye(n)
+def _full(value, n: int) -> Tensor:
+    return value(torch.ones(1, n))
 
 
-@checker("11.1")
-def check_occlusion(attempt: Attempt) -> str:
-    for n, seed in ((3, 0), (5, 1), (1, 2)):
-        value = _game(_table(n, seed), n)
-        full, empty = _single(value, torch.ones(n)), _single(value, torch.zeros(n))
-        expected = full - value(_without(n))
-        found = attempt.tensor(value, n, shape=(n,), axes="player")
-        is_like(
-            found,
-            {
-                "The sign is turned: a token whose loss lowers the metric must score above zero. Take the whole "
-                "prompt's value minus the value without the token.": -expected,
-                "You put each token alone into an empty prompt. Occlusion takes one token out of the whole prompt.": value(
-                    torch.eye(n)
-                )
-                - empty,
-                "These are the values of the prompts without each token. Subtract them from the value of the whole "
-                "prompt.": value(_without(n)),
-                "You compare with the empty prompt. Compare with the whole one.": value(_without(n)) - empty,
-            }
-            if n > 1
-            else {},
-        )
-        if n > 1:
-            several = torch.stack([_single(value, (torch.arange(n) > k).float()) for k in range(n)])
-            is_like(
-                found,
-                {
-                    "The tokens taken out stay out: by the last one the prompt is empty. Put each token back before "
-                    "you take out the next.": full - several
-                },
-            )
-        if not close(found, expected):
-            sizes = "You took sizes. A token that speaks against the answer scores below zero."
-            is_like(found, {sizes: expected.abs()})
-            raise NotYet(only_wrong(found, expected))
-    return "In three games: the fall of the value when one token alone is replaced."
+def _empty(value, n: int) -> Tensor:
+    return value(torch.zeros(1, n))
 
 
-def _shapley(table: Tensor, n: int) -> Tensor:
-    """By its definition: the mean over all orders of what each player adds when it joins."""
-    value, total = _game(table, n), torch.zeros(n)
-    orders = list(permutations(range(n)))
-    for order in orders:
-        mask = torch.zeros(n)
-        before = _single(value, mask)
-        for player in order:
-            mask[player] = 1
-            after = _single(value, mask)
-            total[player] += after - before
-            before = after
-    return total / len(orders)
+def _masks(order: Tensor) -> Tensor:
+    """Step by step, players are taken out in this order: [step, player]."""
+    return (order.argsort() >= torch.arange(len(order) + 1)[:, None]).float()
 
 
-def _banzhaf(value, n: int) -> Tensor:
-    masks = torch.tensor([[i >> p & 1 for p in range(n)] for i in range(2**n)]).float()
-    values = value(masks)
-    return torch.stack([values[masks[:, p] == 1].mean() - values[masks[:, p] == 0].mean() for p in range(n)])
+@declare(
+    "11.1", axes="player", says="In three games: the fall of the value when one token alone is replaced."
+)
+class Occlusion:
+    cases = ((_random_game(3, 0), 3), (_random_game(5, 1), 5), (_random_game(1, 2), 1))
+
+    def right(value, n):
+        return _full(value, n) - value(1 - torch.eye(n))
+
+    def sign(value, n):
+        """The sign is turned: a token whose loss lowers the metric must score above zero. Take the whole
+        prompt's value minus the value without the token."""
+        return value(1 - torch.eye(n)) - _full(value, n)
+
+    def alone(value, n):
+        """You put each token alone into an empty prompt. Occlusion takes one token out of the whole
+        prompt."""
+        return value(torch.eye(n)) - _empty(value, n)
+
+    def not_subtracted(value, n):
+        """These are the values of the prompts without each token. Subtract them from the value of the whole
+        prompt."""
+        return value(1 - torch.eye(n))
+
+    def from_the_empty(value, n):
+        """You compare with the empty prompt. Compare with the whole one."""
+        return value(1 - torch.eye(n)) - _empty(value, n)
+
+    def stay_out(value, n):
+        """The tokens taken out stay out: by the last one the prompt is empty. Put each token back before
+        you take out the next."""
+        return _full(value, n) - value(_masks(torch.arange(n)))[1:]
+
+    def sizes(value, n):
+        """You took sizes. A token that speaks against the answer scores below zero."""
+        return Occlusion.right(value, n).abs()
 
 
-@checker("11.2")
-def check_shapley(attempt: Attempt) -> str:
-    for n, seed in ((3, 3), (4, 4), (2, 5)):
-        table = _table(n, seed)
-        value = _game(table, n)
-        expected = _shapley(table, n)
-        full, empty = _single(value, torch.ones(n)), _single(value, torch.zeros(n))
-        found = attempt.tensor(value, n, shape=(n,), axes="player")
-        steps = torch.stack([_single(value, (torch.arange(n) < k).float()) for k in range(n + 1)])
-        if n > 2:
-            is_like(
-                found,
-                {
-                    "You average over all masks with equal weight. That is the Banzhaf value: its shares do not add up "
-                    "to the whole. Weigh each size of mask so that every size counts the same.": _banzhaf(
-                        value, n
-                    ),
-                    "This is occlusion: what each token adds to the full prompt. Average over all the prompts it could "
-                    "join.": full - value(_without(n)),
-                    "You let the tokens join in one order only, and the first comers take what they share with the "
-                    "others. Average over all orders.": steps[1:] - steps[:-1],
-                    "Your values are the sum over all orders. Divide by the number of orders.": expected
-                    * torch.arange(1, n + 1).prod(),
-                    "The sign is turned: take the value with the token minus the value without it.": -expected,
-                    "Your values are the sum over the sizes of masks. Take the mean over the sizes: divide by n.": expected
-                    * n,
-                    "You put each token alone into an empty prompt. Average over all the prompts it could join.": value(
-                        torch.eye(n)
-                    )
-                    - empty,
-                },
-            )
-        ratio = found.sum() / (full - empty)
-        if abs(ratio - 1) > 1e-3 and close(found, ratio * expected, 1e-3):
-            raise NotYet(f"Your shares are the right ones times {ratio:.3g}. What do you divide by?")
-        if abs(found.sum() - (full - empty)) > 1e-3:
-            raise NotYet(
-                f"Your shares add up to {found.sum():.3f}; the whole, all tokens minus none, is {full - empty:.3f}. "
-                "Shapley values always add up (efficiency). Does every size of mask have the same total weight?"
-            )
-        if not close(found, expected, 1e-3):
-            raise NotYet("The sum is right, the shares are not. " + only_wrong(found, expected))
-    twins = torch.tensor([0.0, 3.0, 3.0, 4.0])  # two players alike
-    found = attempt.tensor(_game(twins, 2), 2, shape=(2,), axes="player")
-    if not close(found, torch.tensor([2.0, 2.0]), 1e-3):
-        raise NotYet(f"Two tokens that are alike must share equally, [2, 2]; yours get {found.tolist()}.")
-    return "Efficient (shares add up), symmetric, and equal to the mean over all orders, in four games."
+def _joined(value, order: Tensor) -> Tensor:
+    """What each player adds when they join in this order."""
+    values = value(1 - _masks(order))
+    return (values[1:] - values[:-1])[order.argsort()]
+
+
+@declare(
+    "11.2",
+    axes="player",
+    tolerance=1e-3,
+    says="Efficient (shares add up), symmetric, and equal to the mean over all orders, in four games.",
+)
+class Shapley:
+    cases = ((_random_game(3, 3), 3), (_random_game(4, 4), 4), (_random_game(2, 5), 2))
+
+    def right(value, n):
+        return torch.stack([_joined(value, torch.tensor(order)) for order in permutations(range(n))]).mean(0)
+
+    def banzhaf(value, n):
+        """You average over all masks with equal weight. That is the Banzhaf value: its shares do not add up
+        to the whole. Weigh each size of mask so that every size counts the same."""
+        masks = torch.tensor(list(product((0, 1), repeat=n)))
+        return (2 * masks - 1.0).T @ value(masks) / 2 ** (n - 1)
+
+    def occlusion(value, n):
+        """This is occlusion: what each token adds to the full prompt. Average over all the prompts it could
+        join."""
+        return Occlusion.right(value, n)
+
+    def one_order(value, n):
+        """You let the tokens join in one order only, and the first comers take what they share with the
+        others. Average over all orders."""
+        return _joined(value, torch.arange(n))
+
+    def sum_over_orders(value, n):
+        """Your values are the sum over all orders. Divide by the number of orders."""
+        return Shapley.right(value, n) * factorial(n)
+
+    def sign(value, n):
+        """The sign is turned: take the value with the token minus the value without it."""
+        return -Shapley.right(value, n)
+
+    def sum_over_sizes(value, n):
+        """Your values are the sum over the sizes of masks. Take the mean over the sizes: divide by n."""
+        return Shapley.right(value, n) * n
+
+    def alone(value, n):
+        """You put each token alone into an empty prompt. Average over all the prompts it could join."""
+        return Occlusion.alone(value, n)
+
+    def otherwise(found, value, n):
+        expected = Shapley.right(value, n)
+        whole = (_full(value, n) - _empty(value, n)).item()
+        ratio = found.sum() / whole
+        if close(found, ratio * expected, 1e-3) and abs(ratio - 1) > 1e-3:
+            return f"Your shares are the right ones times {ratio:.3g}. What do you divide by?"
+        if abs(found.sum() - whole) <= 1e-3:
+            return "The sum is right, the shares are not. " + only_wrong(found, expected)
+        sums = f"Your shares add up to {found.sum():.3f}; the whole, all tokens minus none, is {whole:.3f}."
+        question = "Does every size of mask have the same total weight?"
+        return f"{sums} Shapley values always add up (efficiency). {question}"
+
+    def further(attempt):
+        twins = _game(torch.tensor([0.0, 3.0, 3.0, 4.0]))
+        found = attempt.tensor(twins, 2, shape=(2,), axes="player")
+        unequal = f"Two tokens that are alike must share equally, [2, 2]; yours get {found.tolist()}."
+        must_equal(found, torch.tensor([2.0, 2.0]), {}, 1e-3, otherwise=lambda: unequal)
+
+
+def _bent(a: Tensor, b: Tensor):
+    """The function a·x + b·x² + (sum of x)²/2, its gradient, and a list of where that was asked for."""
+    shape, asked = tuple(a.shape), []
+
+    def gradient(at):
+        if at.shape != shape:
+            raise ValueError(f"gradient needs one input of shape {shape}, and got {tuple(at.shape)}")
+        asked.append(at)
+        return a + 2 * b * at + at.sum()
+
+    return (lambda at: (a * at + b * at**2).sum() + at.sum() ** 2 / 2), gradient, asked
+
+
+def _mean(gradient, x, source, steps):
+    """The gradient, averaged along the way from source to x."""
+    shares = ((k + 0.5) / steps for k in range(steps))
+    return torch.stack([gradient(source + share * (x - source)) for share in shares]).mean(0)
+
+
+def _integrated(gradient, x, source, steps):
+    return (_mean(gradient, x, source, steps) * (x - source)).sum(1)
+
+
+class Integrals:
+    def at_the_prompt(gradient, x, source, steps):
+        """You took the gradient at the prompt itself: that is gradient × input. Average it along the way
+        from source to x."""
+        return (gradient(x) * (x - source)).sum(1)
+
+    def no_way(gradient, x, source, steps):
+        """You averaged the gradients and did not multiply with the way, x − source."""
+        return _mean(gradient, x, source, steps).sum(1)
+
+    def from_zero(gradient, x, source, steps):
+        """The way begins at zero here, not at source."""
+        return _integrated(gradient, x, torch.zeros_like(x), steps)
+
+    def added_up(gradient, x, source, steps):
+        """You added the gradients up. Divide by the number of steps."""
+        return _integrated(gradient, x, source, steps) * steps
+
+    def sign(gradient, x, source, steps):
+        """The sign is turned: multiply with x − source, not source − x."""
+        return -_integrated(gradient, x, source, steps)
+
+    def times_x(gradient, x, source, steps):
+        """You multiplied with x. The way is x − source; x alone is right only when source is zero."""
+        return (_mean(gradient, x, source, steps) * x).sum(1)
+
+    def mean_over_numbers(gradient, x, source, steps):
+        """You took the mean over the numbers of a token. Add them up: `.sum(-1)`."""
+        return (_mean(gradient, x, source, steps) * (x - source)).mean(1)
+
+    def sizes(gradient, x, source, steps):
+        """You took sizes. Keep the signs, or the scores do not add up."""
+        return (_mean(gradient, x, source, steps) * (x - source)).abs().sum(1)
+
+    def length(gradient, x, source, steps):
+        """You took a length. Add up with signs: `.sum(-1)`."""
+        return (_mean(gradient, x, source, steps) * (x - source)).norm(dim=1)
+
+
+def _complete(attempt: Attempt, seed: int, shape: tuple[int, int], steps: int) -> None:
+    """Sums of any kind pass, if they are as close as sums of so many steps are to each other."""
+    a, b, x, source = (random(*shape, seed=seed + more) for more in (0, 10, 20, 30))
+    function, gradient, asked = _bent(a, b)
+    case = gradient, x, source, steps
+    found, times = attempt.tensor(*case, shape=shape[:1], axes="pos"), len(asked)
+    is_like(found, {why: wrong(*case) for why, wrong in _named(Integrals).items()}, 1e-3)
+    expected, whole = _integrated(*case), function(x) - function(source)
+    coarse = 4 * (Integrals.at_the_prompt(*case) - expected).abs() / steps
+    rises = f"the function rises by {whole:.3f} from source to x. Integrated gradients must add up to that"
+    cover = "(completeness). Do your points cover the whole way, evenly?"
+    off = abs(found.sum() - whole) > 0.02 * max(1, whole.abs()) + coarse.sum()
+    refuse(off, f"The scores add up to {found.sum():.3f}; {rises} {cover}")
+    must_equal(found, expected, {}, 0.02 + coarse.max().item())
+    refuse(times < steps, f"You asked for the gradient {times} times; {steps} steps were wanted.")
 
 
 @checker("11.3")
 def check_integrated_gradients(attempt: Attempt) -> str:
-    for seed, pos, d, steps in ((0, 3, 4, 200), (1, 1, 2, 300), (2, 5, 3, 50)):
-        a, b = random(pos, d, seed=seed), random(pos, d, seed=seed + 10)
-        x, source = random(pos, d, seed=seed + 20), random(pos, d, seed=seed + 30)
-        asked: list[Tensor] = []
-
-        def gradient(at, a=a, b=b, pos=pos, d=d, asked=asked):
-            if at.shape != (pos, d):
-                raise ValueError(f"gradient needs one input of shape {(pos, d)}, and got {tuple(at.shape)}")
-            asked.append(at.detach().clone())
-            return a + 2 * b * at + at.sum()  # of a·x + b·x² + (sum of x)²/2
-
-        f = lambda at, a=a, b=b: (a * at + b * at**2).sum() + at.sum() ** 2 / 2
-        end = (gradient(x) * (x - source)).sum(1)
-        mean = lambda start, end, of=gradient, n=steps: torch.stack(
-            [of(start + (k + 0.5) / n * (end - start)) for k in range(n)]
-        ).mean(0)
-        average = mean(source, x)
-        expected = (average * (x - source)).sum(1)
-        from_zero = (mean(torch.zeros_like(x), x) * x).sum(1)
-        del asked[:]
-        found = attempt.tensor(gradient, x, source, steps, shape=(pos,), axes="pos")
-        is_like(
-            found,
-            {
-                "You took the gradient at the prompt itself: that is gradient × input. Average it along the way from "
-                "source to x.": end,
-                "You averaged the gradients and did not multiply with the way, x − source.": average.sum(1),
-                "The way begins at zero here, not at source.": from_zero,
-                "You added the gradients up. Divide by the number of steps.": expected * steps,
-                "The sign is turned: multiply with x − source, not source − x.": -expected,
-                "You multiplied with x. The way is x − source; x alone is right only when source is zero.": (
-                    average * x
-                ).sum(1),
-                "You took the mean over the numbers of a token. Add them up: `.sum(-1)`.": expected / d,
-                "You took sizes. Keep the signs, or the scores do not add up.": (average * (x - source))
-                .abs()
-                .sum(1),
-                "You took a length. Add up with signs: `.sum(-1)`.": (average * (x - source)).norm(dim=1),
-            },
-            1e-3,
-        )
-        whole = f(x) - f(source)
-        if abs(found.sum() - whole) > 0.02 * max(1, whole.abs()) + 4 * (end - expected).abs().sum() / steps:
-            raise NotYet(
-                f"The scores add up to {found.sum():.3f}; the function rises by {whole:.3f} from source to x. Integrated "
-                "gradients must add up to that (completeness). Do your points cover the whole way, evenly?"
-            )
-        if not close(found, expected, 0.02 + 4 * float((end - expected).abs().max()) / steps):
-            raise NotYet(only_wrong(found, expected))
-        if len(asked) < steps:
-            raise NotYet(f"You asked for the gradient {len(asked)} times; {steps} steps were wanted.")
+    for seed, shape, steps in ((0, (3, 4), 200), (1, (1, 2), 300), (2, (5, 3), 50)):
+        _complete(attempt, seed, shape, steps)
     a, x, source = (random(2, 3, seed=seed) for seed in (5, 15, 25))
-    flat = attempt.tensor(lambda at: a.clone(), x, source, 5, shape=(2,), axes="pos")
-    if not close(flat, (a * (x - source)).sum(1)):
-        raise NotYet(
-            "When the gradient is the same everywhere, its average is that gradient. Yours is not: do you divide by as "
-            "many points as you add up?"
-        )
+    found = attempt.tensor(lambda at: a.clone(), x, source, 5, shape=(2,), axes="pos")
+    flat = "When the gradient is the same everywhere, its average is that gradient. Yours is not"
+    points = f"{flat}: do you divide by as many points as you add up?"
+    must_equal(found, (a * (x - source)).sum(1), {}, otherwise=lambda: points)
     x, source = random(2, 3, seed=16), random(2, 3, seed=26)
     curve = lambda at: at.sum() ** 3 * torch.ones_like(at)  # of (sum of x)^4 / 4
     rise = (x.sum() ** 4 - source.sum() ** 4) / 4
-    bent = attempt.tensor(curve, x, source, 400, shape=(2,), axes="pos")
-    if not close(bent, (x - source).sum(1) * rise / (x - source).sum(), 0.02):
-        raise NotYet(
-            "On a function that bends, the scores are off. Take points on the straight way from source to x, one for each "
-            "step, evenly from 0 to 1."
-        )
+    found = attempt.tensor(curve, x, source, 400, shape=(2,), axes="pos")
+    bends = "On a function that bends, the scores are off. Take points on the straight way from source to x"
+    evenly = f"{bends}, one for each step, evenly from 0 to 1."
+    expected = (x - source).sum(1) * rise / (x - source).sum()
+    must_equal(found, expected, {}, 0.02, otherwise=lambda: evenly)
     return "Complete on five functions: the scores add up to what the function rises by."
+
+
+class Curves:
+    def by_size(value, scores):
+        """You sorted by size. A score below zero comes last: sort with the sign."""
+        return _curve(value, scores.abs())
+
+    def lowest_first(value, scores):
+        """You replace the lowest score first. The highest comes first."""
+        return _curve(value, -scores)
+
+    def put_back(value, scores):
+        """You put each token back before replacing the next. Tokens stay replaced."""
+        n, order = len(scores), scores.argsort(descending=True)
+        return value(torch.cat([torch.ones(1, n), 1 - torch.eye(n)[order]]))
+
+    def insertion(value, scores):
+        """You put tokens back into an empty prompt: that is the insertion curve."""
+        return value(1 - _masks(scores.argsort(descending=True)))
+
+    def ranks(value, scores):
+        """You used the rank of each token as if it were a position. `argsort` gives positions."""
+        return value(_masks(scores.argsort(descending=True).argsort()))
+
+    def left_to_right(value, scores):
+        """You replaced the tokens from left to right. Replace them by their scores."""
+        return value(_masks(torch.arange(len(scores))))
+
+
+def _curve(value, scores: Tensor) -> Tensor:
+    return value(_masks(scores.argsort(descending=True)))
 
 
 @checker("11.4")
 def check_deletion_curve(attempt: Attempt) -> str:
     for n, seed in ((4, 6), (6, 7), (2, 8)):
-        value = _game(_table(n, seed), n)
-        scores = torch.tensor([-2.0, 0.5, 1.0, -0.1, 3.0, -0.7])[:n] * (1 + seed)
-        order = scores.argsort(descending=True)
-        masks = torch.ones(n + 1, n)
-        for step, player in enumerate(order):
-            masks[step + 1 :, player] = 0
-        expected = value(masks)
-        found = attempt(value, scores)
-        if isinstance(found, Tensor) and found.shape == (n,):
-            raise NotYet(
-                f"The curve has {n} values and needs {n + 1}: the whole prompt first, then one for each token replaced."
-            )
-        found = attempt.tensor(value, scores, shape=(n + 1,), axes="step")
-        if n > 2:
-            ranks = scores.argsort(descending=True).argsort()
-            single = torch.cat([torch.ones(1, n), _without(n)[order]])
-            wrong_rank = torch.ones(n + 1, n)
-            for step, player in enumerate(ranks):
-                wrong_rank[step + 1 :, player] = 0
-            ascending = torch.ones(n + 1, n)
-            for step, player in enumerate(order.flip(0)):
-                ascending[step + 1 :, player] = 0
-            by_size = torch.ones(n + 1, n)
-            for step, player in enumerate(scores.abs().argsort(descending=True)):
-                by_size[step + 1 :, player] = 0
-            is_like(
-                found,
-                {
-                    "You sorted by size. A score below zero comes last: sort with the sign.": value(by_size),
-                    "You replace the lowest score first. The highest comes first.": value(ascending),
-                    "You put each token back before replacing the next. Tokens stay replaced.": value(single),
-                    "You put tokens back into an empty prompt: that is the insertion curve.": value(
-                        1 - masks
-                    ),
-                    "You used the rank of each token as if it were a position. `argsort` gives positions.": value(
-                        wrong_rank
-                    ),
-                    "You replaced the tokens from left to right. Replace them by their scores.": value(
-                        (torch.arange(n) >= torch.arange(n + 1)[:, None]).float()
-                    ),
-                },
-            )
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
+        case = _random_game(n, seed), torch.tensor([-2.0, 0.5, 1.0, -0.1, 3.0, -0.7])[:n] * (1 + seed)
+        found = attempt(*case)
+        short = isinstance(found, Tensor) and found.shape == (n,)
+        first = "the whole prompt first, then one for each token replaced."
+        refuse(short, f"The curve has {n} values and needs {n + 1}: {first}")
+        compare(attempt, case, _curve, _named(Curves), "step")
     return "From the whole prompt to none of it, highest score first, in three games."
 
 
-@checker("11.5")
-def check_rollout(attempt: Attempt) -> str:
-    for layers, heads, n, seed in ((3, 2, 4, 0), (1, 3, 5, 1), (4, 1, 3, 2)):
-        patterns = random(layers, heads, n, n, seed=seed).masked_fill(
-            torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf
-        )
-        patterns = patterns.softmax(-1)
-        mean, eye = patterns.mean(1), torch.eye(n)
-        rolled = lambda steps: torch.linalg.multi_dot(list(steps)) if len(steps) > 1 else steps[0]
-        half = 0.5 * mean + 0.5 * eye
-        expected = rolled(half.flip(0))
-        found = attempt.tensor(patterns, shape=(n, n), axes="query_pos key_pos")
-        if layers > 1:
-            is_like(
-                found,
-                {
-                    "You multiplied the layers in the wrong order: the last layer reads what the one before it made, so "
-                    "it stands on the left.": rolled(half),
-                    "You left out that a position also keeps itself (the residual stream): 0.5 · attention + 0.5 · "
-                    "identity in each layer.": rolled(mean.flip(0)),
-                    "You averaged the layers. Attention in one layer reads what attention in the layer before made: "
-                    "multiply them.": half.mean(0),
-                    "You multiplied place by place (`*`). Following attention through a position in between is a "
-                    "matrix product (`@`).": half.prod(0),
-                    "This is the last layer only. Multiply all layers.": half[-1],
-                    "Rows and columns are swapped: row q says where position q comes from.": expected.T,
-                },
-            )
-        if heads > 1:
-            is_like(
-                found,
-                {
-                    "You added the heads up. Take their mean, or rows no longer sum to 1.": rolled(
-                        (0.5 * patterns.sum(1) + 0.5 * eye).flip(0)
-                    )
-                },
-            )
-        is_like(
-            found,
-            {
-                "You added the identity without halving: rows must go on summing to 1.": rolled(
-                    (mean + eye).flip(0)
-                )
-            },
-        )
-        if not close(found.sum(1), torch.ones(n)):
-            raise NotYet(
-                f"Each row must sum to 1; your rows sum to {[round(v, 3) for v in found.sum(1).tolist()]}."
-            )
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "Rows sum to 1, nothing comes from the future, and the layers are in order, on three stacks of patterns."
+def _patterns(layers: int, heads: int, n: int, seed: int) -> tuple[Tensor]:
+    future = torch.ones(n, n, dtype=torch.bool).triu(1)
+    return (random(layers, heads, n, n, seed=seed).masked_fill(future, -torch.inf).softmax(-1),)
+
+
+def _rolled(steps: Tensor) -> Tensor:
+    """The last layer stands on the left."""
+    return reduce(torch.matmul, steps.flip(0))
+
+
+def _kept(patterns: Tensor) -> Tensor:
+    return 0.5 * patterns.mean(1) + 0.5 * torch.eye(patterns.shape[-1])
+
+
+@declare(
+    "11.5",
+    axes="query_pos key_pos",
+    says="Rows sum to 1, nothing comes from the future, and the layers are in order, on three stacks of "
+    "patterns.",
+)
+class Rollout:
+    cases = (_patterns(3, 2, 4, 0), _patterns(1, 3, 5, 1), _patterns(4, 1, 3, 2))
+
+    def right(patterns):
+        return _rolled(_kept(patterns))
+
+    def wrong_order(patterns):
+        """You multiplied the layers in the wrong order: the last layer reads what the one before it made,
+        so it stands on the left."""
+        return _rolled(_kept(patterns.flip(0)))
+
+    def no_residual(patterns):
+        """You left out that a position also keeps itself (the residual stream): 0.5 · attention + 0.5 ·
+        identity in each layer."""
+        return _rolled(patterns.mean(1))
+
+    def averaged(patterns):
+        """You averaged the layers. Attention in one layer reads what attention in the layer before made:
+        multiply them."""
+        return _kept(patterns).mean(0)
+
+    def place_by_place(patterns):
+        """You multiplied place by place (`*`). Following attention through a position in between is a
+        matrix product (`@`)."""
+        return _kept(patterns).prod(0)
+
+    def last_layer(patterns):
+        """This is the last layer only. Multiply all layers."""
+        return _kept(patterns)[-1]
+
+    def swapped(patterns):
+        """Rows and columns are swapped: row q says where position q comes from."""
+        return Rollout.right(patterns).T
+
+    def added_heads(patterns):
+        """You added the heads up. Take their mean, or rows no longer sum to 1."""
+        return _rolled(_kept(patterns.sum(1, keepdim=True)))
+
+    def not_halved(patterns):
+        """You added the identity without halving: rows must go on summing to 1."""
+        return _rolled(2 * _kept(patterns))
+
+    def otherwise(found, patterns):
+        sums = found.sum(1)
+        if close(sums, torch.ones(len(sums))):
+            return only_wrong(found, Rollout.right(patterns))
+        return f"Each row must sum to 1; your rows sum to {[round(v, 3) for v in sums.tolist()]}."

@@ -117,36 +117,6 @@ check(occlusion_scores)
 # </details>
 
 
-# %% kind="wrong" id="11.1" expects="sign is turned"
-@exercise("11.1")
-def occlusion_scores(value, n):
-    values = value(torch.cat([torch.ones(1, n), 1 - torch.eye(n)]))
-    return values[1:] - values[0]
-
-
-# %% kind="wrong" id="11.1" expects="alone into an empty prompt"
-@exercise("11.1")
-def occlusion_scores(value, n):
-    values = value(torch.cat([torch.zeros(1, n), torch.eye(n)]))
-    return values[1:] - values[0]
-
-
-# %% kind="wrong" id="11.1" expects="Subtract them"
-@exercise("11.1")
-def occlusion_scores(value, n):
-    return value(1 - torch.eye(n))
-
-
-# %% kind="wrong" id="11.1" expects="Put each token back"
-@exercise("11.1")
-def occlusion_scores(value, n):
-    mask, out = torch.ones(1, n), []
-    for player in range(n):
-        mask[0, player] = 0
-        out.append(value(torch.ones(1, n))[0] - value(mask)[0])
-    return torch.stack(out)
-
-
 # %% kind="wrong" id="11.1" expects="masks of shape"
 @exercise("11.1")
 def occlusion_scores(value, n):
@@ -253,55 +223,6 @@ check(shapley)
 # mask; the mean of these n means. (Or go through `itertools.permutations(range(n))` and average what each player adds.)
 #
 # </details>
-
-
-# %% kind="wrong" id="11.2" expects="Banzhaf"
-@exercise("11.2")
-def shapley(value, n):
-    masks = torch.tensor([[i >> p & 1 for p in range(n)] for i in range(2**n)])
-    values = value(masks)
-    return torch.stack([values[masks[:, p] == 1].mean() - values[masks[:, p] == 0].mean() for p in range(n)])
-
-
-# %% kind="wrong" id="11.2" expects="one order only"
-@exercise("11.2")
-def shapley(value, n):
-    values = value(torch.arange(n) < torch.arange(n + 1)[:, None])
-    return values[1:] - values[:-1]
-
-
-# %% kind="wrong" id="11.2" expects="This is occlusion"
-@exercise("11.2")
-def shapley(value, n):
-    values = value(torch.cat([torch.ones(1, n), 1 - torch.eye(n)]))
-    return values[0] - values[1:]
-
-
-# %% kind="wrong" id="11.2" expects="Divide by the number of orders"
-@exercise("11.2")
-def shapley(value, n):
-    from itertools import permutations
-
-    total = torch.zeros(n)
-    for order in permutations(range(n)):
-        mask = torch.zeros(1, n)
-        for player in order:
-            before = value(mask)[0]
-            mask[0, player] = 1
-            total[player] += value(mask)[0] - before
-    return total
-
-
-# %% kind="wrong" id="11.2" expects="divide by n"
-@exercise("11.2")
-def shapley(value, n):
-    masks = torch.tensor([[i >> p & 1 for p in range(n)] for i in range(2**n)])
-    values, size, shares = value(masks), masks.sum(1), torch.zeros(n)
-    for p in range(n):
-        out = (masks[:, p] == 0).nonzero()[:, 0]
-        gain = values[out + 2**p] - values[out]
-        shares[p] = torch.stack([gain[size[out] == k].mean() for k in range(n)]).sum()
-    return shares
 
 
 # %%
@@ -720,48 +641,6 @@ check(rollout)
 # have.
 #
 # </details>
-
-
-# %% kind="wrong" id="11.5" expects="wrong order"
-@exercise("11.5")
-def rollout(patterns):
-    rolled = torch.eye(patterns.shape[-1])
-    for layer in patterns:
-        rolled = rolled @ (0.5 * layer.mean(0) + 0.5 * torch.eye(patterns.shape[-1]))
-    return rolled
-
-
-# %% kind="wrong" id="11.5" expects="also keeps itself"
-@exercise("11.5")
-def rollout(patterns):
-    rolled = torch.eye(patterns.shape[-1])
-    for layer in patterns:
-        rolled = layer.mean(0) @ rolled
-    return rolled
-
-
-# %% kind="wrong" id="11.5" expects="without halving"
-@exercise("11.5")
-def rollout(patterns):
-    rolled = torch.eye(patterns.shape[-1])
-    for layer in patterns:
-        rolled = (layer.mean(0) + torch.eye(patterns.shape[-1])) @ rolled
-    return rolled
-
-
-# %% kind="wrong" id="11.5" expects="averaged the layers"
-@exercise("11.5")
-def rollout(patterns):
-    return (0.5 * patterns.mean(1) + 0.5 * torch.eye(patterns.shape[-1])).mean(0)
-
-
-# %% kind="wrong" id="11.5" expects="Take their mean"
-@exercise("11.5")
-def rollout(patterns):
-    rolled = torch.eye(patterns.shape[-1])
-    for layer in patterns:
-        rolled = (0.5 * layer.sum(0) + 0.5 * torch.eye(patterns.shape[-1])) @ rolled
-    return rolled
 
 
 # %%

@@ -124,37 +124,6 @@ check(direct_effects)
 # </details>
 
 
-# %% kind="wrong" id="12.1" expects="norm is missing"
-@exercise("12.1")
-def direct_effects(written, W_U, answer, rival, scale):
-    return written @ (W_U[:, answer] - W_U[:, rival])
-
-
-# %% kind="wrong" id="12.1" expects="by its own length"
-@exercise("12.1")
-def direct_effects(written, W_U, answer, rival, scale):
-    own = written.pow(2).mean(-1, keepdim=True).sqrt()
-    return (written / own) @ (W_U[:, answer] - W_U[:, rival])
-
-
-# %% kind="wrong" id="12.1" expects="answer alone"
-@exercise("12.1")
-def direct_effects(written, W_U, answer, rival, scale):
-    return written @ W_U[:, answer] / scale
-
-
-# %% kind="wrong" id="12.1" expects="sign is turned"
-@exercise("12.1")
-def direct_effects(written, W_U, answer, rival, scale):
-    return written @ (W_U[:, rival] - W_U[:, answer]) / scale
-
-
-# %% kind="wrong" id="12.1" expects="norm divides"
-@exercise("12.1")
-def direct_effects(written, W_U, answer, rival, scale):
-    return written @ (W_U[:, answer] - W_U[:, rival]) * scale
-
-
 # %% [markdown]
 # **Question 12.a.** The scale of the last norm depends on all parts. We hold it at its value. What is the price?
 #
@@ -298,30 +267,6 @@ check(head_effects)
 # </details>
 
 
-# %% kind="wrong" id="12.3" expects="added up all positions"
-@exercise("12.3")
-def head_effects(z, W_O, direction, scale):
-    return torch.einsum("phd,hdm->hm", z, W_O) @ direction / scale
-
-
-# %% kind="wrong" id="12.3" expects="Keep the heads apart"
-@exercise("12.3")
-def head_effects(z, W_O, direction, scale):
-    return (torch.einsum("hd,hdm->m", z[-1], W_O) @ direction / scale).expand(len(W_O))
-
-
-# %% kind="wrong" id="12.3" expects="norm is missing"
-@exercise("12.3")
-def head_effects(z, W_O, direction, scale):
-    return torch.einsum("hd,hdm->hm", z[-1], W_O) @ direction
-
-
-# %% kind="wrong" id="12.3" expects="one head's W_O"
-@exercise("12.3")
-def head_effects(z, W_O, direction, scale):
-    return z[-1] @ W_O[0] @ direction / scale
-
-
 # %% [markdown]
 # ## The library, and TransformerLens
 #
@@ -417,31 +362,6 @@ check(for_and_against)
 # `effects.mean(1, keepdim=True)` is one mean for each head, in a shape that can be subtracted. Then take the two columns.
 #
 # </details>
-
-
-# %% kind="wrong" id="12.4" expects="left the mean in"
-@exercise("12.4")
-def for_and_against(effects, answer, rival):
-    return effects[:, [answer, rival]]
-
-
-# %% kind="wrong" id="12.4" expects="mean over the heads"
-@exercise("12.4")
-def for_and_against(effects, answer, rival):
-    return (effects - effects.mean(0))[:, [answer, rival]]
-
-
-# %% kind="wrong" id="12.4" expects="answer and the rival only"
-@exercise("12.4")
-def for_and_against(effects, answer, rival):
-    two = effects[:, [answer, rival]]
-    return two - two.mean(1, keepdim=True)
-
-
-# %% kind="wrong" id="12.4" expects="columns are swapped"
-@exercise("12.4")
-def for_and_against(effects, answer, rival):
-    return (effects - effects.mean(1, keepdim=True))[:, [rival, answer]]
 
 
 # %% [markdown]

@@ -230,18 +230,6 @@ def promoted(row, activation, W_U, k):
     return (row @ W_U).topk(k).indices
 
 
-# %% kind="wrong" id="13.2" expects="either sign"
-@exercise("13.2")
-def promoted(row, activation, W_U, k):
-    return (activation * row @ W_U).abs().topk(k).indices
-
-
-# %% kind="wrong" id="13.2" expects="lowers most"
-@exercise("13.2")
-def promoted(row, activation, W_U, k):
-    return (activation * row @ W_U).argsort()[:k]
-
-
 # %% kind="wrong" id="13.2" expects="another order"
 @exercise("13.2")
 def promoted(row, activation, W_U, k):
@@ -640,25 +628,6 @@ check(key_shares)
 # `written @ key` is one number for each part. Divide by their sum; parts that push the other way get a negative share.
 #
 # </details>
-
-
-# %% kind="wrong" id="13.5" expects="Divide by their sum"
-@exercise("13.5")
-def key_shares(written, key):
-    return written @ key
-
-
-# %% kind="wrong" id="13.5" expects="sum of sizes"
-@exercise("13.5")
-def key_shares(written, key):
-    products = written @ key
-    return products / products.abs().sum()
-
-
-# %% kind="wrong" id="13.5" expects="softmax"
-@exercise("13.5")
-def key_shares(written, key):
-    return (written @ key).softmax(0)
 
 
 # %% [markdown]

@@ -102,30 +102,6 @@ check(lens_logits)
 # </details>
 
 
-# %% kind="wrong" id="21.1" expects="norm is missing"
-@exercise("21.1")
-def lens_logits(streams, W_U):
-    return streams @ W_U
-
-
-# %% kind="wrong" id="21.1" expects="scale of the last stream"
-@exercise("21.1")
-def lens_logits(streams, W_U):
-    return streams / streams[-1].pow(2).mean().sqrt() @ W_U
-
-
-# %% kind="wrong" id="21.1" expects="its length"
-@exercise("21.1")
-def lens_logits(streams, W_U):
-    return streams / streams.norm(dim=-1, keepdim=True) @ W_U
-
-
-# %% kind="wrong" id="21.1" expects="over the layers"
-@exercise("21.1")
-def lens_logits(streams, W_U):
-    return streams / streams.pow(2).mean(0, keepdim=True).sqrt() @ W_U
-
-
 # %% [markdown]
 # ### Exercise 21.2 The rank of the answer
 #
@@ -157,24 +133,6 @@ check(ranks)
 # `logits[:, answer]` has one number a row. `logits[:, answer, None]` is a column that can be compared with every logit.
 #
 # </details>
-
-
-# %% kind="wrong" id="21.2" expects="starts at 0"
-@exercise("21.2")
-def ranks(logits, answer):
-    return (logits >= logits[:, answer, None]).sum(-1)
-
-
-# %% kind="wrong" id="21.2" expects="smallest first"
-@exercise("21.2")
-def ranks(logits, answer):
-    return (logits < logits[:, answer, None]).sum(-1)
-
-
-# %% kind="wrong" id="21.2" expects="gives tokens, not ranks"
-@exercise("21.2")
-def ranks(logits, answer):
-    return logits.argsort(-1, descending=True)[:, answer]
 
 
 # %% [markdown]
@@ -256,34 +214,6 @@ check(kl_to_model)
 # With p and q the two log-probabilities: the sum over tokens of exp(p) · (p − q). The weights belong to the model.
 #
 # </details>
-
-
-# %% kind="wrong" id="21.3" expects="other way round"
-@exercise("21.3")
-def kl_to_model(model_logits, lens_logits):
-    p, q = model_logits.log_softmax(-1), lens_logits.log_softmax(-1)
-    return (q.exp() * (q - p)).sum(-1)
-
-
-# %% kind="wrong" id="21.3" expects="the sign"
-@exercise("21.3")
-def kl_to_model(model_logits, lens_logits):
-    p, q = model_logits.log_softmax(-1), lens_logits.log_softmax(-1)
-    return (p.exp() * (q - p)).sum(-1)
-
-
-# %% kind="wrong" id="21.3" expects="log-probabilities"
-@exercise("21.3")
-def kl_to_model(model_logits, lens_logits):
-    p = model_logits.softmax(-1)
-    return (p * (model_logits - lens_logits)).sum(-1)
-
-
-# %% kind="wrong" id="21.3" expects="mean over the vocabulary"
-@exercise("21.3")
-def kl_to_model(model_logits, lens_logits):
-    p, q = model_logits.log_softmax(-1), lens_logits.log_softmax(-1)
-    return (p.exp() * (p - q)).mean(-1)
 
 
 # %% [markdown]

@@ -480,22 +480,6 @@ def group_means(train_groups, train_values, test_groups):
     return torch.stack(said)
 
 
-# %% kind="wrong" id="22.4" expects="mean of everything"
-@exercise("22.4")
-def group_means(train_groups, train_values, test_groups):
-    return train_values.mean(0).expand(len(test_groups), -1)
-
-
-# %% kind="wrong" id="22.4" expects="one number"
-@exercise("22.4")
-def group_means(train_groups, train_values, test_groups):
-    said = []
-    for group in test_groups:
-        same = [n for n, other in enumerate(train_groups) if other == group]
-        said.append((train_values[same] if same else train_values).mean().expand(train_values.shape[1]))
-    return torch.stack(said)
-
-
 # %% [markdown]
 # A linear fit on one column for each continent says the same as your function. Beside it the probe **within continents**: the errors of the same
 # predictions, compared with those of somebody who says the continent's mean.

@@ -111,24 +111,6 @@ check(previous_token_scores)
 # </details>
 
 
-# %% kind="wrong" id="23.1" expects="looks ahead"
-@exercise("23.1")
-def previous_token_scores(pattern):
-    return pattern.diagonal(offset=1, dim1=-2, dim2=-1).mean((0, -1))
-
-
-# %% kind="wrong" id="23.1" expects="position 0"
-@exercise("23.1")
-def previous_token_scores(pattern):
-    return pattern.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1).mean(0) / pattern.shape[-1]
-
-
-# %% kind="wrong" id="23.1" expects="looks at itself"
-@exercise("23.1")
-def previous_token_scores(pattern):
-    return pattern.diagonal(dim1=-2, dim2=-1).mean((0, -1))
-
-
 # %% kind="wrong" id="23.1" expects="one number for each head"
 @exercise("23.1")
 def previous_token_scores(pattern):
@@ -171,33 +153,6 @@ check(induction_scores)
 # `pattern[:, :, queries, keys]` picks one place for each pair.
 #
 # </details>
-
-
-# %% kind="wrong" id="23.2" expects="copy itself"
-@exercise("23.2")
-def induction_scores(pattern, length):
-    queries = torch.arange(length + 1, 2 * length + 1)
-    return pattern[:, :, queries, queries - length].mean((0, -1))
-
-
-# %% kind="wrong" id="23.2" expects="before the earlier copy"
-@exercise("23.2")
-def induction_scores(pattern, length):
-    queries = torch.arange(length + 1, 2 * length + 1)
-    return pattern[:, :, queries, queries - length - 1].mean((0, -1))
-
-
-# %% kind="wrong" id="23.2" expects="before the second half"
-@exercise("23.2")
-def induction_scores(pattern, length):
-    return pattern.diagonal(offset=1 - length, dim1=-2, dim2=-1).mean((0, -1))
-
-
-# %% kind="wrong" id="23.2" expects="positions of the first half"
-@exercise("23.2")
-def induction_scores(pattern, length):
-    queries = torch.arange(length + 1, 2 * length + 1)
-    return pattern[:, :, queries, queries - length + 1].sum(-1).mean(0) / pattern.shape[-1]
 
 
 # %% [markdown]
@@ -427,30 +382,6 @@ check(matching_shares)
 # `tokens @ W_Q` has shape [head, token, d_head], and for each head it is 23.3: `.mT` transposes the last two axes.
 #
 # </details>
-
-
-# %% kind="wrong" id="23.4" expects="neighbouring heads"
-@exercise("23.4")
-def matching_shares(tokens, written, W_Q, W_K):
-    W_K = W_K.repeat(len(W_Q) // len(W_K), 1, 1)
-    best = ((tokens @ W_Q) @ (written @ W_K).mT).argmax(-1)
-    return (best == torch.arange(len(tokens))).float().mean(-1)
-
-
-# %% kind="wrong" id="23.4" expects="what the earlier head writes"
-@exercise("23.4")
-def matching_shares(tokens, written, W_Q, W_K):
-    W_K = W_K.repeat_interleave(len(W_Q) // len(W_K), dim=0)
-    best = ((tokens @ W_Q) @ (tokens @ W_K).mT).argmax(-1)
-    return (best == torch.arange(len(tokens))).float().mean(-1)
-
-
-# %% kind="wrong" id="23.4" expects="for each query"
-@exercise("23.4")
-def matching_shares(tokens, written, W_Q, W_K):
-    W_K = W_K.repeat_interleave(len(W_Q) // len(W_K), dim=0)
-    best = ((tokens @ W_Q) @ (written @ W_K).mT).argmax(-2)
-    return (best == torch.arange(len(tokens))).float().mean(-1)
 
 
 # %% kind="wrong" id="23.4" expects="one number for each head"

@@ -106,33 +106,11 @@ check(mean_ablated)
 # </details>
 
 
-# %% kind="wrong" id="24.1" expects="position by position"
-@exercise("24.1")
-def mean_ablated(z, reference, head):
-    changed = z.clone()
-    changed[:, :, head] = reference[:, :, head].mean((0, 1))
-    return changed
-
-
-# %% kind="wrong" id="24.1" expects="these prompts themselves"
-@exercise("24.1")
-def mean_ablated(z, reference, head):
-    changed = z.clone()
-    changed[:, :, head] = z[:, :, head].mean(0)
-    return changed
-
-
 # %% kind="wrong" id="24.1" expects="in place"
 @exercise("24.1")
 def mean_ablated(z, reference, head):
     z[:, :, head] = reference[:, :, head].mean(0)
     return z
-
-
-# %% kind="wrong" id="24.1" expects="All heads"
-@exercise("24.1")
-def mean_ablated(z, reference, head):
-    return reference.mean(0).expand_as(z).clone()
 
 
 # %% [markdown]
@@ -176,29 +154,6 @@ check(template_means)
 # Collect the numbers of those prompts in a list, `found[same]` picks them, `.mean(0)` averages. Stack the results.
 #
 # </details>
-
-
-# %% kind="wrong" id="24.2" expects="of all templates"
-@exercise("24.2")
-def template_means(found, its_templates, templates):
-    return found.mean(0).expand(len(templates), -1, -1)
-
-
-# %% kind="wrong" id="24.2" expects="One prompt of the template"
-@exercise("24.2")
-def template_means(found, its_templates, templates):
-    return torch.stack([found[its_templates.index(template)] for template in templates])
-
-
-# %% kind="wrong" id="24.2" expects="over the positions"
-@exercise("24.2")
-def template_means(found, its_templates, templates):
-    rows = []
-    for template in templates:
-        same = [n for n, other in enumerate(its_templates) if other == template]
-        rows.append(found[same].mean((0, 1)).expand(found.shape[1], -1))
-    return torch.stack(rows)
-
 
 # %% [markdown]
 # ## Four ways
@@ -309,34 +264,6 @@ check(without_direction)
 # `along = stream @ unit` has one number a position. Add the difference, `level - along`, times `unit`, to the stream.
 #
 # </details>
-
-
-# %% kind="wrong" id="24.3" expects="length 1"
-@exercise("24.3")
-def without_direction(stream, direction, level):
-    return stream + (level - stream @ direction)[..., None] * direction
-
-
-# %% kind="wrong" id="24.3" expects="Where is `level`"
-@exercise("24.3")
-def without_direction(stream, direction, level):
-    unit = direction / direction.norm()
-    return stream - (stream @ unit)[..., None] * unit
-
-
-# %% kind="wrong" id="24.3" expects="wrong way"
-@exercise("24.3")
-def without_direction(stream, direction, level):
-    unit = direction / direction.norm()
-    return stream + (level + stream @ unit)[..., None] * unit
-
-
-# %% kind="wrong" id="24.3" expects="only the part along"
-@exercise("24.3")
-def without_direction(stream, direction, level):
-    unit = direction / direction.norm()
-    return (stream @ unit)[..., None] * unit * 0 + level * unit
-
 
 # %% [markdown]
 # To zero, or to its mean over the reference (one number, over all positions but the first)? Take the direction that the unembedding reads for " Mary",

@@ -72,25 +72,6 @@ check(reconstruct)
 #
 # </details>
 
-
-# %% kind="wrong" id="25.1" expects="ReLU is missing"
-@exercise("25.1")
-def reconstruct(x, W, b):
-    return x @ W @ W.T + b
-
-
-# %% kind="wrong" id="25.1" expects="before the ReLU"
-@exercise("25.1")
-def reconstruct(x, W, b):
-    return (x @ W @ W.T).relu() + b
-
-
-# %% kind="wrong" id="25.1" expects="hidden numbers"
-@exercise("25.1")
-def reconstruct(x, W, b):
-    return ((x @ W).relu() @ W.T + b).relu()
-
-
 # %% [markdown]
 # ### Exercise 25.2 Sparse features
 #
@@ -188,30 +169,6 @@ check(dimensionality)
 #
 # </details>
 
-
-# %% kind="wrong" id="25.3" expects="both sides"
-@exercise("25.3")
-def dimensionality(W):
-    unit = W / W.norm(dim=1, keepdim=True)
-    return 1 / (unit @ unit.T).pow(2).sum(1)
-
-
-# %% kind="wrong" id="25.3" expects="without its own"
-@exercise("25.3")
-def dimensionality(W):
-    length = W.norm(dim=1)
-    overlap = ((W / length[:, None]) @ W.T).pow(2)
-    return length**2 / (overlap.sum(1) - overlap.diagonal())
-
-
-# %% kind="wrong" id="25.3" expects="not squared"
-@exercise("25.3")
-def dimensionality(W):
-    length = W.norm(dim=1)
-    overlap = (W / length[:, None]) @ W.T
-    return length**2 / overlap.abs().sum(1)
-
-
 # %%
 toy.dimensionality.plot(height=320, title="share of a dimension that each feature has")
 
@@ -306,28 +263,6 @@ check(interference)
 # Square, add along the rows, and take the diagonal off.
 #
 # </details>
-
-
-# %% kind="wrong" id="25.4" expects="with itself"
-@exercise("25.4")
-def interference(W):
-    return (W @ W.T).pow(2).sum(1)
-
-
-# %% kind="wrong" id="25.4" expects="not squared"
-@exercise("25.4")
-def interference(W):
-    products = W @ W.T
-    return products.sum(1) - products.diagonal()
-
-
-# %% kind="wrong" id="25.4" expects="length 1"
-@exercise("25.4")
-def interference(W):
-    unit = W / W.norm(dim=1, keepdim=True)
-    products = (unit @ unit.T).pow(2)
-    return products.sum(1) - products.diagonal()
-
 
 # %% [markdown]
 # ## In the real model

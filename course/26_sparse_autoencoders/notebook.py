@@ -85,37 +85,6 @@ check(encode)
 #
 # </details>
 
-
-# %% kind="wrong" id="26.1" expects="b_dec"
-@exercise("26.1")
-def encode(x, W_enc, b_enc, b_dec, k):
-    before = x @ W_enc + b_enc
-    best = before.topk(k, dim=-1)
-    return torch.zeros_like(before).scatter(-1, best.indices, best.values.relu())
-
-
-# %% kind="wrong" id="26.1" expects="no ReLU"
-@exercise("26.1")
-def encode(x, W_enc, b_enc, b_dec, k):
-    before = (x - b_dec) @ W_enc + b_enc
-    best = before.topk(k, dim=-1)
-    return torch.zeros_like(before).scatter(-1, best.indices, best.values)
-
-
-# %% kind="wrong" id="26.1" expects="largest in size"
-@exercise("26.1")
-def encode(x, W_enc, b_enc, b_dec, k):
-    before = (x - b_dec) @ W_enc + b_enc
-    best = before.abs().topk(k, dim=-1).indices
-    return torch.zeros_like(before).scatter(-1, best, before.gather(-1, best))
-
-
-# %% kind="wrong" id="26.1" expects="every feature above zero"
-@exercise("26.1")
-def encode(x, W_enc, b_enc, b_dec, k):
-    return ((x - b_dec) @ W_enc + b_enc).relu()
-
-
 # %% [markdown]
 # The older way (Bricken et al. 2023) has a plain ReLU and makes activity cost something: an **L1 penalty**, a constant times the sum of the activities.
 #
@@ -156,25 +125,6 @@ check(penalised_loss)
 # `.pow(2).sum(1)` for the error, `.sum(1)` for the features, `.mean()` at the end.
 #
 # </details>
-
-
-# %% kind="wrong" id="26.2" expects="counts the active features"
-@exercise("26.2")
-def penalised_loss(x, back, features, l1):
-    return ((x - back).pow(2).sum(1) + l1 * (features > 0).sum(1)).mean()
-
-
-# %% kind="wrong" id="26.2" expects="mean of all numbers"
-@exercise("26.2")
-def penalised_loss(x, back, features, l1):
-    return (x - back).pow(2).mean() + l1 * features.mean()
-
-
-# %% kind="wrong" id="26.2" expects="sum of squares"
-@exercise("26.2")
-def penalised_loss(x, back, features, l1):
-    return ((x - back).pow(2).sum(1) + l1 * features.pow(2).sum(1)).mean()
-
 
 # %% [markdown]
 # Now train one. The text was written by the model itself. Position 0, the attention sink, is left out: it is 180 times as long as other streams and would
@@ -291,25 +241,6 @@ check(unexplained)
 # `x.mean(0)` is the mean over tokens: one number for each dimension.
 #
 # </details>
-
-
-# %% kind="wrong" id="26.3" expects="around zero"
-@exercise("26.3")
-def unexplained(x, back):
-    return (x - back).pow(2).sum() / x.pow(2).sum()
-
-
-# %% kind="wrong" id="26.3" expects="share that is left"
-@exercise("26.3")
-def unexplained(x, back):
-    return 1 - (x - back).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-
-
-# %% kind="wrong" id="26.3" expects="each dimension"
-@exercise("26.3")
-def unexplained(x, back):
-    return ((x - back).pow(2).sum(0) / (x - x.mean(0)).pow(2).sum(0)).mean()
-
 
 # %% [markdown]
 # Why leave out position 0? Here is a dictionary that knows nothing but the attention sink. It rebuilds position 0, and says "the mean" everywhere else:
@@ -496,34 +427,6 @@ check(set_feature)
 # Add (new − old) times the row. `features[:, index, None]` has shape [token, 1].
 #
 # </details>
-
-
-# %% kind="wrong" id="26.4" expects="reconstruction"
-@exercise("26.4")
-def set_feature(x, features, W_dec, b_dec, index, value):
-    changed = features.clone()
-    changed[:, index] = value
-    return changed @ W_dec + b_dec
-
-
-# %% kind="wrong" id="26.4" expects="on top of the old"
-@exercise("26.4")
-def set_feature(x, features, W_dec, b_dec, index, value):
-    return x + value * W_dec[index]
-
-
-# %% kind="wrong" id="26.4" expects="turned round"
-@exercise("26.4")
-def set_feature(x, features, W_dec, b_dec, index, value):
-    return x + (features[:, index, None] - value) * W_dec[index]
-
-
-# %% kind="wrong" id="26.4" expects="active"
-@exercise("26.4")
-def set_feature(x, features, W_dec, b_dec, index, value):
-    old = features[:, index, None]
-    return torch.where(old > 0, x + (value - old) * W_dec[index], x)
-
 
 # %% [markdown]
 # Feature 1209 is loudest on a hyphen after a number: a "17-member" team, a "5-year" treaty. Multiply it by 0, −1 and −2, and read what comes next (times 1 is the unchanged model). The control: a
@@ -797,32 +700,12 @@ check(shared)
 # </details>
 
 
-# %% kind="wrong" id="26.5" expects="length 1"
-@exercise("26.5")
-def shared(A, B, threshold):
-    return ((A @ B.T).max(1).values > threshold).float().mean()
-
-
 # %% kind="wrong" id="26.5" expects="best partner"
 @exercise("26.5")
 def shared(A, B, threshold):
     A, B = A / A.norm(dim=1, keepdim=True), B / B.norm(dim=1, keepdim=True)
     n = min(len(A), len(B))
     return ((A[:n] * B[:n]).sum(1) > threshold).float().sum() / len(A)
-
-
-# %% kind="wrong" id="26.5" expects="Opposite"
-@exercise("26.5")
-def shared(A, B, threshold):
-    A, B = A / A.norm(dim=1, keepdim=True), B / B.norm(dim=1, keepdim=True)
-    return ((A @ B.T).abs().max(1).values > threshold).float().mean()
-
-
-# %% kind="wrong" id="26.5" expects="other way round"
-@exercise("26.5")
-def shared(A, B, threshold):
-    A, B = A / A.norm(dim=1, keepdim=True), B / B.norm(dim=1, keepdim=True)
-    return ((A @ B.T).max(0).values > threshold).float().mean()
 
 
 # %%

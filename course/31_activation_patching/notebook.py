@@ -108,23 +108,6 @@ check(patched_run)
 # </details>
 
 
-# %% kind="wrong" id="31.1" expects="base and source are exchanged"
-@exercise("31.1")
-def patched_run(model, base, source, layer, head):
-    _, cache = model.run_with_cache(base)
-    with ml.intervene(model, ml.replace_head(model, (layer, head), cache)):
-        return model(source)
-
-
-# %% kind="wrong" id="31.1" expects="All heads"
-@exercise("31.1")
-def patched_run(model, base, source, layer, head):
-    name = f"blocks.{layer}.attn.hook_z"
-    _, cache = model.run_with_cache(source)
-    with ml.intervene(model, ml.replace_with(name, cache[name])):
-        return model(base)
-
-
 # %% kind="wrong" id="31.1" expects="still on the model"
 @exercise("31.1")
 def patched_run(model, base, source, layer, head):
@@ -138,15 +121,6 @@ def patched_run(model, base, source, layer, head):
 
     model.add_hook(name, put)
     return model(base)
-
-
-# %% kind="wrong" id="31.1" expects="only at the last position"
-@exercise("31.1")
-def patched_run(model, base, source, layer, head):
-    _, cache = model.run_with_cache(source)
-    last = [base.shape[1] - 1]
-    with ml.intervene(model, ml.replace_head(model, (layer, head), cache, positions=last)):
-        return model(base)
 
 
 # %% [markdown]
@@ -248,14 +222,14 @@ assert stream.values[:, :10].abs().max() == 0  # there the two runs are equal: a
 #
 # ## All 270 heads
 #
-# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. `site="z"` is what a head hands on. It takes a short way
-# (next section). For models that the short way does not know there is a plain one, your exercise 31.1 for any site: a hook, a mask `where` of positions, a
-# full run.
+# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. `site="z"` is what a head hands on. It says only what is
+# edited: these values, at these places. An engine carries that out. The plain one is your exercise 31.1 for any site: each edit is a hook, each patch a
+# full run. The fast one takes a short way to the same numbers (next section).
 
 # %%
-from mechlab.intervention import patching
+from mechlab.runs.plain import Plain
 
-ml.show_source(patching.InFull.patched)
+ml.show_source(Plain.edited)
 
 # %%
 heads = ml.activation_patching(model, corrupted, clean, metric, "z")
@@ -342,37 +316,12 @@ check(patched_stream)
 # </details>
 
 
-# %% kind="wrong" id="31.3" expects="in every prompt"
-@exercise("31.3")
-def patched_stream(base, source, positions):
-    changed = base.clone()
-    changed[:, positions] = source[:, positions]
-    return changed
-
-
 # %% kind="wrong" id="31.3" expects="in place"
 @exercise("31.3")
 def patched_stream(base, source, positions):
     rows = torch.arange(len(base))
     base[rows, positions] = source[rows, positions]
     return base
-
-
-# %% kind="wrong" id="31.3" expects="the wrong way round"
-@exercise("31.3")
-def patched_stream(base, source, positions):
-    rows = torch.arange(len(base))
-    changed = source.clone()
-    changed[rows, positions] = base[rows, positions]
-    return changed
-
-
-# %% kind="wrong" id="31.3" expects="first prompt's position"
-@exercise("31.3")
-def patched_stream(base, source, positions):
-    changed = base.clone()
-    changed[:, positions[0]] = source[:, positions[0]]
-    return changed
 
 
 # %% [markdown]
@@ -688,7 +637,7 @@ prompt = "The Eiffel Tower is located in the city of"
 fact, subject = model.to_tokens(prompt), ml.subject_positions(model, prompt, "Eiffel Tower")
 paris = ml.probability(ml.single_token(model, " Paris"))
 traced = [0, 10, 20, 22, 24, 27]
-trace = ml.causal_tracing(model, fact, subject, paris, layers=traced)
+trace = ml.causal_tracing(model, fact, paris, subject=subject, layers=traced)
 trace.plot(height=380)
 
 # %% kind="assert"
@@ -711,8 +660,8 @@ assert trace.values[4, -1] + trace.baselines["corrupted"] > trace.baselines["cle
 
 # %%
 at_iffel = {"site": "mlp_out", "positions": [3]}
-one = ml.causal_tracing(model, fact, subject, paris, layers=range(30), **at_iffel)
-seven = ml.causal_tracing(model, fact, subject, paris, window=7, layers=[3], **at_iffel)
+one = ml.causal_tracing(model, fact, paris, subject=subject, layers=range(30), **at_iffel)
+seven = ml.causal_tracing(model, fact, paris, subject=subject, window=7, layers=[3], **at_iffel)
 draws = torch.cat([one.per_prompt[:, [0, 3], 0], seven.per_prompt[:, :, 0]], 1)
 labels = {"restored at 'iffel'": ["MLP 0", "MLP 3", "MLPs 0 to 6, around 3"]}
 ml.Scores.over_prompts(draws, tuple(labels), "indirect effect (probability)", labels=labels).plot(height=300)
@@ -754,7 +703,7 @@ print(*(f"  {name}: {[round(length, 1) for length in lengths]}" for name, length
 # %%
 levels = {3: trace.values[[1, 4], [3, -1]]}
 for noise in (1, 10):
-    scores = ml.causal_tracing(model, fact, subject, paris, noise=noise, layers=[10, 24], samples=5)
+    scores = ml.causal_tracing(model, fact, paris, subject=subject, noise=noise, layers=[10, 24], samples=5)
     levels[noise] = scores.values[[0, 1], [3, -1]]
 labels = {"noise": [f"{n} sd" for n in sorted(levels)]}
 labels["state restored"] = ["'iffel', layer 10", "last token, layer 24"]

@@ -3,310 +3,398 @@
 import torch
 from torch import Tensor
 
-from mechlab_course.checking import close, is_like, only_wrong, random, seeded
+from mechlab_course.checking import close, declare, must_equal, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
-def _pooled(texts: list[Tensor], first: int = 1) -> Tensor:
-    return torch.stack([text[first:].mean(0) for text in texts]).mean(0)
+def _texts(sizes: tuple[int, ...], d_model: int, seed: int, last: float = 1) -> list[Tensor]:
+    texts = [random(n, d_model, seed=seed + i) + 0.3 * i for i, n in enumerate(sizes)]
+    for text in texts:
+        text[0] *= 20  # the attention sink
+        text[-1] *= last  # the first is left out, not the longest
+    return texts
 
 
-@checker("32.1")
-def check_contrast(attempt: Attempt) -> str:
-    for ours, theirs, d, seed in (
-        ((4, 7, 3), (5, 2), 6, 0),
-        ((2, 9), (6, 3, 8, 2), 3, 1),
-        ((5,), (3, 10), 8, 2),
-    ):
-        make = lambda sizes, start, d=d: [random(n, d, seed=start + i) + 0.3 * i for i, n in enumerate(sizes)]
-        positive, negative = make(ours, 10 * seed), make(theirs, 10 * seed + 50)
-        for texts in (positive, negative):
-            for text in texts:
-                text[0] *= 20  # the attention sink
-                text[-1] *= 50 if seed == 2 else 1  # the first is left out, not the longest
-        kept = [text.clone() for text in positive + negative]
-        expected = _pooled(positive) - _pooled(negative)
-        found = attempt.tensor(positive, negative, shape=(d,), axes="d_model")
-        if not all(torch.equal(a, b) for a, b in zip(kept, positive + negative, strict=True)):
-            raise NotYet("Your function writes into the streams it was given, in place. Work on a copy.")
-        joined = lambda texts, first=1: torch.cat([text[first:] for text in texts]).mean(0)
-        shortest = min(map(len, positive + negative))
-        both = lambda pool, positive=positive, negative=negative: pool(positive) - pool(negative)
-        mistakes = {
-            "The first token is in your means. It is an attention sink, many times as long as the rest: leave it out.": both(
-                lambda texts: _pooled(texts, 0)
-            ),
-            "You pooled all tokens of all texts, so long texts count more. First the mean of each text, then over texts.": both(
-                joined
-            ),
-            "You pooled all tokens, the first ones too. First the mean of each text without its first token, then over texts.": both(
-                lambda texts, joined=joined: joined(texts, 0)
-            ),
-            "That is the last token of each text. Take the mean over all tokens but the first.": both(
-                lambda texts: torch.stack([text[-1] for text in texts]).mean(0)
-            ),
-            "The last token is missing. `[1:]` leaves out the first only.": both(
-                lambda texts: torch.stack([t[1:-1].mean(0) if len(t) > 2 else t[1] for t in texts]).mean(0)
-            ),
-            "That points the other way: negative minus positive.": -expected,
-            "Keep the difference as long as it is. Its length is the natural size of one step.": expected
-            / expected.norm(),
-            "That is the mean of the positive texts alone. Everything that all texts share is still in it.": _pooled(
-                positive
-            ),
-            "You added up over the tokens. Take the mean, or long texts count more.": both(
-                lambda texts: torch.stack([t[1:].sum(0) for t in texts]).mean(0)
-            ),
-            "You added up over the texts. Take the mean: the two sets need not be equally large.": both(
-                lambda texts: torch.stack([t[1:].mean(0) for t in texts]).sum(0)
-            ),
-            "You cut all texts to the shortest. Use every token of every text.": both(
-                lambda texts, shortest=shortest: torch.stack([t[1:shortest].mean(0) for t in texts]).mean(0)
-            ),
-            "Only the first text of each set is in it. Average over all of them.": _pooled(positive[:1])
-            - _pooled(negative[:1]),
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "Each text counts once, its first token not at all, on three sets of unequal texts."
+def _difference(positive, negative, of_a_text):
+    """Over texts, the mean of this vector of each."""
+    return torch.stack([*map(of_a_text, positive)]).mean(0) - torch.stack([*map(of_a_text, negative)]).mean(0)
 
 
-@checker("32.2")
-def check_steer(attempt: Attempt) -> str:
-    for batch, pos, d, strength, length, seed in (
-        (2, 5, 4, 0.3, 8.0, 0), (3, 1, 6, 0.5, 20.0, 1), (1, 7, 3, -0.4, 5.0, 2), (4, 2, 5, 1.5, 3.0, 3), (1, 1, 4, -0.2, 9.0, 4),
-    ):  # fmt: skip
-        stream, direction = random(batch, pos, d, seed=seed), 2.5 * random(d, seed=seed + 9)
-        stream[:, 0] *= 6
-        unit = direction / direction.norm()
-        new = pos == 1
-        step = strength * length * unit
-        put = lambda step, s=stream, new=new: s + step if new else torch.cat([s[:, :1], s[:, 1:] + step], 1)
-        expected = put(step)
-        found = attempt.tensor(
-            stream, direction, strength, length, shape=(batch, pos, d), axes="batch, pos, d_model"
+def _usual(text):
+    return text[1:].mean(0)
+
+
+def _joined(texts, first=1):
+    """The tokens of all texts as one text, with no first token that is to be left out."""
+    return [torch.cat([text[first:] for text in texts])]
+
+
+@declare("32.1", axes="d_model")
+class Contrast:
+    def cases():
+        return (
+            (_texts((4, 7, 3), 6, 0), _texts((5, 2), 6, 50)),
+            (_texts((2, 9), 3, 10), _texts((6, 3, 8, 2), 3, 60)),
+            (_texts((5,), 8, 20, last=50), _texts((3, 10), 8, 70, last=50)),
         )
-        own = stream.norm(dim=-1, keepdim=True)
-        last = torch.cat([stream[:, :-1], stream[:, -1:] + step], 1)
-        mistakes = {
-            "A stream of one position is a token that the model has just written: steer it. Nothing is changed now."
-            if new
-            else "Nothing is changed. Do you return the sum?": stream,
-            "The first token is changed too. It is an attention sink: leave it as it is.": stream + step,
-            "Only the last position is steered. Add the vector at all but the first.": last,
-            "Scale the direction to length 1 first: 0.2 shall mean a fifth of the stream's length.": put(
-                strength * length * direction
-            ),
-            "Where is `length`? A strength of 0.2 shall add a vector 0.2 × `length` long.": put(
-                strength * unit
-            ),
-            "That is the direction as it is, times the strength. Scale it to length 1, then by `length`.": put(
-                strength * direction
-            ),
-            "Where is `strength`? The vector is always as long as the stream.": put(length * unit),
-            "The sign of `strength` is lost. A negative strength steers the other way."
-            if strength < 0
-            else "You took the vector off. Add it.": put(-step),
-            "You scale by each token's own length. Use `length`, the same for all.": stream
-            + strength * own * unit
-            if new
-            else torch.cat([stream[:, :1], stream[:, 1:] + strength * own[:, 1:] * unit], 1),
-            "The stream is replaced. Add the vector to it.": (0 * stream + step)
-            if new
-            else torch.cat([stream[:, :1], 0 * stream[:, 1:] + step], 1),
-            "Only the first token is steered. Leave that one out and steer the others.": torch.cat(
-                [stream[:, :1] + step, stream[:, 1:]], 1
-            ),
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected)})
-        if not close(found, expected):
-            raise NotYet(only_wrong(found, expected))
-    return "A vector of the right length, at all positions but the first, and at each new token."
+
+    def right(positive, negative):
+        return _difference(positive, negative, _usual)
+
+    def first_token_too(positive, negative):
+        """The first token is in your means. It is an attention sink, many times as long as the rest: leave
+        it out."""
+        return _difference(positive, negative, lambda text: text.mean(0))
+
+    def all_tokens_pooled(positive, negative):
+        """You pooled all tokens of all texts, so long texts count more. First the mean of each text, then
+        over texts."""
+        return _difference(_joined(positive), _joined(negative), lambda tokens: tokens.mean(0))
+
+    def first_tokens_pooled_too(positive, negative):
+        """You pooled all tokens, the first ones too. First the mean of each text without its first token,
+        then over texts."""
+        return _difference(_joined(positive, 0), _joined(negative, 0), lambda tokens: tokens.mean(0))
+
+    def last_token(positive, negative):
+        """That is the last token of each text. Take the mean over all tokens but the first."""
+        return _difference(positive, negative, lambda text: text[-1])
+
+    def without_the_last(positive, negative):
+        """The last token is missing. `[1:]` leaves out the first only."""
+        return _difference(positive, negative, lambda text: text[1 : max(2, len(text) - 1)].mean(0))
+
+    def sign(positive, negative):
+        """That points the other way: negative minus positive."""
+        return _difference(negative, positive, _usual)
+
+    def scaled(positive, negative):
+        """Keep the difference as long as it is. Its length is the natural size of one step."""
+        return torch.nn.functional.normalize(_difference(positive, negative, _usual), dim=0)
+
+    def positive_alone(positive, negative):
+        """That is the mean of the positive texts alone. Everything that all texts share is still in it."""
+        return torch.stack([*map(_usual, positive)]).mean(0)
+
+    def tokens_added_up(positive, negative):
+        """You added up over the tokens. Take the mean, or long texts count more."""
+        return _difference(positive, negative, lambda text: text[1:].sum(0))
+
+    def texts_added_up(positive, negative):
+        """You added up over the texts. Take the mean: the two sets need not be equally large."""
+        return sum(map(_usual, positive)) - sum(map(_usual, negative))
+
+    def cut_to_the_shortest(positive, negative):
+        """You cut all texts to the shortest. Use every token of every text."""
+        return _difference(
+            positive, negative, lambda text: text[1 : min(map(len, positive + negative))].mean(0)
+        )
+
+    def first_texts(positive, negative):
+        """Only the first text of each set is in it. Average over all of them."""
+        return _difference(positive[:1], negative[:1], _usual)
+
+    def further(attempt):
+        positive, negative = Contrast.cases()[0]
+        kept = [text.clone() for text in positive + negative]
+        attempt(positive, negative)
+        written = not all(map(torch.equal, kept, positive + negative))
+        refuse(written, "Your function writes into the streams it was given, in place. Work on a copy.")
+        return "Each text counts once, its first token not at all, on three sets of unequal texts."
+
+
+def _stream(batch: int, pos: int, d_model: int, strength: float, length: float, seed: int):
+    stream = random(batch, pos, d_model, seed=seed)
+    stream[:, 0] *= 6
+    return stream, 2.5 * random(d_model, seed=seed + 9), strength, length
+
+
+def _added(stream, vector):
+    """The vector added at all positions but the first, or at the only one, which is a new token."""
+    steered = torch.arange(stream.shape[1])[:, None] >= min(1, stream.shape[1] - 1)
+    return torch.where(steered, stream + vector, stream)
+
+
+def _unit(direction):
+    return direction / direction.norm()
+
+
+@declare(
+    "32.2",
+    axes="batch, pos, d_model",
+    says="A vector of the right length, at all positions but the first, and at each new token.",
+)
+class Steered:
+    cases = (
+        _stream(2, 5, 4, 0.3, 8.0, 0),
+        _stream(3, 1, 6, 0.5, 20.0, 1),
+        _stream(1, 7, 3, -0.4, 5.0, 2),
+        _stream(4, 2, 5, 1.5, 3.0, 3),
+        _stream(1, 1, 4, -0.2, 9.0, 4),
+    )
+
+    def right(stream, direction, strength, length):
+        return _added(stream, strength * length * _unit(direction))
+
+    def new_token_not_steered(stream, direction, strength, length):
+        """A stream of one position is a token that the model has just written: steer it. Nothing is changed
+        now."""
+        step = strength * length * _unit(direction)
+        return torch.cat([stream[:, :1], stream[:, 1:] + step], 1)
+
+    def nothing(stream, direction, strength, length):
+        """Nothing is changed. Do you return the sum?"""
+        return stream
+
+    def first_token_too(stream, direction, strength, length):
+        """The first token is changed too. It is an attention sink: leave it as it is."""
+        return stream + strength * length * _unit(direction)
+
+    def last_position(stream, direction, strength, length):
+        """Only the last position is steered. Add the vector at all but the first."""
+        step = strength * length * _unit(direction)
+        return torch.cat([stream[:, :-1], stream[:, -1:] + step], 1)
+
+    def not_scaled(stream, direction, strength, length):
+        """Scale the direction to length 1 first: 0.2 shall mean a fifth of the stream's length."""
+        return _added(stream, strength * length * direction)
+
+    def no_length(stream, direction, strength, length):
+        """Where is `length`? A strength of 0.2 shall add a vector 0.2 × `length` long."""
+        return _added(stream, strength * _unit(direction))
+
+    def direction_as_it_is(stream, direction, strength, length):
+        """That is the direction as it is, times the strength. Scale it to length 1, then by `length`."""
+        return _added(stream, strength * direction)
+
+    def no_strength(stream, direction, strength, length):
+        """Where is `strength`? The vector is always as long as the stream."""
+        return _added(stream, length * _unit(direction))
+
+    def size_of_strength(stream, direction, strength, length):
+        """The sign of `strength` is lost. A negative strength steers the other way."""
+        return _added(stream, abs(strength) * length * _unit(direction))
+
+    def taken_off(stream, direction, strength, length):
+        """You took the vector off. Add it."""
+        return _added(stream, -strength * length * _unit(direction))
+
+    def own_length(stream, direction, strength, length):
+        """You scale by each token's own length. Use `length`, the same for all."""
+        return _added(stream, strength * stream.norm(dim=-1, keepdim=True) * _unit(direction))
+
+    def replaced(stream, direction, strength, length):
+        """The stream is replaced. Add the vector to it."""
+        return _added(stream, strength * length * _unit(direction) - stream)
+
+    def first_token(stream, direction, strength, length):
+        """Only the first token is steered. Leave that one out and steer the others."""
+        step = strength * length * _unit(direction)
+        return torch.cat([stream[:, :1] + step, stream[:, 1:]], 1)
 
 
 @checker("32.4")
 def check_effects(attempt: Attempt) -> str:
-    for n, strength, seed in ((9, 0.2, 0), (16, -0.4, 1), (8, 0.05, 2), (12, -0.1, 3)):
+    for seed, (n, strength) in enumerate(((9, 0.2), (16, -0.4), (8, 0.05), (12, -0.1))):
         before = 2 * random(n, seed=seed) + 0.5
         change = (0.7 if strength > 0 else -0.7) + random(n, seed=seed + 20)
         change[1], change[2] = 0.0, -strength  # one that does not move, one that moves the wrong way
         before[1:3] = torch.tensor([1.5, -2.0])
         after = before + change
-        effect = after - before
-        up, down = (effect > 0).float().mean().item(), (effect < 0).float().mean().item()
-        share = down if strength > 0 else up
         result = attempt(after, before, strength)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise NotYet(
                 "Return two things: the effect of each prompt, and the share that goes the wrong way."
             )
-        found, said = result[0], result[1]
-        if not isinstance(found, Tensor) or tuple(found.shape) != (n,):
-            raise NotYet(
-                "The first is one number a prompt, [prompt]. Do not average: the mean hides who moves which way."
-            )
-        if not torch.isfinite(found).all():
-            raise NotYet("There are NaN or infinite values among the effects of the prompts.")
-        if close(found.float(), -effect):
-            raise NotYet("The effect is steered minus unsteered; yours has the sign turned round.")
-        if close(found.float(), effect.abs()):
-            raise NotYet("Keep the sign of the effect: below 0 the metric fell.")
-        if not close(found.float(), effect):
-            raise NotYet(only_wrong(found.float(), effect))
-        said = _number(said, "the share")
-        wrong = {
-            "A negative strength shall lower the metric. With it, the wrong way is up.": down
-            if strength < 0
-            else share,
-            "That is the share that goes the right way.": up if strength > 0 else down,
-            "A prompt that does not move has not gone the wrong way: count those beyond 0 only.": share
-            + 1 / n,
-            "You count prompts on which the steered metric is below 0. Ask whether it moved, not where it ended.": (
-                after < 0
-            )
-            .float()
-            .mean()
-            .item(),
-            "That is a count. Return a share between 0 and 1.": share * n,
-            "That is in per cent. Return a share between 0 and 1.": share * 100,
-            "That is the mean over all prompts, 0 or 1. Count the prompts one by one.": float(
-                (effect.mean() * strength < 0).item()
-            ),
-        }
-        if abs(said - share) > 1e-5:
-            for why, value in wrong.items():
-                if abs(said - value) < 1e-5:
-                    raise NotYet(why)
-            raise NotYet(f"The share that goes the wrong way should be {share:.3f}, and yours is {said:.3f}.")
+        _effects_are_right(result[0], after - before)
+        _share_is_right(_number(result[1], "the share"), after, after - before, strength)
     return "Each prompt's effect, and those that go against the sign of the strength."
 
 
-def _loss(logits: Tensor, text: Tensor, skip: int = 1) -> Tensor:
-    rows = logits[:, skip:-1].log_softmax(-1).gather(-1, text[:, skip + 1 :, None])
-    return -rows[..., 0]
+def _effects_are_right(found, effect: Tensor) -> None:
+    refuse(
+        not isinstance(found, Tensor) or found.shape != effect.shape,
+        "The first is one number a prompt, [prompt]. Do not average: the mean hides who moves which way.",
+    )
+    finite = bool(torch.isfinite(found).all())
+    refuse(not finite, "There are NaN or infinite values among the effects of the prompts.")
+    mistakes = {
+        "The effect is steered minus unsteered; yours has the sign turned round.": -effect,
+        "Keep the sign of the effect: below 0 the metric fell.": effect.abs(),
+    }
+    must_equal(found.float(), effect, mistakes)
 
 
-@checker("32.3")
-def check_perplexity(attempt: Attempt) -> str:
-    for texts, pos, vocab, seed in ((2, 6, 9, 0), (5, 4, 7, 1), (3, 11, 5, 2)):
-        text = torch.randint(vocab, (texts, pos), generator=seeded(seed))
-        unsteered, steered = (
-            2 * random(texts, pos, vocab, seed=seed),
-            3 * random(texts, pos, vocab, seed=seed + 9),
-        )
-        a, b = _loss(steered, text), _loss(unsteered, text)
-        expected = (a.mean() - b.mean()).exp()
-        found = attempt.tensor(steered, unsteered, text, shape=(), axes="one number")
-        here = lambda x, text=text: -x.log_softmax(-1).gather(-1, text[..., None])[..., 0]
-        c, d = _loss(steered, text, 0), _loss(unsteered, text, 0)
-        p, q = (x[:, 1:-1].softmax(-1).gather(-1, text[:, 2:, None]) for x in (steered, unsteered))
-        raw = lambda x, text=text: -x[:, 1:-1].gather(-1, text[:, 2:, None]).mean()
-        mistakes = {
-            "You took exp before the mean: one bad token then counts for all. Mean of the losses first, then exp.": a.exp().mean()
-            / b.exp().mean(),
-            "That is the mean of the tokens' own ratios. Mean of the losses first, then exp, once for all tokens.": (
-                a - b
+def _share_is_right(said: float, after: Tensor, effect: Tensor, strength: float) -> None:
+    share = lambda some: some.float().mean()
+    wrong, or_still = share(effect * strength < 0), share(effect * strength <= 0)
+    mistakes = {
+        "A negative strength shall lower the metric. With it, the wrong way is up.": share(effect < 0),
+        "That is the share that goes the right way.": share(effect * strength > 0),
+        "A prompt that does not move has not gone the wrong way: count those beyond 0 only.": or_still,
+        "You count prompts on which the steered metric is below 0. Ask whether it moved, not where it "
+        "ended.": share(after < 0),
+        "That is a count. Return a share between 0 and 1.": wrong * len(effect),
+        "That is in per cent. Return a share between 0 and 1.": wrong * 100,
+        "That is the mean over all prompts, 0 or 1. Count the prompts one by one.": share(
+            effect.mean() * strength < 0
+        ),
+    }
+    unknown = f"The share that goes the wrong way should be {wrong:.3f}, and yours is {said:.3f}."
+    must_equal(torch.tensor(said), wrong, mistakes, 1e-5, lambda: unknown)
+
+
+def _written(texts: int, pos: int, vocab: int, seed: int):
+    shape = texts, pos, vocab
+    text = torch.randint(vocab, (texts, pos), generator=seeded(seed))
+    return 3 * random(*shape, seed=seed + 9), 2 * random(*shape, seed=seed), text
+
+
+def _losses(logits, text, first=1, shift=1):
+    """The loss [text, pos] of what the logits from position `first` on say of the token `shift` later."""
+    rows = logits[:, first : logits.shape[1] - shift].log_softmax(-1)
+    return -rows.gather(-1, text[:, first + shift :, None])[..., 0]
+
+
+def _mean_ratio(steered, unsteered, loss):
+    return (loss(steered).mean() - loss(unsteered).mean()).exp()
+
+
+@declare("32.3", axes="one number", tolerance=1e-3)
+class PerplexityRatio:
+    cases = (_written(2, 6, 9, 0), _written(5, 4, 7, 1), _written(3, 11, 5, 2))
+
+    def right(steered, unsteered, text):
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text))
+
+    def exp_before_the_mean(steered, unsteered, text):
+        """You took exp before the mean: one bad token then counts for all. Mean of the losses first, then
+        exp."""
+        return _losses(steered, text).exp().mean() / _losses(unsteered, text).exp().mean()
+
+    def ratio_a_token(steered, unsteered, text):
+        """That is the mean of the tokens' own ratios. Mean of the losses first, then exp, once for all
+        tokens."""
+        return (_losses(steered, text) - _losses(unsteered, text)).exp().mean()
+
+    def ratio_a_text(steered, unsteered, text):
+        """That is the mean of the texts' own ratios. Mean of the losses over all tokens first, then exp."""
+        return (_losses(steered, text).mean(1) - _losses(unsteered, text).mean(1)).exp().mean()
+
+    def perplexity_a_text(steered, unsteered, text):
+        """That divides the mean perplexities of the texts. Mean of the losses over all tokens first, then
+        exp."""
+        perplexity = lambda x: _losses(x, text).mean(1).exp().mean()
+        return perplexity(steered) / perplexity(unsteered)
+
+    def not_shifted(steered, unsteered, text):
+        """The logits at a position are about the next token. Shift by one."""
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text, shift=0))
+
+    def both_ends_cut(steered, unsteered, text):
+        """The logits at a position are about the next token, `text[:, 2:]`. Shift by one."""
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text, shift=0)[:, :-1])
+
+    def without_the_last(steered, unsteered, text):
+        """The last token is not asked for. `[:, 1:-1]` leaves out the logits after it, and `text[:, 2:]`
+        holds it."""
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text)[:, :-1])
+
+    def position_0_too(steered, unsteered, text):
+        """The prediction at position 0 is in it. Nothing is steered there: leave it out."""
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text, first=0))
+
+    def exchanged(steered, unsteered, text):
+        """That is unsteered / steered. 2 shall mean: twice the perplexity."""
+        return _mean_ratio(unsteered, steered, lambda x: _losses(x, text))
+
+    def no_exp(steered, unsteered, text):
+        """That is the difference of the losses, in nats. exp makes it a ratio of perplexities."""
+        return _losses(steered, text).mean() - _losses(unsteered, text).mean()
+
+    def ratio_of_losses(steered, unsteered, text):
+        """That is the ratio of the losses. Perplexity is exp(loss)."""
+        return _losses(steered, text).mean() / _losses(unsteered, text).mean()
+
+    def steered_alone(steered, unsteered, text):
+        """That is the perplexity of the steered run alone."""
+        return _losses(steered, text).mean().exp()
+
+    def added_up(steered, unsteered, text):
+        """You added up the losses. Take their mean, or the ratio depends on how long the text is."""
+        return (_losses(steered, text) - _losses(unsteered, text)).sum().exp()
+
+    def probabilities(steered, unsteered, text):
+        """That is a ratio of mean probabilities, not of perplexities."""
+        return (-_losses(unsteered, text)).exp().mean() / (-_losses(steered, text)).exp().mean()
+
+    def no_softmax(steered, unsteered, text):
+        """Logits are not log-probabilities yet: `log_softmax` over the vocabulary."""
+        return _mean_ratio(steered, unsteered, lambda x: -x[:, 1:-1].gather(-1, text[:, 2:, None]))
+
+    def otherwise(found, steered, unsteered, text):
+        if close(found, _mean_ratio(steered, unsteered, lambda x: _losses(x, text, first=0, shift=0))):
+            return PerplexityRatio.not_shifted.__doc__
+        return only_wrong(found, PerplexityRatio.right(steered, unsteered, text))
+
+    def further(attempt):
+        for steered, unsteered, text in PerplexityRatio.cases:
+            run = lambda *logits, text=text: attempt.tensor(*logits, text, shape=(), axes="one number")
+            back, wanted = run(unsteered, steered), PerplexityRatio.right(unsteered, steered, text)
+            refuse(
+                not close(back, wanted, 1e-3),
+                f"With the two runs exchanged the ratio must be {wanted:.3g}, one over what it was; yours is "
+                f"{back:.3g}.",
             )
-            .exp()
-            .mean(),
-            "That is the mean of the texts' own ratios. Mean of the losses over all tokens first, then exp.": (
-                a.mean(1) - b.mean(1)
+            same = run(unsteered, unsteered + 3.0)
+            refuse(
+                not close(same, torch.tensor(1.0), 1e-3),
+                "A constant on all logits changes no probability: the ratio must be 1, and yours is "
+                f"{same:.3g}.",
             )
-            .exp()
-            .mean(),
-            "That divides the mean perplexities of the texts. Mean of the losses over all tokens first, then exp.": a.mean(
-                1
-            )
-            .exp()
-            .mean()
-            / b.mean(1).exp().mean(),
-            "The logits at a position are about the next token. Shift by one.": (
-                here(steered)[:, 1:].mean() - here(unsteered)[:, 1:].mean()
-            ).exp(),
-            "The logits at a position are about the next token. Shift by one. ": (
-                here(steered).mean() - here(unsteered).mean()
-            ).exp(),
-            "The logits at a position are about the next token, `text[:, 2:]`. Shift by one.": (
-                here(steered)[:, 1:-1].mean() - here(unsteered)[:, 1:-1].mean()
-            ).exp(),
-            "The last token is not asked for. `[:, 1:-1]` leaves out the logits after it, and `text[:, 2:]` holds it.": (
-                a[:, :-1].mean() - b[:, :-1].mean()
-            ).exp(),
-            "The prediction at position 0 is in it. Nothing is steered there: leave it out.": (
-                c.mean() - d.mean()
-            ).exp(),
-            "That is unsteered / steered. 2 shall mean: twice the perplexity.": 1 / expected,
-            "That is the difference of the losses, in nats. exp makes it a ratio of perplexities.": expected.log(),
-            "That is the ratio of the losses. Perplexity is exp(loss).": a.mean() / b.mean(),
-            "That is the perplexity of the steered run alone.": a.mean().exp(),
-            "You added up the losses. Take their mean, or the ratio depends on how long the text is.": (
-                a.sum() - b.sum()
-            ).exp(),
-            "That is a ratio of mean probabilities, not of perplexities.": q.mean() / p.mean(),
-            "Logits are not log-probabilities yet: `log_softmax` over the vocabulary.": (
-                raw(steered) - raw(unsteered)
-            ).exp(),
-        }
-        is_like(found, {why: like for why, like in mistakes.items() if not close(like, expected, 1e-3)})
-        if not close(found, expected, 1e-3):
-            raise NotYet(only_wrong(found, expected))
-        back = attempt.tensor(unsteered, steered, text, shape=(), axes="")
-        if not close(back, 1 / expected, 1e-3):
-            raise NotYet(
-                f"With the two runs exchanged the ratio must be {1 / expected:.3g}, one over what it was; yours is {back:.3g}."
-            )
-        same = attempt.tensor(unsteered, unsteered + 3.0, text, shape=(), axes="")
-        if not close(same, torch.tensor(1.0), 1e-3):
-            raise NotYet(
-                f"A constant on all logits changes no probability: the ratio must be 1, and yours is {same:.3g}."
-            )
-    return "Mean of the losses, then exp; 1 when nothing changes; the unsteered position is left out."
+        return "Mean of the losses, then exp; 1 when nothing changes; the unsteered position is left out."
 
 
 @checker("32.5")
 def check_threshold(attempt: Attempt) -> str:
-    for n, rate, seed in (
-        (24, 0.05, 0),
-        (40, 0.1, 1),
-        (16, 0.0, 2),
-        (50, 0.25, 3),
-        (12, 0.04, 4),
-        (30, 0.13, 5),
-    ):
-        quiet = 3 * random(n, seed=seed) - 2
-        _threshold_on(attempt, quiet, rate)
-    _threshold_on(
-        attempt, torch.tensor([1.0, 4.0, 4.0, 4.0, -2.0, 0.0, 2.5, 3.0, 4.0, -1.0]), 0.2
-    )  # four equal ones at the top
+    cases = (24, 0.05), (40, 0.1), (16, 0.0), (50, 0.25), (12, 0.04), (30, 0.13)
+    for seed, (n, rate) in enumerate(cases):
+        _threshold_is_right(attempt, 3 * random(n, seed=seed) - 2, rate)
+    four_at_the_top = torch.tensor([1.0, 4.0, 4.0, 4.0, -2.0, 0.0, 2.5, 3.0, 4.0, -1.0])
+    _threshold_is_right(attempt, four_at_the_top, 0.2)
     return "Never more false alarms than allowed on validation texts, and no more caution than that needs."
 
 
-def _threshold_on(attempt: Attempt, quiet: Tensor, rate: float) -> None:
-    found = _number(attempt(quiet, rate), "the threshold")
-    limit = int(rate * len(quiet) + 1e-9)
-    ordered = quiet.sort(descending=True).values
+def _threshold_is_right(attempt: Attempt, quiet: Tensor, rate: float) -> None:
+    found, limit = _number(attempt(quiet, rate), "the threshold"), int(rate * len(quiet) + 1e-9)
     best = max(n for n in ((quiet > value).sum().item() for value in quiet) if n <= limit)
     raised = (quiet >= torch.tensor(found)).sum().item()
-    if abs(found - rate) < 1e-6 or abs(found - (1 - rate)) < 1e-6:
-        raise NotYet("That is the rate itself. A threshold is a projection, in the units of `quiet`.")
-    if raised > limit:
-        text = f"{raised} of {len(quiet)} quiet texts raise a flag, and {rate:.0%} allows {limit}."
-        if abs(found - ordered[limit].item()) < 1e-6:
-            text += " A projection equal to the threshold raises a flag too: the threshold must lie just above it, by a step that float32 "
-            text += "does not round off: `torch.nextafter`, or 1e-5 more."
-        elif raised >= len(quiet) / 2:
-            text += " Loud is at the upper end: sort, and count from there."
-        raise NotYet(text)
-    if raised < best:
-        raise NotYet(
-            f"{raised} of {len(quiet)} quiet texts raise a flag; {best} may ({rate:.0%}). A lower threshold catches more: take the lowest "
-            "that is allowed."
+    alarms = f"{raised} of {len(quiet)} quiet texts raise a flag"
+    refuse(
+        min(abs(found - rate), abs(found - (1 - rate))) < 1e-6,
+        "That is the rate itself. A threshold is a projection, in the units of `quiet`.",
+    )
+    allowed = f"{alarms}, and {rate:.0%} allows {limit}."
+    refuse(raised > limit, allowed + _why_too_many(found, raised, quiet, limit))
+    refuse(
+        raised < best,
+        f"{alarms}; {best} may ({rate:.0%}). A lower threshold catches more: take the lowest that is "
+        "allowed.",
+    )
+    refuse(
+        best == 0 and found > quiet.max() + 0.2 * (quiet.max() - quiet.min()),
+        "With no false alarm allowed the threshold lies just above the loudest quiet text. Yours lies far "
+        "above: it would catch nothing.",
+    )
+
+
+def _why_too_many(found: float, raised: int, quiet: Tensor, limit: int) -> str:
+    if abs(found - quiet.sort(descending=True).values[limit]) < 1e-6:
+        return (
+            " A projection equal to the threshold raises a flag too: the threshold must lie just above it, "
+            "by a step that float32 does not round off: `torch.nextafter`, or 1e-5 more."
         )
-    if best == 0 and found > ordered[0] + 0.2 * (ordered[0] - ordered[-1]):
-        raise NotYet(
-            "With no false alarm allowed the threshold lies just above the loudest quiet text. Yours lies far above: it would catch nothing."
-        )
+    return " Loud is at the upper end: sort, and count from there." if raised >= len(quiet) / 2 else ""
 
 
 def _number(value, what: str) -> float:
@@ -314,6 +402,5 @@ def _number(value, what: str) -> float:
         value = float(value)
     except (TypeError, ValueError, RuntimeError):
         raise NotYet(f"Return {what} as one number; yours is a {type(value).__name__}.") from None
-    if value != value or abs(value) == float("inf"):
-        raise NotYet(f"{what.capitalize()} is NaN or infinite.")
+    refuse(value != value or abs(value) == float("inf"), f"{what.capitalize()} is NaN or infinite.")
     return value

@@ -55,7 +55,7 @@ words = " great good excellent wonderful amazing terrible bad awful horrible bor
 ids = tuple(ml.single_token(model, f" {word}") for word in words)
 metric = ml.metrics.Reading(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
 layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 0.8, 1.6]
-swept = ml.steering_sweep(model, vectors, base, metric, layers=layers, strengths=strengths, text=text)
+swept = ml.steering_sweep(model, base, metric, vectors=vectors, layers=layers, strengths=strengths, text=text)
 swept.plot()
 
 # %% kind="assert"
@@ -112,35 +112,6 @@ check(contrast)
 #
 # </details>
 
-
-# %% kind="wrong" id="32.1" expects="attention sink"
-@exercise("32.1")
-def contrast(positive, negative):
-    means = [torch.stack([text.mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
-    return means[0] - means[1]
-
-
-# %% kind="wrong" id="32.1" expects="long texts count more"
-@exercise("32.1")
-def contrast(positive, negative):
-    means = [torch.cat([text[1:] for text in texts]).mean(0) for texts in (positive, negative)]
-    return means[0] - means[1]
-
-
-# %% kind="wrong" id="32.1" expects="last token of each text"
-@exercise("32.1")
-def contrast(positive, negative):
-    means = [torch.stack([text[-1] for text in texts]).mean(0) for texts in (positive, negative)]
-    return means[0] - means[1]
-
-
-# %% kind="wrong" id="32.1" expects="other way"
-@exercise("32.1")
-def contrast(positive, negative):
-    means = [torch.stack([text[1:].mean(0) for text in texts]).mean(0) for texts in (positive, negative)]
-    return means[1] - means[0]
-
-
 # %% [markdown]
 # ### Exercise 32.2 The hook
 #
@@ -182,26 +153,6 @@ check(steered)
 # `direction / direction.norm()` has length 1. `torch.cat([stream[:, :1], moved[:, 1:]], dim=1)` writes nothing in place.
 #
 # </details>
-
-
-# %% kind="wrong" id="32.2" expects="first token is changed too"
-@exercise("32.2")
-def steered(stream, direction, strength, length):
-    return stream + strength * length * direction / direction.norm()
-
-
-# %% kind="wrong" id="32.2" expects="the model has just written"
-@exercise("32.2")
-def steered(stream, direction, strength, length):
-    moved = stream + strength * length * direction / direction.norm()
-    return torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
-
-
-# %% kind="wrong" id="32.2" expects="length 1"
-@exercise("32.2")
-def steered(stream, direction, strength, length):
-    moved = stream + strength * length * direction
-    return moved if stream.shape[1] == 1 else torch.cat([stream[:, :1], moved[:, 1:]], dim=1)
 
 
 # %% kind="wrong" id="32.2" expects="in place"
@@ -321,35 +272,6 @@ check(perplexity_ratio)
 #
 # </details>
 
-
-# %% kind="wrong" id="32.3" expects="exp before the mean"
-@exercise("32.3")
-def perplexity_ratio(steered, unsteered, text):
-    perplexity = lambda x: (-x[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None])).exp().mean()
-    return perplexity(steered) / perplexity(unsteered)
-
-
-# %% kind="wrong" id="32.3" expects="Shift by one"
-@exercise("32.3")
-def perplexity_ratio(steered, unsteered, text):
-    loss = lambda logits: -logits[:, 1:].log_softmax(-1).gather(-1, text[:, 1:, None]).mean()
-    return (loss(steered) - loss(unsteered)).exp()
-
-
-# %% kind="wrong" id="32.3" expects="position 0"
-@exercise("32.3")
-def perplexity_ratio(steered, unsteered, text):
-    loss = lambda logits: -logits[:, :-1].log_softmax(-1).gather(-1, text[:, 1:, None]).mean()
-    return (loss(steered) - loss(unsteered)).exp()
-
-
-# %% kind="wrong" id="32.3" expects="ratio of the losses"
-@exercise("32.3")
-def perplexity_ratio(steered, unsteered, text):
-    loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
-    return loss(steered) / loss(unsteered)
-
-
 # %% [markdown]
 # ## Beside what?
 #
@@ -365,7 +287,7 @@ mixed = [(a, b) if n % 2 else (b, a) for n, (a, b) in enumerate(zip(positive, ne
 drawn = {f"random {seed}": vectors.random(seed=seed) for seed in range(3)}
 drawn["mixed pairs"] = ml.contrast_vectors(model, *zip(*mixed, strict=True), position="mean")
 for name, other in drawn.items():
-    done = ml.steering_sweep(model, other, base, metric, **given)
+    done = ml.steering_sweep(model, base, metric, vectors=other, **given)
     rows[name] = {"effect": done.effect.values.item(), "perplexity ×": done.cost.values.item()}
 rows["contrast vector"] = {"effect": effect[at[8, 0.4]].item(), "perplexity ×": cost[at[8, 0.4]].item()}
 
@@ -546,7 +468,7 @@ claim(model, "direct share, layer 28", direct[3] / whole[3], says=0.69, within=0
 
 # %%
 from_last = ml.contrast_vectors(model, positive, negative)
-last = ml.steering_sweep(model, from_last, base, metric, layers=layers[:2], strengths=[0.4], text=text)
+last = ml.steering_sweep(model, base, metric, vectors=from_last, layers=layers[:2], strengths=[0.4], text=text)
 rows = [
     {
         "layer": layer,
@@ -624,7 +546,7 @@ ml.Scores(share, ("strength",), "French among the function words (share)", label
 
 # %%
 price = ml.steering_sweep(
-    model, tongue, base[:2], metric, layers=[12], strengths=turned[1:], text=text
+    model, base[:2], metric, vectors=tongue, layers=[12], strengths=turned[1:], text=text
 ).cost.values[0]
 for s in (0.2, 0.25, 0.3, 0.5):
     print(f"{s}: perplexity × {price[turned.index(s) - 1]:.1f}")
@@ -666,7 +588,7 @@ sea, land = zip(*(line.split(" | ") for line in SEA.splitlines()), strict=True)
 tide = ml.contrast_vectors(model, sea, land, position="mean")
 topic = written(tide, 12, [0, 0.2, 0.4], beginnings)
 found = {s: counted(texts, "sea") for s, texts in topic.items()}
-paid = ml.steering_sweep(model, tide, base[:2], metric, layers=[12], strengths=[0.2, 0.4], text=text)
+paid = ml.steering_sweep(model, base[:2], metric, vectors=tide, layers=[12], strengths=[0.2, 0.4], text=text)
 print(f"words of the sea: {found}, among about {len(' '.join(topic[0]).split())}")
 print("perplexity × at 0.2 and 0.4:", *(f"{x:.1f}" for x in paid.cost.values[0].tolist()))
 for s, texts in topic.items():
@@ -686,7 +608,7 @@ truth = ml.contrast_vectors(model, said(0), said(5))
 questions = model.to_tokens([f"{name} is a city in" for name in city[16:]])
 right = [ml.single_token(model, f" {name}") for name in country[16:]]
 knows = ml.logit_difference(right, right[5:] + right[:5])
-honest = ml.steering_sweep(model, truth, questions, knows, layers=[12, 16], strengths=[0.4], text=text)
+honest = ml.steering_sweep(model, questions, knows, vectors=truth, layers=[12, 16], strengths=[0.4], text=text)
 honest.table()
 
 # %% kind="assert"
@@ -733,7 +655,7 @@ alone = vectors.along(sae.W_dec[feature])
 cosine = vectors.directions[13] @ alone.directions[13]
 given = {"layers": [13], "strengths": [0.4], "text": text}
 both = {
-    name: ml.steering_sweep(model, v, base, metric, **given).table()
+    name: ml.steering_sweep(model, base, metric, vectors=v, **given).table()
     for name, v in {"contrast": vectors, f"feature {feature}": alone}.items()
 }
 pd.concat(both).drop(columns="layer")

@@ -289,39 +289,6 @@ check(directions)
 # </details>
 
 
-# %% kind="wrong" id="33.2" expects="Only the last token"
-@exercise("33.2")
-def directions(improper, harmless):
-    means = [torch.stack([text.mean(1) for text in texts]).mean(0) for texts in (improper, harmless)]
-    difference = means[0] - means[1]
-    return difference / difference.norm(dim=-1, keepdim=True)
-
-
-# %% kind="wrong" id="33.2" expects="other way"
-@exercise("33.2")
-def directions(improper, harmless):
-    means = [torch.stack([text[:, -1] for text in texts]).mean(0) for texts in (improper, harmless)]
-    difference = means[1] - means[0]
-    return difference / difference.norm(dim=-1, keepdim=True)
-
-
-# %% kind="wrong" id="33.2" expects="one norm for all layers"
-@exercise("33.2")
-def directions(improper, harmless):
-    means = [torch.stack([text[:, -1] for text in texts]).mean(0) for texts in (improper, harmless)]
-    difference = means[0] - means[1]
-    return difference / difference.norm()
-
-
-# %% kind="wrong" id="33.2" expects="Scale the difference"
-@exercise("33.2")
-def directions(improper, harmless):
-    means = [torch.stack([text[:, -1] for text in texts]).mean(0) for texts in (improper, harmless)]
-    units = [mean / mean.norm(dim=-1, keepdim=True) for mean in means]
-    difference = units[0] - units[1]
-    return difference / difference.norm(dim=-1, keepdim=True)
-
-
 # %% [markdown]
 # **Add it.** Is the direction enough to cause a refusal? The whole difference of means of layer 20 is added at every position, and the harmless test requests are asked.
 
@@ -522,35 +489,6 @@ check(cannot_write)
 # </details>
 
 
-# %% kind="wrong" id="33.4" expects="length 1"
-@exercise("33.4")
-def cannot_write(W, direction):
-    return W - (W @ direction)[..., None] * direction
-
-
-# %% kind="wrong" id="33.4" expects="side that reads"
-@exercise("33.4")
-def cannot_write(W, direction):
-    unit = direction / direction.norm()
-    if W.ndim < 2 or W.shape[-1] != W.shape[-2]:
-        return W - (W @ unit)[..., None] * unit
-    return W - unit[:, None] * (unit @ W)[..., None, :]
-
-
-# %% kind="wrong" id="33.4" expects="only the part along"
-@exercise("33.4")
-def cannot_write(W, direction):
-    unit = direction / direction.norm()
-    return (W @ unit)[..., None] * unit
-
-
-# %% kind="wrong" id="33.4" expects="wrong way"
-@exercise("33.4")
-def cannot_write(W, direction):
-    unit = direction / direction.norm()
-    return W + (W @ unit)[..., None] * unit
-
-
 # %% [markdown]
 # The library changes the embedding, and the attention and MLP outputs of all layers, with their biases where there are any. What *reads* the stream stays, the unembedding too. It keeps the old tensors:
 
@@ -692,39 +630,6 @@ check(to_harmless)
 # The move along `unit` is the wanted level minus the present component, one number a prompt. Change a copy at position −1.
 #
 # </details>
-
-
-# %% kind="wrong" id="33.5" expects="plain ablation"
-@exercise("33.5")
-def to_harmless(stream, harmless, direction):
-    unit = direction / direction.norm()
-    changed = stream.clone()
-    changed[:, -1] = stream[:, -1] - (stream[:, -1] @ unit)[:, None] * unit
-    return changed
-
-
-# %% kind="wrong" id="33.5" expects="whole harmless mean"
-@exercise("33.5")
-def to_harmless(stream, harmless, direction):
-    changed = stream.clone()
-    changed[:, -1] = harmless.mean(0)
-    return changed
-
-
-# %% kind="wrong" id="33.5" expects="Every position"
-@exercise("33.5")
-def to_harmless(stream, harmless, direction):
-    unit = direction / direction.norm()
-    return stream + ((harmless @ unit).mean() - stream @ unit)[..., None] * unit
-
-
-# %% kind="wrong" id="33.5" expects="length 1 first"
-@exercise("33.5")
-def to_harmless(stream, harmless, direction):
-    changed = stream.clone()
-    move = (harmless @ direction).mean() - stream[:, -1] @ direction
-    changed[:, -1] = stream[:, -1] + move[:, None] * direction
-    return changed
 
 
 # %% [markdown]

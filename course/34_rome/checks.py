@@ -1,8 +1,10 @@
 """Checks of notebook 34, editing a fact."""
 
+from functools import partial
+
 import torch
 
-from mechlab_course.checking import close, declare, random, seeded
+from mechlab_course.checking import close, declare, must_equal, random, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -132,12 +134,9 @@ class Covariance:
 
 
 def _edit_case(seed: int, d_mlp: int, d_model: int):
-    W, key, value = (
-        random(d_mlp, d_model, seed=seed),
-        random(d_mlp, seed=seed + 9),
-        random(d_model, seed=seed + 5),
-    )
-    mixed = random(4 * d_mlp, d_mlp, seed=seed + 3) + 0.3
+    draw = lambda more, *shape: random(*shape, seed=seed + more)
+    W, key, value = draw(0, d_mlp, d_model), draw(9, d_mlp), draw(5, d_model)
+    mixed = draw(3, 4 * d_mlp, d_mlp) + 0.3
     return W, key, value, mixed.T @ mixed / len(mixed)
 
 
@@ -160,10 +159,11 @@ class Edit:
 
     def otherwise(found, W, key, value, C):
         if not close(key @ found, value, 1e-3):
-            return "For this matrix `key @ W` is not the value: the edit must make up for exactly what is missing."
+            what = "the edit must make up for exactly what is missing."
+            return f"For this matrix `key @ W` is not the value: {what}"
         return (
-            "The key brings back the value, but ordinary keys are disturbed more than need be. The change is an outer "
-            "product of C⁻¹ k with what is missing."
+            "The key brings back the value, but ordinary keys are disturbed more than need be. The change is "
+            "an outer product of C⁻¹ k with what is missing."
         )
 
     def nothing(W, key, value, C):
@@ -271,58 +271,69 @@ class AnswerLogProb:
         return logits[: len(answer)].log_softmax(-1)[torch.arange(len(answer)), answer].sum()
 
 
+def _score_case(seed: int, words: int, neighbours: int, vocab: int):
+    draw = seeded(seed)
+    probabilities = lambda *shape: (2 * torch.randn(*shape, generator=draw)).softmax(-1)
+    asked, reworded, others = (
+        probabilities(vocab),
+        probabilities(words, vocab),
+        probabilities(neighbours, vocab),
+    )
+    new, old = torch.randperm(vocab, generator=draw)[:2].tolist()
+    free = [i for i in range(vocab) if i != new]
+    own = [free[int(i)] for i in torch.randint(len(free), (neighbours,), generator=draw)]
+    return asked, reworded, others, new, old, own
+
+
+def _scores(asked, reworded, others, new, old, own):
+    """The three scores, and what known mistakes give for them; nan where a mistake is not possible."""
+    share = lambda right: right.float().mean()
+    neighbour = lambda right: (torch.nan, torch.nan, share(right))
+    mine, said, kept = others[torch.arange(len(own)), own], reworded.mean(0), others[:, new]
+    right = asked[new] > asked[old], share(reworded[:, new] > reworded[:, old]), share(mine > kept)
+    top = asked.argmax() == new, reworded.argmax(-1) == new, others.argmax(-1) == torch.tensor(own)
+    count = torch.nan, len(reworded) * right[1], len(own) * right[2]
+    means = torch.nan, said[new] > said[old], mine.mean() > kept.mean()
+    with_all = neighbour(others[:, own] > kept[:, None])
+    return right, {
+        "Your {} asks for the likeliest of all tokens. It compares two answers only.": [
+            share(x) for x in top
+        ],
+        "Your {} is the wrong way round: 1 is a good edit.": [1 - float(x) for x in right],
+        "Your {} is in per cent. It goes from 0 to 1.": [100 * x for x in right],
+        "Your {} is a mean probability. It is a share of prompts.": (asked[new], said[new], mine.mean()),
+        "Your {} is a count of prompts. Divide by how many there are.": count,
+        "Your {} compares two means. Compare prompt by prompt, and count.": means,
+        "Your {} compares with the old answer. A neighbour is about another subject: "
+        "compare with its own answer.": neighbour(others[:, old] > kept),
+        "Your {} compares each neighbour with the answers of all. Each has its own.": with_all,
+    }
+
+
+def _three(found) -> list[float]:
+    if not isinstance(found, (tuple, list, torch.Tensor)) or len(found) != 3:
+        raise NotYet("Return three numbers: efficacy, paraphrase, neighbourhood.")
+    try:
+        return [float(x) for x in found]
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet("Each of the three scores is one number from 0 to 1.") from None
+
+
 @checker("34.5")
 def check_scores(attempt: Attempt) -> str:
-    names = ("efficacy", "paraphrase", "neighbourhood")
-    share = lambda right: right.float().mean().item()
-    rows = []  # one a case: what was found, what was expected, and what known mistakes give
-    for seed, (words, neighbours, vocab) in enumerate(
-        ((3, 5, 8), (4, 6, 7), (2, 9, 9), (6, 4, 6), (5, 8, 8))
-    ):
-        draw = seeded(seed)
-        asked, reworded, others = (
-            (2 * torch.randn(*shape, generator=draw)).softmax(-1)
-            for shape in ((vocab,), (words, vocab), (neighbours, vocab))
+    sizes = ((3, 5, 8), (4, 6, 7), (2, 9, 9), (6, 4, 6), (5, 8, 8))
+    cases = [_score_case(seed, *each) for seed, each in enumerate(sizes)]
+    found = [_three(attempt(*case)) for case in cases]
+    right, mistakes = zip(*(_scores(*case) for case in cases), strict=True)
+    for k, name in enumerate(("efficacy", "paraphrase", "neighbourhood")):
+        one = lambda rows, k=k: torch.tensor([float(row[k]) for row in rows])  # this score in all cases
+        told = {why.format(name): one([each[why] for each in mistakes]) for why in mistakes[0]}
+        must_equal(
+            one(found), one(right), told, otherwise=partial(_first_wrong, name, one(found), one(right))
         )
-        new, old = torch.randperm(vocab, generator=draw)[:2].tolist()
-        free = [i for i in range(vocab) if i != new]
-        own = [free[int(i)] for i in torch.randint(len(free), (neighbours,), generator=draw)]
-        found = attempt(asked, reworded, others, new, old, list(own))
-        if not isinstance(found, (tuple, list, torch.Tensor)) or len(found) != 3:
-            raise NotYet("Return three numbers: efficacy, paraphrase, neighbourhood.")
-        try:
-            found = [float(x) for x in found]
-        except (TypeError, ValueError, RuntimeError):
-            raise NotYet("Each of the three scores is one number from 0 to 1.") from None
-        mine = others[torch.arange(neighbours), own]
-        better, kept = reworded[:, new] > reworded[:, old], mine > others[:, new]
-        right = [float(asked[new] > asked[old]), share(better), share(kept)]
-        ours = torch.tensor(own)
-        mistakes = {
-            "Your {} asks for the likeliest of all tokens. It compares two answers only.": (
-                float(asked.argmax() == new), share(reworded.argmax(-1) == new), share(others.argmax(-1) == ours),
-            ),
-            "Your {} is the wrong way round: 1 is a good edit.": [1 - x for x in right],
-            "Your {} is in per cent. It goes from 0 to 1.": [100 * x for x in right],
-            "Your {} is a mean probability. It is a share of prompts.": (asked[new], reworded[:, new].mean(), mine.mean()),
-            "Your {} is a count of prompts. Divide by how many there are.": (torch.nan, words * right[1], neighbours * right[2]),
-            "Your {} compares two means. Compare prompt by prompt, and count.": (
-                torch.nan, reworded[:, new].mean() > reworded[:, old].mean(), mine.mean() > others[:, new].mean(),
-            ),
-            "Your {} compares with the old answer. A neighbour is about another subject: compare with its own answer.": (
-                torch.nan, torch.nan, share(others[:, old] > others[:, new]),
-            ),
-            "Your {} compares each neighbour with the answers of all. Each has its own.": (
-                torch.nan, torch.nan, share(others[:, own] > others[:, new, None]),
-            ),
-        }  # fmt: skip
-        rows.append((found, right, mistakes))
-    same = lambda a, b: abs(a - float(b)) < 1e-4
-    for k, name in enumerate(names):
-        off = [(found[k], right[k]) for found, right, _ in rows if not same(found[k], right[k])]
-        for why in rows[0][2] if off else ():
-            if all(same(found[k], mistakes[why][k]) for found, _, mistakes in rows):
-                raise NotYet(why.format(name))
-        if off:
-            raise NotYet(f"Your {name} is {off[0][0]:.3f} and should be {off[0][1]:.3f} here.")
     return "Two comparisons with the old answer, one with each neighbour's own."
+
+
+def _first_wrong(name: str, found: torch.Tensor, right: torch.Tensor) -> str:
+    case = int((~((found - right).abs() < 1e-4)).int().argmax())
+    return f"Your {name} is {found[case]:.3f} and should be {right[case]:.3f} here."

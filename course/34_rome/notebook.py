@@ -113,30 +113,6 @@ check(subject_key)
 # </details>
 
 
-# %% kind="wrong" id="34.1" expects="own position"
-@exercise("34.1")
-def subject_key(neurons, last):
-    return neurons[:, last[0]].mean(0)
-
-
-# %% kind="wrong" id="34.1" expects="last token of the prompt"
-@exercise("34.1")
-def subject_key(neurons, last):
-    return neurons[:, -1].mean(0)
-
-
-# %% kind="wrong" id="34.1" expects="mean, not the sum"
-@exercise("34.1")
-def subject_key(neurons, last):
-    return neurons[torch.arange(len(neurons)), last].sum(0)
-
-
-# %% kind="wrong" id="34.1" expects="up to the subject"
-@exercise("34.1")
-def subject_key(neurons, last):
-    return torch.stack([rows[: end + 1].mean(0) for rows, end in zip(neurons, last, strict=True)]).mean(0)
-
-
 # %% [markdown]
 # ## What shall stay as it is
 #
@@ -173,35 +149,6 @@ check(second_moment)
 # For rows X, `X.T @ X` is the sum of all k kᵀ. Divide by the number of rows.
 #
 # </details>
-
-
-# %% kind="wrong" id="34.2" expects="Do not take the mean off"
-@exercise("34.2")
-def second_moment(keys, skip):
-    rows = keys[:, skip:].flatten(0, 1)
-    rows = rows - rows.mean(0)
-    return rows.T @ rows / len(rows)
-
-
-# %% kind="wrong" id="34.2" expects="first positions are in it"
-@exercise("34.2")
-def second_moment(keys, skip):
-    rows = keys.flatten(0, 1)
-    return rows.T @ rows / len(rows)
-
-
-# %% kind="wrong" id="34.2" expects="sum, not the mean"
-@exercise("34.2")
-def second_moment(keys, skip):
-    rows = keys[:, skip:].flatten(0, 1)
-    return rows.T @ rows
-
-
-# %% kind="wrong" id="34.2" expects="number of texts"
-@exercise("34.2")
-def second_moment(keys, skip):
-    rows = keys[:, skip:].flatten(0, 1)
-    return rows.T @ rows / len(keys)
 
 
 # %% [markdown]
@@ -249,32 +196,6 @@ check(rank_one_edit)
 # What is missing in the value is `value - key @ W`. The outer product of the direction with it, divided by `key @ direction`, makes up for exactly that.
 #
 # </details>
-
-
-# %% kind="wrong" id="34.3" expects="what the key brings back already"
-@exercise("34.3")
-def rank_one_edit(W, key, value, covariance):
-    direction = torch.linalg.solve(covariance, key)
-    return W + torch.outer(direction, value) / (key @ direction)
-
-
-# %% kind="wrong" id="34.3" expects="plays no part"
-@exercise("34.3")
-def rank_one_edit(W, key, value, covariance):
-    return W + torch.outer(key, value - key @ W) / (key @ key)
-
-
-# %% kind="wrong" id="34.3" expects="the inverse"
-@exercise("34.3")
-def rank_one_edit(W, key, value, covariance):
-    direction = covariance @ key
-    return W + torch.outer(direction, value - key @ W) / (key @ direction)
-
-
-# %% kind="wrong" id="34.3" expects="Divide by"
-@exercise("34.3")
-def rank_one_edit(W, key, value, covariance):
-    return W + torch.outer(torch.linalg.solve(covariance, key), value - key @ W)
 
 
 # %% [markdown]
@@ -359,33 +280,6 @@ check(answer_log_prob)
 # With n tokens in the answer, rows −n−1 to −2 predict them. Take the log-softmax, pick each token's entry, add up.
 #
 # </details>
-
-
-# %% kind="wrong" id="34.4" expects="one position too late"
-@exercise("34.4")
-def answer_log_prob(logits, answer):
-    rows = logits[-len(answer) :].log_softmax(-1)
-    return rows[torch.arange(len(answer)), answer].sum()
-
-
-# %% kind="wrong" id="34.4" expects="first token of the answer"
-@exercise("34.4")
-def answer_log_prob(logits, answer):
-    return logits[-len(answer) - 1].log_softmax(-1)[answer[0]]
-
-
-# %% kind="wrong" id="34.4" expects="Add the log-probabilities"
-@exercise("34.4")
-def answer_log_prob(logits, answer):
-    rows = logits[-len(answer) - 1 : -1].log_softmax(-1)
-    return rows[torch.arange(len(answer)), answer].mean()
-
-
-# %% kind="wrong" id="34.4" expects="in nats"
-@exercise("34.4")
-def answer_log_prob(logits, answer):
-    rows = logits[-len(answer) - 1 : -1].softmax(-1)
-    return rows[torch.arange(len(answer)), answer].prod()
 
 
 # %% [markdown]
@@ -605,7 +499,7 @@ layers = list(sweep.index)
 prompt = "The Eiffel Tower is located in the city of"
 subject = ml.subject_positions(model, prompt, "The Eiffel Tower")
 trace = ml.causal_tracing(
-    model, model.to_tokens(prompt), subject, ml.probability(ml.single_token(model, " Paris")),
+    model, model.to_tokens(prompt), ml.probability(ml.single_token(model, " Paris")), subject=subject,
     site="mlp_out", window=5, layers=layers, positions=subject, samples=4,
 )  # fmt: skip
 traced = trace.values.max(1).values / (trace.baselines["clean"] - trace.baselines["corrupted"])

@@ -253,59 +253,6 @@ check(sent_to_the_logits)
 # On one pair of prompts, for head 23.3, beside the library:
 
 
-# %% kind="wrong" id="41.2" expects="Later heads are free"
-@exercise("41.2")
-def sent_to_the_logits(model, base, source, layer, head):
-    _, other = model.run_with_cache(source)
-    with ml.intervene(model, ml.replace_head(model, (layer, head), other)):
-        return model(base)
-
-
-# %% kind="wrong" id="41.2" expects="exchanged"
-@exercise("41.2")
-def sent_to_the_logits(model, base, source, layer, head):
-    _, kept = model.run_with_cache(source)
-    _, other = model.run_with_cache(base)
-
-    def hold(z, hook):
-        held = kept[hook.name].clone()
-        if hook.name == f"blocks.{layer}.attn.hook_z":
-            held[:, :, head] = other[hook.name][:, :, head]
-        return held
-
-    with ml.intervene(model, [(f"blocks.{n}.attn.hook_z", hold) for n in range(model.cfg.n_layers)]):
-        return model(source)
-
-
-# %% kind="wrong" id="41.2" expects="MLPs are held"
-@exercise("41.2")
-def sent_to_the_logits(model, base, source, layer, head):
-    _, kept = model.run_with_cache(base)
-    _, other = model.run_with_cache(source)
-
-    def hold(value, hook):
-        held = kept[hook.name].clone()
-        if hook.name == f"blocks.{layer}.attn.hook_z":
-            held[:, :, head] = other[hook.name][:, :, head]
-        return held
-
-    names = [
-        f"blocks.{n}.{part}" for n in range(model.cfg.n_layers) for part in ("attn.hook_z", "hook_mlp_out")
-    ]
-    with ml.intervene(model, [(name, hold) for name in names]):
-        return model(base)
-
-
-# %% kind="wrong" id="41.2" expects="whole layer"
-@exercise("41.2")
-def sent_to_the_logits(model, base, source, layer, head):
-    _, kept = model.run_with_cache(base)
-    _, other = model.run_with_cache(source)
-    hold = lambda z, hook: (other if hook.name == f"blocks.{layer}.attn.hook_z" else kept)[hook.name].clone()
-    with ml.intervene(model, [(f"blocks.{n}.attn.hook_z", hold) for n in range(model.cfg.n_layers)]):
-        return model(base)
-
-
 # %%
 pair, other = prompts.rows([0, 1]), abc.rows([0, 1])
 in_z = lambda name: name.endswith("hook_z")
@@ -393,24 +340,8 @@ check(reads_anew)
 # ## Backwards, step by step
 #
 # Now the walk. Who writes to the logits? Who is read by those, and through what? An effect is the **share of the way** from the prompts to their ABC
-# versions: 0.2 means that patching this path costs a fifth of the difference. `ml.Resume` keeps a run, so that many questions can be asked of it;
+# versions: 0.2 means that patching this path costs a fifth of the difference. `ml.run_of` keeps a run, so that many questions can be asked of it;
 # with `like=base`, what both runs begin with is computed once.
-
-
-# %% kind="wrong" id="41.3" expects="neighbouring"
-@exercise("41.3")
-def reads_anew(pattern, v, new_v, head, at):
-    shared = head % v.shape[2]
-    mine = v[:, :, shared].clone()
-    mine[:, at] = new_v[:, at, shared]
-    return pattern[:, head] @ mine
-
-
-# %% kind="wrong" id="41.3" expects="at every position"
-@exercise("41.3")
-def reads_anew(pattern, v, new_v, head, at):
-    shared = head // (pattern.shape[1] // v.shape[2])
-    return pattern[:, head] @ new_v[:, :, shared]
 
 
 # %% kind="wrong" id="41.3" expects="in place"
@@ -422,16 +353,9 @@ def reads_anew(pattern, v, new_v, head, at):
     return pattern[:, head] @ mine
 
 
-# %% kind="wrong" id="41.3" expects="other positions is gone"
-@exercise("41.3")
-def reads_anew(pattern, v, new_v, head, at):
-    shared = head // (pattern.shape[1] // v.shape[2])
-    return pattern[:, head, :, at, None] * new_v[:, at, None, shared]
-
-
 # %%
-base = ml.Resume(model, prompts.tokens)
-source = ml.Resume(model, abc.tokens, like=base)
+base = ml.run_of(model, prompts.tokens)
+source = ml.run_of(model, abc.tokens, like=base)
 runs, at = (model, base, source, prompts.metric), prompts.positions
 direct = ml.path_patching(*runs)
 direct.plot(height=560, title="path from each head to the logits (share of the way to ABC)")
@@ -798,34 +722,6 @@ check(place_and_token)
 # </details>
 
 
-# %% kind="wrong" id="41.5" expects="exchanged"
-@exercise("41.5")
-def place_and_token(table):
-    place = torch.tensor([1.0, -1.0]).repeat(3)
-    token = torch.tensor([1.0, 0.0, -1.0]).repeat_interleave(2)
-    return torch.linalg.lstsq(torch.stack([token, place], 1), table.reshape(6, 1)).solution[:, 0]
-
-
-# %% kind="wrong" id="41.5" expects="row by row"
-@exercise("41.5")
-def place_and_token(table):
-    place = torch.tensor([1.0, -1.0]).repeat_interleave(3)
-    token = torch.tensor([1.0, 0.0, -1.0]).repeat(2)
-    return torch.linalg.lstsq(torch.stack([place, token], 1), table.reshape(6, 1)).solution[:, 0]
-
-
-# %% kind="wrong" id="41.5" expects="half of it"
-@exercise("41.5")
-def place_and_token(table):
-    return torch.stack([(table[:, 0] - table[:, 1]).mean(), (table[0] - table[2]).mean()])
-
-
-# %% kind="wrong" id="41.5" expects="one row"
-@exercise("41.5")
-def place_and_token(table):
-    return torch.stack([(table[0, 0] - table[0, 1]) / 2, (table[0, 0] - table[2, 0]) / 2])
-
-
 # %%
 place, token = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 0.0, -1.0])[:, None]
 paper = torch.tensor([[3.55, -0.99], [2.45, -1.96], [1.77, -3.16]])  # Wang et al. 2022, appendix A
@@ -909,9 +805,9 @@ assert looks["end→S2"].argmax() == 25 * 9 + 2
 
 # %%
 asked, swept = [(23, 3), (23, 0), (23, 1), (23, 7)], []
-whole = ml.Resume(model, half.tokens)
+whole = ml.run_of(model, half.tokens)
 for how in ("abc", "s2", "io"):
-    spoiled = ml.Resume(model, half.corrupted(how).tokens, like=whole)
+    spoiled = ml.run_of(model, half.corrupted(how).tokens, like=whole)
     of_half = (model, whole, spoiled, half.metric)
     to_logits = ml.path_patching(*of_half, senders=[[head] for head in asked])
     to_queries = ml.path_patching(

@@ -193,42 +193,6 @@ check(held_still)
 # The same with a hook, for head 23.3 at the end of one pair of prompts, beside the library:
 
 
-# %% kind="wrong" id="42.2" expects="of all templates"
-@exercise("42.2")
-def held_still(z, kept, reference, templates, its_templates):
-    return torch.where(kept[..., None], z, reference.mean(0))
-
-
-# %% kind="wrong" id="42.2" expects="over the positions"
-@exercise("42.2")
-def held_still(z, kept, reference, templates, its_templates):
-    changed = z.clone()
-    for row, template in enumerate(templates):
-        same = [n for n, other in enumerate(its_templates) if other == template]
-        changed[row] = torch.where(kept[row, :, :, None], z[row], reference[same].mean((0, 1)))
-    return changed
-
-
-# %% kind="wrong" id="42.2" expects="the wrong way round"
-@exercise("42.2")
-def held_still(z, kept, reference, templates, its_templates):
-    changed = z.clone()
-    for row, template in enumerate(templates):
-        same = [n for n, other in enumerate(its_templates) if other == template]
-        changed[row] = torch.where(kept[row, :, :, None], reference[same].mean(0), z[row])
-    return changed
-
-
-# %% kind="wrong" id="42.2" expects="these prompts themselves"
-@exercise("42.2")
-def held_still(z, kept, reference, templates, its_templates):
-    changed = z.clone()
-    for row, template in enumerate(templates):
-        same = [n for n, other in enumerate(templates) if other == template]
-        changed[row] = torch.where(kept[row, :, :, None], z[row], z[same].mean(0))
-    return changed
-
-
 # %%
 pair, where = prompts.rows([0, 1]), "blocks.23.attn.hook_z"
 few = abc.rows([n for n, template in enumerate(abc.templates) if template in pair.templates])
@@ -894,7 +858,7 @@ claim(model, "without 20.0, IOI", lost["mean over IOI"], says=0.0, within=0.1)
 chances = {}
 for name, ids in (("IO", prompts.io), ("S", prompts.s)):
     chances[name] = knockouts.measure(
-        [None, circuit], ml.probability(ids, end=prompts.positions["end"])
+        [None, circuit], ml.probability(ids, pos=prompts.positions["end"])
     ).mean(1)
 no_mlps = ml.faithfulness(knockouts, [replace(circuit, mlps=())])[0].share
 print({name: f"model {intact:.3f}, circuit {left:.3f}" for name, (intact, left) in chances.items()})

@@ -31,11 +31,11 @@ from mechlab.results import named
 
 prompts = ml.ioi_prompts(model, 32)
 few = prompts.rows(range(8))
-clean = ml.Resume(model, few.tokens)
+clean = ml.run_of(model, few.tokens)
 spoiled, exact, guess = {}, {}, {}
 for how in ("s2", "flip"):
     tokens = few.corrupted(how).tokens
-    spoiled[how] = ml.Resume(model, tokens, like=clean)
+    spoiled[how] = ml.run_of(model, tokens, like=clean)
     swept = ml.activation_patching(model, tokens, few.tokens, few.metric, "z", layers=range(16, 30))
     exact[how] = swept.values
     guess[how] = ml.attribution_patching(model, spoiled[how], clean, few.metric).values[16:]
@@ -130,34 +130,6 @@ check(guessed_effects)
 # prompt its own gradient:
 
 
-# %% kind="wrong" id="43.1" expects="exchanged"
-@exercise("43.1")
-def guessed_effects(base, source, gradient, ends):
-    each = ((base - source) * gradient).sum((1, 3))
-    return each.mean(0) / (ends[1].mean() - ends[0].mean())
-
-
-# %% kind="wrong" id="43.1" expects="share of each prompt"
-@exercise("43.1")
-def guessed_effects(base, source, gradient, ends):
-    each = ((source - base) * gradient).sum((1, 3))
-    return (each / (ends[1] - ends[0])[:, None]).mean(0)
-
-
-# %% kind="wrong" id="43.1" expects="before you multiply"
-@exercise("43.1")
-def guessed_effects(base, source, gradient, ends):
-    each = ((source - base).mean(0) * gradient.mean(0)).sum((0, 2))
-    return each / (ends[1].mean() - ends[0].mean())
-
-
-# %% kind="wrong" id="43.1" expects="difference of activations"
-@exercise("43.1")
-def guessed_effects(base, source, gradient, ends):
-    each = (source * gradient).sum((1, 3))
-    return each.mean(0) / (ends[1].mean() - ends[0].mean())
-
-
 # %%
 where, kept = "blocks.20.attn.hook_z", {}
 
@@ -215,7 +187,7 @@ lost = (exact["flip"] - guess["flip"])[4, 0]
 claim(model, "what the guess for 20.0 loses", lost, says=0.46, within=0.03)
 claim(model, "of this, in the queries", path - queries, says=0.09, within=0.03)
 for how, place, says in (("flip", "S1", 0.59), ("flip", "IO", 0.20), ("s2", "S1", 0.27), ("s2", "IO", 0.27)):
-    seen = spoiled[how].pattern(23)[torch.arange(8), 0, -1, few.positions[place]].mean()
+    seen = spoiled[how].at("pattern", 23)[torch.arange(8), -1, 0, few.positions[place]].mean()
     claim(model, f"23.0 at {place}, {how}", seen, says=says, within=0.02)
 
 # %% [markdown]
@@ -259,32 +231,6 @@ check(mean_gradient)
 # The share of the way at the middle of step n is (n + 0.5) / steps. Collect the gradients in a list; stack; mean over the first axis.
 #
 # </details>
-
-
-# %% kind="wrong" id="43.2" expects="start of each step"
-@exercise("43.2")
-def mean_gradient(gradient_at, base, source, steps):
-    found = [gradient_at(base + step / steps * (source - base)) for step in range(steps)]
-    return torch.stack(found).mean(0)
-
-
-# %% kind="wrong" id="43.2" expects="end of each step"
-@exercise("43.2")
-def mean_gradient(gradient_at, base, source, steps):
-    found = [gradient_at(base + (step + 1) / steps * (source - base)) for step in range(steps)]
-    return torch.stack(found).mean(0)
-
-
-# %% kind="wrong" id="43.2" expects="added up"
-@exercise("43.2")
-def mean_gradient(gradient_at, base, source, steps):
-    return sum(gradient_at(base + (step + 0.5) / steps * (source - base)) for step in range(steps))
-
-
-# %% kind="wrong" id="43.2" expects="mean embedding"
-@exercise("43.2")
-def mean_gradient(gradient_at, base, source, steps):
-    return gradient_at((base + source) / 2)
 
 
 # %%
@@ -389,38 +335,6 @@ check(into_keys)
 # </details>
 
 
-# %% kind="wrong" id="43.3" expects="neighbouring"
-@exercise("43.3")
-def into_keys(change, slopes, W_K):
-    together = slopes.unflatten(1, (-1, len(W_K))).sum(1)
-    keys = torch.einsum("npm,kmd->nkpd", change, W_K)
-    return (keys * together).sum((2, 3)).mean(0)
-
-
-# %% kind="wrong" id="43.3" expects="take their sum"
-@exercise("43.3")
-def into_keys(change, slopes, W_K):
-    together = slopes.unflatten(1, (len(W_K), -1)).mean(2)
-    keys = torch.einsum("npm,kmd->nkpd", change, W_K)
-    return (keys * together).sum((2, 3)).mean(0)
-
-
-# %% kind="wrong" id="43.3" expects="first query head"
-@exercise("43.3")
-def into_keys(change, slopes, W_K):
-    together = slopes[:, :: slopes.shape[1] // len(W_K)]
-    keys = torch.einsum("npm,kmd->nkpd", change, W_K)
-    return (keys * together).sum((2, 3)).mean(0)
-
-
-# %% kind="wrong" id="43.3" expects="mean over positions"
-@exercise("43.3")
-def into_keys(change, slopes, W_K):
-    together = slopes.unflatten(1, (len(W_K), -1)).sum(2)
-    keys = torch.einsum("npm,kmd->nkpd", change, W_K)
-    return (keys * together).sum(3).mean((0, 2))
-
-
 # %% [markdown]
 # The library scores about 70,600 edges between embedding, heads, MLPs and logits; the gradient is taken back through the norm before each reader. Base is the IOI prompt, source ABC, sixteen
 # prompts. The table has the sixteen largest edges that path patching found (on 48 other prompts, into one query head each; docs/ioi_report.md) and what the gradient guesses. 17.kv1 is key and value head 1 of layer 17. A path includes the MLPs on its way; an edge does not.
@@ -429,8 +343,8 @@ def into_keys(change, slopes, W_K):
 import pandas as pd
 
 half, abc = prompts.rows(range(16)), prompts.corrupted("abc")
-whole = ml.Resume(model, half.tokens)
-two = (model, whole, ml.Resume(model, abc.tokens[:16], like=whole), half.metric)
+whole = ml.run_of(model, half.tokens)
+two = (model, whole, ml.run_of(model, abc.tokens[:16], like=whole), half.metric)
 edges = ml.edge_attribution(*two)
 nodes = ml.attribution_patching(*two)
 at = lambda sender, reader: edges.at(sender=sender, reader=reader).item()
@@ -711,7 +625,7 @@ def auc(scores, circuit):
 
 # %%
 for how in ("s2", "flip"):
-    other = ml.Resume(model, half.corrupted(how).tokens, like=whole)
+    other = ml.run_of(model, half.corrupted(how).tokens, like=whole)
     scores[how] = ml.attribution_patching(model, other, whole, half.metric)
 by_edge = torch.stack([edges.at(sender=f"{n // 9}.{n % 9}").abs().max() for n in range(270)]).view(30, 9)
 ranked = {f"gradient, {how}": each for how, each in (scores | {"all new": nodes}).items()}
@@ -922,7 +836,7 @@ def task(text, other, right, wrong, subject, usual):
     alike = lambda rows: SimpleNamespace(
         tokens=rows, metric=metric, templates=["one"] * len(rows), positions={}, pairs=torch.arange(len(rows))
     )
-    base, source = ml.Resume(model, tokens), ml.Resume(model, model.to_tokens(other))
+    base, source = ml.run_of(model, tokens), ml.run_of(model, model.to_tokens(other))
     asked = SimpleNamespace(tokens=tokens, ids=ids, metric=metric, base=base, source=source, subject=subject)
     asked.without = {
         how: ml.Knockouts(model, alike(tokens), alike(model.to_tokens(usual)), how)
@@ -974,7 +888,7 @@ def cut(t):
 
 def traced(t):
     wanted = {"site": "mlp_out", "window": 5, "samples": 2, "layers": (2, 22)}
-    return top(ml.causal_tracing(model, t.tokens, [t.subject], ml.probability(t.ids[0]), **wanted))
+    return top(ml.causal_tracing(model, t.tokens, ml.probability(t.ids[0]), subject=[t.subject], **wanted))
 
 
 patched = lambda t: ml.activation_patching(

@@ -196,8 +196,8 @@ def faithful(model) -> dict:
     asked, abc = prompts(model, "names")
     end = asked.positions["end"]
     for label, metric in (
-        ("probability of IO", ml.probability(asked.io, end=end)),
-        ("log-probability of IO", ml.log_prob(asked.io, end=end)),
+        ("probability of IO", ml.probability(asked.io, pos=end)),
+        ("log-probability of IO", ml.log_prob(asked.io, pos=end)),
     ):
         some = ml.Knockouts(model, asked, abc, metric=metric)
         left, nothing = some.measure([CIRCUIT, Circuit({})])

@@ -93,7 +93,7 @@ def main() -> None:
     }
     stored = DATA / "rome" / f"smollm2_layer{LAYER}.safetensors"
     if not stored.exists():
-        save_covariance(stored, ml.key_covariance(model, LAYER, texts))
+        save_covariance(stored, ml.key_covariance(model, texts, layer=LAYER))
     test = [entry for entry in facts if entry[0]["split"] == "test"]
     if not any(how == "piled" for *_, how in done):
         piled = [ml.edit_fact(model, fact, LAYER, ml.load_covariance(stored)) for _, fact, _ in test]
@@ -111,7 +111,7 @@ def main() -> None:
         ]
         if wanted:  # the sweep does with less text
             covariance = (
-                ml.load_covariance(stored) if layer == LAYER else ml.key_covariance(model, layer, texts[:250])
+                ml.load_covariance(stored) if layer == LAYER else ml.key_covariance(model, texts[:250], layer=layer)
             )
         for how, row, fact, given in wanted:
             with edits[how](fact, layer, covariance):

@@ -1,7 +1,7 @@
 """Is an attribution right? Delete the tokens in its order and watch the metric fall, beside random orders.
 
-An order that knows which tokens matter makes the metric fall early (deletion) or rise early (insertion), so the
-mean of its curve is low (high). What counts is the distance from random orders on the same prompts: the
+An order that knows which tokens matter makes the metric fall early (deletion) or rise early (insertion), so
+the mean of its curve is low (high). What counts is the distance from random orders on the same prompts: the
 mean of a curve has no scale of its own.
 """
 
@@ -13,14 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.masking import Game, input_game
+from mechlab.attribution.masking import Game, Source, Tokens, input_game
 from mechlab.metrics import Metric
 from mechlab.results import Scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
 
     from mechlab.pictures.plots import Picture
+
+BAND = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": "rgba(120,120,120,0.25)"}
+DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class Curves:
     insertion: False when tokens are replaced one after the other, True when they come back
     """
 
-    methods: Mapping[str, Float[Tensor, "prompt step"]]
-    random: Float[Tensor, "order prompt step"]
+    methods: Mapping[str, Float[Tensor, "batch step"]]
+    random: Float[Tensor, "order batch step"]
     insertion: bool
 
-    def gain(self, name: str) -> Float[Tensor, "prompt"]:
-        """How much better a method's mean is than that of random orders, in units of the metric; 0 = chance."""
+    def gain(self, name: str) -> Float[Tensor, "batch"]:
+        """How much better a method's mean is than that of random orders, in units of the metric."""
         sign = 1 if self.insertion else -1
         return sign * (self.methods[name].mean(-1) - self.random.mean(-1).mean(0))
 
@@ -47,7 +51,7 @@ class Curves:
         return (orders >= sign * self.methods[name].mean()).float().mean().item()
 
     def table(self) -> "pd.DataFrame":
-        """One row a method, best first: the mean of its curve, its gain over random orders with an interval, and its chance."""
+        """One row a method, best first: the mean of its curve, its gain with an interval, its chance."""
         import pandas as pd
 
         rows = []
@@ -65,47 +69,38 @@ class Curves:
         return frame.sort_values("better than random by", ascending=False).round(3)
 
     def plot(self, **layout) -> "Picture":
-        """The curves, averaged over prompts, on the band that holds 90 % of the random orders at each step."""
+        """The curves, averaged over prompts, on the band of nine in ten random orders at each step."""
         from mechlab.pictures import plots
 
         what = "put back" if self.insertion else "replaced"
         fig = plots.figure(f"Metric as tokens are {what}", f"tokens {what}", "metric", **layout)
         low, high = self.random.mean(1).quantile(torch.tensor([0.05, 0.95]), dim=0)
         steps = list(range(len(low)))
-        band = {
-            "mode": "lines",
-            "line": {"width": 0},
-            "fill": "toself",
-            "fillcolor": "rgba(120,120,120,0.25)",
-        }
-        edge = torch.cat([high, low.flip(0)])
         fig.add_scatter(
             x=steps + steps[::-1],
-            y=plots._floats(edge),
+            y=plots._floats(torch.cat([high, low.flip(0)])),
             name=f"{len(self.random)} random orders (nine in ten)",
             hoverinfo="skip",
-            **band,
+            **BAND,
         )
-        dashes = ["solid", "dash", "dot", "dashdot"]
         for n, (name, curve) in enumerate(self.methods.items()):
-            line = {"dash": dashes[n % 4]}
-            fig.add_scatter(
-                x=steps, y=plots._floats(curve.mean(0)), name=name, mode="lines+markers", line=line
-            )
-        best = self.table()
-        listed = "; ".join(
-            f"{name} {row['better than random by']:+.2f} ({row['random orders as good']:.0%} of random orders as good)"
-            for name, row in best.iterrows()
-        )
-        return plots.Picture(
-            fig, f"{fig.layout.title.text}: how much better than random orders, best first: {listed}."
+            line = {"mode": "lines+markers", "line": {"dash": DASHES[n % len(DASHES)]}}
+            fig.add_scatter(x=steps, y=plots._floats(curve.mean(0)), name=name, **line)
+        title = fig.layout.title.text
+        return plots.Picture(fig, f"{title}: how much better than random orders, best first: {self._told()}.")
+
+    def _told(self) -> str:
+        return "; ".join(
+            f"{name} {row['better than random by']:+.2f} "
+            f"({row['random orders as good']:.0%} of random orders as good)"
+            for name, row in self.table().iterrows()
         )
 
 
 def deletion_curves(
-    model,
-    base: Int[Tensor, "batch pos"],
-    source,
+    model: "TransformerBridge",
+    base: Tokens,
+    source: Source,
     metric: Metric,
     scores: Mapping[str, Scores],
     *,
@@ -113,12 +108,12 @@ def deletion_curves(
     orders: int = 20,
     seed: int = 0,
 ) -> Curves:
-    """Replace tokens by the source from the highest score down (or, for insertion, put them back in that order).
+    """Replace tokens by the source from the highest score down; for insertion, put them back in that order.
 
     scores: results of any attribution methods on the same prompts, by name. `orders` random orders are run on
-    each prompt beside them. RISE's deletion and insertion curves (Petsiuk et al. 2018) for tokens. Prompts with
-    tokens replaced are unlike anything the model was trained on, and the methods that replace tokens in the
-    same way have an advantage: try a second source.
+    each prompt beside them. RISE's deletion and insertion curves (Petsiuk et al. 2018) for tokens. Prompts
+    with tokens replaced are unlike anything the model was trained on, and the methods that replace tokens in
+    the same way have an advantage: try a second source.
     """
     if orders < 1:
         raise ValueError(
@@ -142,13 +137,14 @@ def _order(scores: Scores, name: str, row: int, played: Game) -> Int[Tensor, "pl
     each = scores.values[None] if scores.per_prompt is None else scores.per_prompt
     if each.shape != played.base.shape:
         raise ValueError(
-            f'The scores of "{name}" are for {tuple(each.shape)} [prompts, tokens], and base is {tuple(played.base.shape)}.'
+            f'The scores of "{name}" are for {tuple(each.shape)} [prompts, tokens], and base is '
+            f"{tuple(played.base.shape)}."
         )
     return each[row, played.players].argsort(descending=True, stable=True)
 
 
 def _steps(order: Int[Tensor, "player"], insertion: bool) -> Float[Tensor, "step player"]:
-    """Masks from none replaced to all replaced, one more player in each; for insertion the other way round."""
+    """Masks from none replaced to all replaced, one more player in each; for insertion the reverse."""
     n = len(order)
     rank = order.argsort()
     changed = (rank < torch.arange(n + 1)[:, None]).float()

@@ -2,33 +2,37 @@
 
     method(model, base, source, metric) -> Scores with one number a token
 
-`base` are the prompts, `source` what their tokens are replaced by (`replaced(model, base, ",")`, or any prompts
-of the same length, such as corrupted ones). A score above zero: the token raised the metric, compared with its replacement. Scores are in the unit of the
-metric. (Gradient norm and rollout have no sign and units of their own.) Tokens that are equal in base and source do not play; they
-score 0.
+`base` are the prompts, `source` what their tokens are replaced by (`replaced(model, base, ",")`, or any
+prompts of the same length, such as corrupted ones). A score above zero: the token raised the metric, compared
+with its replacement. Scores are in the unit of the metric. (Gradient norm and rollout have no sign and units
+of their own.) Tokens that are equal in base and source do not play; they score 0.
 
-`Scores.whole` is metric(base) − metric(source), and `Scores.gap` is what the scores
-fall short of it. Shapley values close the gap always, kernel SHAP nearly, integrated gradients with enough steps; the others do
-not promise to.
+`Scores.whole` is metric(base) − metric(source), and `Scores.gap` is what the scores fall short of it. Shapley
+values close the gap always, kernel SHAP nearly, integrated gradients with enough steps; the others do not
+promise to.
 """
 
 from collections.abc import Callable
 from math import comb
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.attribution.masking import Game, input_game
+from mechlab.attribution.masking import Game, Source, Tokens, input_game
 from mechlab.attribution.rollout import attention_rollout
 from mechlab.metrics import Metric
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, position_labels
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 LONGEST_EXACT = 12  # players of exact Shapley values: 2 to the power of this many masks
 
 
-def gradient_norm(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+def gradient_norm(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
     """Length of the metric's gradient with respect to each token's embedding (Simonyan et al. 2013).
 
     How fast the metric changes when the embedding moves, in the worst direction; it has no sign, and says
@@ -47,11 +51,11 @@ def gradient_norm(model, base: Int[Tensor, "batch pos"], source, metric: Metric)
     return _scores(played, rows, "gradient norm", whole=False, signed=False)
 
 
-def gradient_x_input(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+def gradient_x_input(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
     """Gradient times (input − baseline): the first-order guess at what replacing each token would do.
 
-    With zeros as source this is the textbook's gradient × input (Shrikumar et al. 2016, as captum computes it).
-    The slope is taken at the prompt as it is, where the metric may be saturated.
+    With zeros as source this is the textbook's gradient × input (Shrikumar et al. 2016, as captum computes
+    it). The slope is taken at the prompt as it is, where the metric may be saturated.
     """
     from captum.attr import InputXGradient
 
@@ -59,13 +63,13 @@ def gradient_x_input(model, base: Int[Tensor, "batch pos"], source, metric: Metr
 
 
 def integrated_gradients(
-    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, steps: int = 64
+    model: "TransformerBridge", base: Tokens, source: Source, metric: Metric, *, steps: int = 64
 ) -> Scores:
     """The gradient averaged along the straight line from source to base, times (base − source).
 
-    Sundararajan et al. 2017, with captum's Gauss-Legendre steps, 16 of them in one batched pass. Complete: the
-    scores add up to metric(base) − metric(source) when the steps suffice. `Scores.gap` says whether they do; 16
-    steps often do not.
+    Sundararajan et al. 2017, with captum's Gauss-Legendre steps, 16 of them in one batched pass. Complete:
+    the scores add up to metric(base) − metric(source) when the steps suffice. `Scores.gap` says whether they
+    do; 16 steps often do not.
     """
     from captum.attr import IntegratedGradients
 
@@ -74,10 +78,11 @@ def integrated_gradients(
     return _each(played, "integrated gradients", IntegratedGradients, slopes=True, **options)
 
 
-def occlusion(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
-    """The fall of the metric when one token alone is replaced (Zeiler and Fergus 2014; captum's FeatureAblation).
+def occlusion(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
+    """The fall of the metric when one token alone is replaced (Zeiler and Fergus 2014).
 
-    Misses tokens of which either would do: replacing one of two sufficient tokens changes nothing.
+    captum's FeatureAblation. Misses tokens of which either would do: replacing one of two sufficient tokens
+    changes nothing.
     """
     from captum.attr import FeatureAblation
 
@@ -86,12 +91,19 @@ def occlusion(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> 
 
 
 def lime(
-    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, samples: int = 128, seed: int = 0
+    model: "TransformerBridge",
+    base: Tokens,
+    source: Source,
+    metric: Metric,
+    *,
+    samples: int = 128,
+    seed: int = 0,
 ) -> Scores:
-    """Weights of a sparse linear model fitted to the metric on random masks near the prompt (Ribeiro et al. 2016).
+    """Weights of a sparse linear model fitted to the metric on random masks near the prompt.
 
-    captum's Lime: each token is kept with probability 1/2, masks are weighted by exp(−d²/2) of their cosine
-    distance d to the whole prompt, and a Lasso with penalty 0.01 is fitted. Depends on `seed`.
+    Ribeiro et al. 2016; captum's Lime: each token is kept with probability 1/2, masks are weighted by
+    exp(−d²/2) of their cosine distance d to the whole prompt, and a Lasso with penalty 0.01 is fitted.
+    Depends on `seed`.
     """
     from captum.attr import Lime
 
@@ -99,31 +111,39 @@ def lime(
 
 
 def kernel_shap(
-    model, base: Int[Tensor, "batch pos"], source, metric: Metric, *, samples: int = 128, seed: int = 0
+    model: "TransformerBridge",
+    base: Tokens,
+    source: Source,
+    metric: Metric,
+    *,
+    samples: int = 128,
+    seed: int = 0,
 ) -> Scores:
-    """Shapley values estimated by a weighted linear fit on random masks (Lundberg and Lee 2017; captum's KernelShap).
+    """Shapley values estimated by a weighted linear fit on random masks.
 
-    The empty and the whole prompt are among the masks with a large weight, so the gap is close to 0. Depends on
-    `seed`: draw again, or compare with `shapley_values`, before trusting small differences.
+    Lundberg and Lee 2017; captum's KernelShap. The empty and the whole prompt are among the masks with a
+    large weight, so the gap is close to 0. Depends on `seed`: draw again, or compare with `shapley_values`,
+    before trusting small differences.
     """
     from captum.attr import KernelShap
 
     return _sampled(input_game(model, base, source, metric), "kernel SHAP", KernelShap, samples, seed)
 
 
-def shapley_values(model, base: Int[Tensor, "batch pos"], source, metric: Metric) -> Scores:
+def shapley_values(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
     """Exact Shapley values: a token's average contribution over all orders in which tokens could join.
 
-    Shapley 1953; all 2ⁿ masks of n tokens are run. The only shares that add up (efficiency), treat equal tokens
-    alike (symmetry), give nothing to a token without effect (dummy) and are linear in the metric. Raises
-    `PromptError` beyond 12 players.
+    Shapley 1953; all 2ⁿ masks of n tokens are run. The only shares that add up (efficiency), treat equal
+    tokens alike (symmetry), give nothing to a token without effect (dummy) and are linear in the metric.
+    Raises `PromptError` beyond 12 players.
     """
     played = input_game(model, base, source, metric)
     n = len(played.players)
     if n > LONGEST_EXACT:
         raise PromptError(
-            f"{n} tokens differ between base and source, and exact Shapley values need 2^{n} = {2**n:,} runs a prompt; the "
-            f"limit is {LONGEST_EXACT}. Use `kernel_shap`, which estimates them, or a source that differs in fewer tokens."
+            f"{n} tokens differ between base and source, and exact Shapley values need 2^{n} = {2**n:,} runs "
+            f"a prompt; the limit is {LONGEST_EXACT}. Use `kernel_shap`, which estimates them, or a source "
+            "that differs in fewer tokens."
         )
     masks = torch.tensor([[int(i) >> p & 1 for p in range(n)] for i in range(2**n)]).flip(1)
     size = masks.sum(1)
@@ -173,7 +193,9 @@ def _sampled(played: Game, name: str, method: type, samples: int, seed: int) -> 
     return _each(played, name, method, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 
-def _scores(played: Game, rows: list[Float[Tensor, "player"]], name: str, *, whole=True, **options) -> Scores:
+def _scores(
+    played: Game, rows: list[Float[Tensor, "player"]], name: str, *, whole: bool = True, **options
+) -> Scores:
     values = torch.zeros(len(played), played.base.shape[1])
     values[:, played.players] = torch.stack([row.float().cpu() for row in rows])
     total = (played.full - played.empty).cpu() if whole else None

@@ -1,7 +1,7 @@
 """A prompt of which some tokens are replaced: the question that every perturbation method asks the model.
 
-Tokens are players. A mask gives each player a number: 1 = the token stands as in `base`, 0 = it is replaced by
-`source`, in between = that far along the line from one embedding to the other. The value of a mask is the
+Tokens are players. A mask gives each player a number: 1 = the token stands as in `base`, 0 = it is replaced
+by `source`, in between = that far along the line from one embedding to the other. The value of a mask is the
 metric of the prompt it makes. Occlusion, LIME, SHAP and Shapley values ask for the values of whole masks, and
 gradient methods for slopes of the same function; so what they say can be compared.
 """
@@ -19,18 +19,20 @@ from mechlab.prompts import PromptError, single_token
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+Tokens = Int[Tensor, "batch pos"]
+Source = Int[Tensor, "its_batch its_pos"] | Float[Tensor, "its_batch its_pos d_model"]  # ids, or embeddings
 CHUNK = 256  # masks run together: more are hardly faster, and cost memory
 FIXED = 60  # what calling the model costs, however few the tokens, counted in tokens (0.1 s here)
 
 
 def replaced(
-    model: "TransformerBridge", base: Int[Tensor, "batch pos"], by: str = ",", *, keep: tuple[int, ...] = (0,)
-) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"]:
+    model: "TransformerBridge", base: Tokens, by: str = ",", *, keep: tuple[int, ...] = (0,)
+) -> Tokens | Float[Tensor, "batch pos d_model"]:
     """The baseline of an attribution: `base` with every token replaced, except at the positions in `keep`.
 
     by: a word of one token, such as "," or "<|endoftext|>"; or "mean" or "zero", which replace the embedding
-    by the mean of all embeddings, or by zeros: vectors that no token has. Position 0 is kept, since without its
-    first token this kind of model loses its footing everywhere.
+    by the mean of all embeddings, or by zeros: vectors that no token has. Position 0 is kept, since without
+    its first token this kind of model loses its footing everywhere.
     """
     kept = [position % base.shape[1] for position in keep]
     if by not in ("mean", "zero"):
@@ -95,12 +97,11 @@ class Game:
         """The metric of prompt `row` under each mask, in as few tokens as the model allows.
 
         A causal model computes a position from those before it. So masks that begin alike share the work of
-        their beginning: for all 1,024 masks of ten players, about 2,200 tokens are run and not 11,264. Needs a metric
-        that reads the last position only; any other is run mask by mask, in batches.
+        their beginning: for all 1,024 masks of ten players, about 2,200 tokens are run and not 11,264. Needs
+        a metric that reads the last position only; any other is run mask by mask, in batches.
         """
-        unique, inverse = masks.to(self.x).unique(
-            dim=0, return_inverse=True
-        )  # sorted: neighbours begin alike
+        # unique sorts them: neighbours begin alike
+        unique, inverse = masks.to(self.x).unique(dim=0, return_inverse=True)
         run = self._run_shared if self.shared else self.run
         return torch.cat([run(row, chunk) for chunk in unique.split(CHUNK)])[inverse].to(masks.device)
 
@@ -117,7 +118,7 @@ class Game:
         return self.x_source[row] + share[..., None] * (self.x[row] - self.x_source[row])
 
     def _run_shared(self, row: int, masks: Float[Tensor, "mask player"]) -> Float[Tensor, "mask"]:
-        """Stretch by stretch of the prompt, each distinct beginning once; the past is kept as keys and values."""
+        """Stretch by stretch, each distinct beginning once; the past is kept as keys and values."""
         from transformers import DynamicCache
 
         model, x = self.model.original_model, self.mixed(row, masks)
@@ -148,8 +149,8 @@ class Game:
 
 def input_game(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
-    source: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
+    base: Int[Tensor, "*batch pos"],
+    source: Int[Tensor, "*its_batch its_pos"] | Float[Tensor, "*its_batch its_pos d_model"],
     metric: Metric,
 ) -> Game:
     """Check prompts, baseline and metric, and make the `Game` that the attribution methods play.
@@ -163,8 +164,8 @@ def input_game(
     source = source.to(model.cfg.device)
     if source.shape[:2] != base.shape:
         raise PromptError(
-            f"base is {tuple(base.shape)} [prompts, tokens] and source {tuple(source.shape[:2])}. Every token needs its "
-            "own replacement: `replaced(model, base)` makes a source that fits."
+            f"base is {tuple(base.shape)} [prompts, tokens] and source {tuple(source.shape[:2])}. Every "
+            "token needs its own replacement: `replaced(model, base)` makes a source that fits."
         )
     with torch.no_grad():
         x = model.embed(base)
@@ -175,8 +176,8 @@ def input_game(
     return Game(model, base, x, x_source, metric, players)
 
 
-def _refuse_padding(model: "TransformerBridge", base: Tensor) -> None:
-    """Unequal prompts are padded by `to_tokens`; the rows then end (or begin) with different counts of padding."""
+def _refuse_padding(model: "TransformerBridge", base: Int[Tensor, "*batch pos"]) -> None:
+    """Unequal prompts are padded by `to_tokens`: their rows end (or begin) with different counts of it."""
     if base.ndim != 2:
         raise PromptError(
             f"base is {tuple(base.shape)}; it must be [prompts, tokens]. Use `model.to_tokens(...)`."
@@ -188,8 +189,9 @@ def _refuse_padding(model: "TransformerBridge", base: Tensor) -> None:
         counts = (rows == pad).long().cumprod(1).sum(1).tolist()
         if len(set(counts)) > 1:
             raise PromptError(
-                f"The prompts have different lengths: they are padded at the {where} with {counts} tokens. Padding would "
-                "be given a share of the answer. Run prompts of one length together, the others in calls of their own."
+                f"The prompts have different lengths: they are padded at the {where} with {counts} tokens. "
+                "Padding would be given a share of the answer. Run prompts of one length together, the "
+                "others in calls of their own."
             )
 
 

@@ -1,8 +1,9 @@
 """Which neurons wrote the answer, which neurons switched those on, and does the model need them?
 
-An MLP neuron is a key and a value (Geva et al. 2021): its columns of the input matrices say when it is active, its
-row of W_out is what it then adds to the residual stream. Scores here are read at one position of prompts
-that end before the answer. A high score says that a neuron pushed; only `knock_out` says that it was needed.
+An MLP neuron is a key and a value (Geva et al. 2021): its columns of the input matrices say when it is
+active, its row of W_out is what it then adds to the residual stream. Scores here are read at one position of
+prompts that end before the answer. A high score says that a neuron pushed; only `knock_out` says that it was
+needed.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.logits import require_folded
+from mechlab.arguments import check_layer, layer_of
+from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
-from mechlab.prompts import answer_ids
+from mechlab.prompts import Answers, answer_ids
 from mechlab.results import KnockOut, Scores
 from mechlab.runs.caching import only
 from mechlab.runs.hooks import Hook, intervene
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens import ActivationCache
+    from transformer_lens.model_bridge import TransformerBridge
 
 Neuron = tuple[int, int]  # (layer, neuron): L24N1005 in text
 EXACT = 128  # neurons of a layer whose score is computed exactly
@@ -28,11 +32,12 @@ LIKELY = 256  # tokens that the estimate for the others looks at
 
 
 @torch.no_grad()
-def value_tokens(model, neuron: Neuron, k: int = 10) -> "pd.DataFrame":
-    """The tokens whose logits a neuron raises and lowers most when it is active: its value through the unembedding.
+def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd.DataFrame":
+    """The tokens whose logits a neuron raises and lowers most: its value through the unembedding.
 
-    In logits for an activation of 1, before the last norm divides. A neuron with a negative activation does the
-    opposite. Geva et al. 2022. In early layers the lists mean little: what is written there is read by other layers.
+    In logits for an activation of 1, before the last norm divides. A neuron with a negative activation does
+    the opposite. Geva et al. 2022. In early layers the lists mean little: what is written there is read by
+    other layers.
     """
     import pandas as pd
 
@@ -47,9 +52,9 @@ def value_tokens(model, neuron: Neuron, k: int = 10) -> "pd.DataFrame":
 
 @torch.no_grad()
 def value_neuron_scores(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
-    answers,
+    answers: Answers,
     *,
     layers: Sequence[int] | None = None,
     hooks: Sequence[Hook] = (),
@@ -57,48 +62,62 @@ def value_neuron_scores(
 ) -> Scores:
     """How much each MLP neuron raises the log-probability of the answer, read from its layer, in nats.
 
-    log p(answer | stream before the MLP + what the neuron writes) − log p(answer | stream before the MLP), with
-    the last norm's scale held at its value: the score of Yu and Ananiadou 2024. dims ("layer", "neuron"); layers
-    that are not asked for score 0. The score ignores what later layers make of the neuron. `hooks` are put on
-    the model first: an intervention to compare with.
+    log p(answer | stream before the MLP + what the neuron writes) − log p(answer | stream before the MLP),
+    with the last norm's scale held at its value: the score of Yu and Ananiadou 2024. dims ("layer",
+    "neuron"); layers that are not asked for score 0. The score ignores what later layers make of the neuron.
+    `hooks` are put on the model first: an intervention to compare with.
 
     Computed exactly for the 128 neurons of a layer that write most, and to second order for the others, which
     hardly move any logit (within 0.005 nats on six prompts of SmolLM2): a tenth of the work.
     """
     require_folded(model)
-    layers = range(model.cfg.n_layers) if layers is None else layers
-    if any(not 0 <= layer < model.cfg.n_layers for layer in layers):
-        raise ValueError(f"layers are {list(layers)}; this model has layers 0 to {model.cfg.n_layers - 1}.")
+    chosen = range(model.cfg.n_layers) if layers is None else [check_layer(model, layer) for layer in layers]
     right = answer_ids(model, answers, len(base))
     names = only("hook_resid_mid", "mlp.hook_post", "ln_final.hook_scale")
     with intervene(model, hooks):
         _, cache = model.run_with_cache(base, names_filter=names)
     scale = cache["ln_final.hook_scale"][:, position]
     scores = torch.zeros(len(base), model.cfg.n_layers, model.cfg.d_mlp, device=model.cfg.device)
-    for layer in layers:
+    for layer in chosen:
         before = _readout(model, cache["resid_mid", layer][:, position]) / scale @ model.W_U + model.b_U
         active = cache["post", layer][:, position] / scale
-        written = _readout(model, model.blocks[layer].mlp.W_out)  # [neuron, d_model]
-        for row, answer in enumerate(right):
-            log_p = before[row].log_softmax(-1)
-            p, likely = log_p.exp().topk(min(LIKELY, model.cfg.d_vocab))
-            slope = model.W_U[:, answer] - model.W_U @ log_p.exp()  # of the answer's log-probability
-            raised = written @ model.W_U[:, likely]  # [neuron, likely token]
-            curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
-            scores[row, layer] = active[row] * (written @ slope) - 0.5 * active[row].pow(2) * curve
-            loud = (active[row].abs() * written.norm(dim=-1)).topk(min(EXACT, model.cfg.d_mlp)).indices
-            after = before[row] + active[row, loud, None] * (written[loud] @ model.W_U)  # [neuron, d_vocab]
-            scores[row, layer, loud] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
+        written = _readout(model, model.blocks[layer].mlp.W_out)
+        for row, answer in enumerate(right.tolist()):
+            scores[row, layer] = _raised(model, before[row], active[row], written, answer)
     return Scores.over_prompts(scores, ("layer", "neuron"), "log-probability increase (nats)")
 
 
-def comparative_neuron_scores(
-    model, base: Int[Tensor, "batch pos"], answers, hooks: Sequence[Hook], **options
-) -> Scores:
-    """What an intervention takes from each neuron's score: value_neuron_scores without it, minus with it, in nats.
+def _raised(
+    model: "TransformerBridge",
+    before: Float[Tensor, "d_vocab"],
+    active: Float[Tensor, "neuron"],
+    written: Float[Tensor, "neuron d_model"],
+    answer: int,
+) -> Float[Tensor, "neuron"]:
+    """How much each neuron of a layer adds to the answer's log-probability, on top of the logits `before`."""
+    log_p = before.log_softmax(-1)
+    p, likely = log_p.exp().topk(min(LIKELY, model.cfg.d_vocab))
+    slope = model.W_U[:, answer] - model.W_U @ log_p.exp()  # of the answer's log-probability
+    raised = written @ model.W_U[:, likely]  # [neuron, likely token]
+    curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
+    scores = active * (written @ slope) - 0.5 * active.pow(2) * curve
+    loud = (active.abs() * written.norm(dim=-1)).topk(min(EXACT, model.cfg.d_mlp)).indices
+    after = before + active[loud, None] * (written[loud] @ model.W_U)  # [neuron, d_vocab]
+    scores[loud] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
+    return scores
 
-    Comparative neuron analysis (Yu and Ananiadou 2024, arithmetic): which neurons does a head, say, speak through?
-    `options` go to `value_neuron_scores`.
+
+def comparative_neuron_scores(
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"],
+    answers: Answers,
+    hooks: Sequence[Hook],
+    **options,
+) -> Scores:
+    """What an intervention takes from each neuron's score: the score without it minus with it, in nats.
+
+    Comparative neuron analysis (Yu and Ananiadou 2024, arithmetic): which neurons does a head, say, speak
+    through? `options` go to `value_neuron_scores`.
     """
     plain = value_neuron_scores(model, base, answers, **options)
     changed = value_neuron_scores(model, base, answers, hooks=hooks, **options)
@@ -108,7 +127,7 @@ def comparative_neuron_scores(
 
 @torch.no_grad()
 def query_neuron_scores(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     value_neurons: Sequence[Neuron],
     importance: Sequence[float],
@@ -119,9 +138,10 @@ def query_neuron_scores(
     """Which earlier MLP neurons switched the value neurons on, at the same position.
 
     A value neuron's input column is its key: what earlier neurons wrote, times the key, is their share of its
-    pre-activation. Scores are shares, weighted by the value neurons' `importance` and summed, so they have its
-    unit. Yu and Ananiadou 2024. A gated MLP has two keys, silu(gate) · in, and no single inner product: choose
-    `row="gate"` (whether the neuron opens) or "in" (how much passes, and its sign), and say which. GPT-2 has "in" only.
+    pre-activation. Scores are shares, weighted by the value neurons' `importance` and summed, so they have
+    its unit. Yu and Ananiadou 2024. A gated MLP has two keys, silu(gate) · in, and no single inner product:
+    choose `row="gate"` (whether the neuron opens) or "in" (how much passes, and its sign), and say which.
+    GPT-2 has "in" only.
     """
     if row not in ("gate", "in") or (row == "gate" and not model.cfg.gated_mlp):
         raise ValueError(
@@ -136,16 +156,15 @@ def query_neuron_scores(
         key = (mlp.W_gate if row == "gate" else mlp.W_in)[:, index]
         total = _readout(model, cache["resid_mid", layer][:, position]) @ key  # [batch]
         for earlier in range(layer):
-            written = cache["post", earlier][:, position] * (
-                _readout(model, model.blocks[earlier].mlp.W_out) @ key
-            )
+            read = _readout(model, model.blocks[earlier].mlp.W_out) @ key  # [neuron]
+            written = cache["post", earlier][:, position] * read
             scores[:, earlier] += (weight * written / total[:, None]).cpu()
     return Scores.over_prompts(scores, ("layer", "neuron"), f"share of the value neurons' {row} (nats)")
 
 
 @torch.no_grad()
 def knock_out(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     metric: Metric,
     neurons: Sequence[Neuron],
@@ -156,8 +175,9 @@ def knock_out(
 ) -> KnockOut:
     """Set neurons to zero, at one position or everywhere, and compare with random neurons of the same layers.
 
-    Each random neuron is of the same layer as the one it stands for, and one of the 20 nearest to it in how much
-    it writes (|activation| times length of its row of W_out). Where the chosen are the loudest of their layer, the
+    Each random neuron is of the same layer as the one it stands for, and one of the 20 nearest to it in how
+    much it writes (|activation| times length of its row of W_out). Where the chosen are the loudest of their
+    layer, the
     random ones are quieter: then silence the loudest others too.
     Neurons chosen and tested on the same prompts look better than they are on others.
     """
@@ -171,7 +191,14 @@ def knock_out(
     return KnockOut(per_prompt(metric, logits).cpu(), run(neurons), random)
 
 
-def _matched(model, cache, neurons: Sequence[Neuron], places, generator) -> list[Neuron]:
+def _matched(
+    model: "TransformerBridge",
+    cache: "ActivationCache",
+    neurons: Sequence[Neuron],
+    places: slice | int,
+    generator: torch.Generator,
+) -> list[Neuron]:
+    """For each neuron another one of its layer, about as loud."""
     taken, drawn = set(neurons), []
     for layer, index in neurons:
         active = cache["post", layer][:, places].abs().reshape(-1, model.cfg.d_mlp).mean(0)
@@ -186,11 +213,12 @@ def _matched(model, cache, neurons: Sequence[Neuron], places, generator) -> list
     return drawn
 
 
-def _without(model, base: Tensor, neurons: Sequence[Neuron], places) -> Float[Tensor, "batch pos d_vocab"]:
+def _without(
+    model: "TransformerBridge", base: Int[Tensor, "batch pos"], neurons: Sequence[Neuron], places: slice | int
+) -> Float[Tensor, "batch pos d_vocab"]:
     def silence(activation: Tensor, hook) -> Tensor:
         activation = activation.clone()
-        layer = int(hook.name.split(".")[1])
-        for index in [index for of, index in neurons if of == layer]:
+        for index in [index for layer, index in neurons if layer == layer_of(hook.name)]:
             activation[:, places, index] = 0
         return activation
 
@@ -199,16 +227,16 @@ def _without(model, base: Tensor, neurons: Sequence[Neuron], places) -> Float[Te
         return model(base)
 
 
-def _readout(model, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+def _readout(model: "TransformerBridge", x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
     """What a norm reads of a vector before dividing: LayerNorm takes the mean away, RMS norm nothing."""
     return x - x.mean(-1, keepdim=True) if model.cfg.normalization_type.startswith("LN") else x
 
 
-def _checked(model, neuron: Neuron) -> Neuron:
+def _checked(model: "TransformerBridge", neuron: Neuron) -> Neuron:
     layer, index = int(neuron[0]), int(neuron[1])
     if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.d_mlp):
         raise ValueError(
-            f"There is no neuron {index} in layer {layer}: layers go from 0 to {model.cfg.n_layers - 1}, neurons from 0 "
-            f"to {model.cfg.d_mlp - 1}."
+            f"There is no neuron {index} in layer {layer}: layers go from 0 to {model.cfg.n_layers - 1}, "
+            f"neurons from 0 to {model.cfg.d_mlp - 1}."
         )
     return layer, index

@@ -1,29 +1,40 @@
 """Attention rollout: follow the attention from layer to layer back to the tokens."""
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import torch
+
+from mechlab.attribution.masking import Source, Tokens
+from mechlab.metrics import Metric
 from mechlab.results import Scores, position_labels
 from mechlab.runs.caching import only
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @torch.no_grad()
 def attention_rollout(
-    model, base: Int[Tensor, "batch pos"], source=None, metric=None, *, position: int = -1
+    model: "TransformerBridge",
+    base: Tokens,
+    source: Source | None = None,
+    metric: Metric | None = None,
+    *,
+    position: int = -1,
 ) -> Scores:
-    """The share of each token in `position`, if attention were all that moves information (Abnar and Zuidema 2020).
+    """The share of each token in `position`, if attention were all that moves information.
 
-    In each layer a position is half itself and half what the mean head attends to; the layers are multiplied.
-    Shares are between 0 and 1 and add up to 1. `source` and `metric` are not used, and are here so that every
+    Abnar and Zuidema 2020. In each layer a position is half itself and half what the mean head attends to;
+    the layers are multiplied. Shares are between 0 and 1 and add up to 1. `source` and `metric` are not used,
+    and are here so that every
     method is called alike: rollout does not know which answer is asked about. It leaves out values, MLPs and
     norms, and in a causal model most of it ends up on the first token.
     """
     _, cache = model.run_with_cache(base, names_filter=only("hook_pattern"))
-    rolled = torch.eye(base.shape[1], device=model.cfg.device).expand(len(base), -1, -1)
+    itself = torch.eye(base.shape[1], device=model.cfg.device)
+    rolled = itself.expand(len(base), -1, -1)
     for layer in range(model.cfg.n_layers):
-        step = 0.5 * cache["pattern", layer].mean(1) + 0.5 * torch.eye(base.shape[1], device=model.cfg.device)
-        rolled = step @ rolled
+        rolled = (0.5 * cache["pattern", layer].mean(1) + 0.5 * itself) @ rolled
     return Scores.over_prompts(
         rolled[:, position],
         ("pos",),

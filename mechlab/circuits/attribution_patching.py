@@ -1,12 +1,13 @@
 """Attribution patching: what every patch would do, guessed from one gradient.
 
-A patch changes an activation from its value on `base` to that on `source`. To first order the metric then changes by
-(source − base) · gradient. A run on each prompt and one gradient score all heads, or all edges, at once. Where a softmax is
-saturated or the change is large the guess is wrong; averaging gradients on the way from base to source helps.
+A patch changes an activation from its value on `base` to that on `source`. To first order the metric then
+changes by (source − base) · gradient. A run on each prompt and one gradient score all heads, or all edges, at
+once. Where a softmax is saturated or the change is large the guess is wrong; averaging gradients on the way
+from base to source helps.
 
-Nanda 2023 (attribution patching), Syed et al. 2023 (edges), Hanna et al. 2024 (averaged gradients, "EAP-IG": the
-embeddings move from base to source in `steps` equal steps). Scores have the scale of `activation_patching`: the share
-of the way from base's metric to source's.
+Nanda 2023 (attribution patching), Syed et al. 2023 (edges), Hanna et al. 2024 (averaged gradients, "EAP-IG":
+the embeddings move from base to source in `steps` equal steps). Scores have the scale of
+`activation_patching`: the share of the way from base's metric to source's.
 """
 
 from collections.abc import Iterator
@@ -42,10 +43,10 @@ def attribution_patching(
 
     base, source: tokens of equal shape, or runs (`run_of`)
     steps:        1: the gradient at base. More: the mean over that many points from base on to source
-    by:           ("head",), or ("position", "head") for each place of `positions` apart
+    by:           ("head",), or ("pos", "head") for each place of `positions` apart
     """
     base, source = runs_of(model, base, source)
-    places = places_of(model, base.tokens, positions, apart="position" in by)
+    places = places_of(model, base.tokens, positions, apart="pos" in by)
     gradient = sum(torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, steps))
     change = torch.stack([source.at("z", layer) - base.at("z", layer) for layer in range(model.cfg.n_layers)])
     each = (change * gradient / steps).sum(-1)  # layer, batch, pos, head
@@ -53,8 +54,8 @@ def attribution_patching(
         [(each * where[None, :, :, None]).sum(2) for where in places.values()], dim=2
     ).transpose(0, 1)
     ends = base.value(metric), source.value(metric)
-    if "position" in by:
-        dims, labels = ("layer", "position", "head"), {"position": list(places)}
+    if "pos" in by:
+        dims, labels = ("layer", "pos", "head"), {"pos": list(places)}
         return share_of_way(found, *ends, dims, labels, estimated=True)
     return share_of_way(found.squeeze(2), *ends, ("layer", "head"), estimated=True)
 
@@ -69,10 +70,11 @@ def edge_attribution(
 ) -> Scores:
     """Estimate the effect of every edge, from what writes to what reads: dims ("sender", "reader").
 
-    Senders: "embed", each head ("20.0") and each MLP ("mlp 20"). Readers: the queries of each head ("23.0 q"), the keys
-    and values of each key/value head ("23.kv0 k", with all query heads that share it), each MLP and the logits. Edges
-    that would run backwards are 0. The edges of a sender add up to its own attribution score. Embeddings, MLPs and
-    norms are live; all positions are added up.
+    Senders: "embed", each head ("20.0") and each MLP ("mlp 20"). Readers: the queries of each head ("23.0
+             q"), the keys
+    and values of each key/value head ("23.kv0 k", with all query heads that share it), each MLP and the
+    logits. Edges that would run backwards are 0. The edges of a sender add up to its own attribution score.
+    Embeddings, MLPs and norms are live; all positions are added up.
     """
     base, source = runs_of(model, base, source)
     senders, written = _senders(base, source)
@@ -92,7 +94,8 @@ def edge_attribution(
 
 
 def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
-    """Runs on embeddings from base on towards source: at base alone for one step, else at the middle of each step."""
+    """Runs on embeddings from base on towards source: at base alone for one step, else at the middle of each
+    step."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least one gradient is needed.")
     if steps == 1:

@@ -1,7 +1,7 @@
 """Circuits: which few heads, at which places, do the work?
 
-A circuit names heads by role, each with the positions where the role acts, and perhaps the edges between them. How to
-find one: `path_patching`, `edge_attribution`, `prune`. How to prove one: `knockouts.py`.
+A circuit names heads by role, each with the positions where the role acts, and perhaps the edges between
+them. How to find one: `path_patching`, `edge_attribution`, `prune`. How to prove one: `knockouts.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,8 @@ class Circuit:
     """Heads by role, and where each role acts.
 
     roles: {"name mover": [(23, 0), (23, 1)], ...}; a head has one role
-    at:    {"name mover": ["end"], ...}: names of positions, as in the prompts; a role that is missing acts everywhere
+    at:    {"name mover": ["end"], ...}: names of positions, as in the prompts; a role that is missing acts
+           everywhere
     edges: who reads whom, where that was measured
     mlps:  the layers whose MLP belongs to the circuit; None: MLPs are left alone, as in the IOI paper
     """
@@ -106,9 +107,11 @@ def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
 
 
 def roc(scores: Scores, truth: Sequence[Head]):
-    """How well the size of a score finds the heads of a known circuit: a table of rates, and the area under it (AUC).
+    """How well the size of a score finds the heads of a known circuit: a table of rates, and the area under
+    it (AUC).
 
-    scores: dims ("layer", "head"). Returns (DataFrame of "false positive rate", "true positive rate", "threshold", AUC).
+    scores: dims ("layer", "head"). Returns (DataFrame of "false positive rate", "true positive rate",
+            "threshold", AUC).
     AUC is the probability that a head of the circuit has a larger score than another one; 0.5 is chance.
     """
     import pandas as pd

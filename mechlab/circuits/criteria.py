@@ -1,10 +1,10 @@
 """Proving a circuit: faithful, complete, minimal.
 
-Wang et al. 2022, section 4. F is the mean metric, M the whole model, C the circuit, and everything outside is knocked
-out (`knockouts.py`). Faithful: F(C) is near F(M). Complete: F(C without K) is near F(M without K), for any part K of
-the circuit; a gap means that the model has something which the circuit lacks. Minimal: for each head there is a K so
-that C without K needs the head. Miller et al. 2024: each of these numbers belongs to its ablation, its metric and its
-prompts.
+Wang et al. 2022, section 4. F is the mean metric, M the whole model, C the circuit, and everything outside is
+knocked out (`knockouts.py`). Faithful: F(C) is near F(M). Complete: F(C without K) is near F(M without K),
+for any part K of the circuit; a gap means that the model has something which the circuit lacks. Minimal: for
+each head there is a K so that C without K needs the head. Miller et al. 2024: each of these numbers belongs
+to its ablation, its metric and its prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above zero."""
+    """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above
+    zero."""
 
     circuit: Estimate
     model: Estimate
@@ -39,13 +40,15 @@ class Faithfulness:
 
     def __str__(self) -> str:
         return (
-            f"circuit {self.circuit}, model {self.model}: {self.share} of it is left; right in {self.accuracy:.2f} of the "
+            f"circuit {self.circuit}, model {self.model}: {self.share} of it is left; right in "
+            f"{self.accuracy:.2f} of the "
             f"prompts (model {self.accuracy_of_model:.2f})"
         )
 
 
 def faithfulness(knockouts: Knockouts, circuits: Sequence[Circuit]) -> list[Faithfulness]:
-    """How much of the model's metric is left when everything outside the circuit is knocked out, for each circuit."""
+    """How much of the model's metric is left when everything outside the circuit is knocked out, for each
+    circuit."""
     check_ability(knockouts)
     intact = knockouts.intact
     return [
@@ -66,7 +69,8 @@ def completeness(
 ) -> "pd.DataFrame":
     """F(M without K) beside F(C without K), for each set K of the circuit's heads: a table, one row a set.
 
-    "gap" is F(C without K) − F(M without K), with its interval: negative where the model has more to fall back on.
+    "gap" is F(C without K) − F(M without K), with its interval: negative where the model has more to fall
+    back on.
     """
     import pandas as pd
 
@@ -94,10 +98,11 @@ def completeness(
 def greedy_gap(
     knockouts: Knockouts, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
 ) -> tuple[list[Head], float]:
-    """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022, appendix M.
+    """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022,
+    appendix M.
 
-    Each step adds, of `candidates` heads drawn at random, the one that makes the gap largest. The gap is selected to be
-    large on these prompts: measure it again on others.
+    Each step adds, of `candidates` heads drawn at random, the one that makes the gap largest. The gap is
+    selected to be large on these prompts: measure it again on others.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[Head] = []
@@ -118,8 +123,10 @@ def minimality(
 ) -> "pd.DataFrame":
     """For each head v, a set K so that C without K changes most when v goes too: a table, one row a head.
 
-    "change" is F(C without K and v) − F(C without K), "share" its size in parts of F(M); the paper asks for 0.01.
-    sets: the K of each head. None: the best of nothing, the head's role without it, and every other role. What is
+    "change" is F(C without K and v) − F(C without K), "share" its size in parts of F(M); the paper asks for
+    0.01.
+    sets: the K of each head. None: the best of nothing, the head's role without it, and every other role.
+          What is
         selected here should be measured again on other prompts: pass `dict(zip(circuit.heads, table["K"]))`.
     """
     import pandas as pd
@@ -158,10 +165,12 @@ def minimality(
 
 @torch.no_grad()
 def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -> Scores:
-    """What each head says to the logits itself, with some heads removed from the whole model: dims ("layer", "head").
+    """What each head says to the logits itself, with some heads removed from the whole model: dims ("layer",
+    "head").
 
-    In logits of the metric's answer against its rival, at its position; the last norm's length is that of the same
-    run. The difference to removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath et al. 2023).
+    In logits of the metric's answer against its rival, at its position; the last norm's length is that of the
+    same run. The difference to removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath
+    et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
     run = run.changed(knockouts.edits(~knockouts.keeping(removed or Circuit({}))[None]))

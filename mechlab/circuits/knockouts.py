@@ -1,8 +1,9 @@
 """Knock-outs: the model with everything outside a circuit held still.
 
-A head is knocked out by holding its output at the mean over reference prompts in which the task cannot be done (the
-IOI paper: three unrelated names), for each template and each position apart. MLPs, norms and embeddings stay, unless
-the circuit says which MLPs it has. What the numbers are good for stands in `criteria.py`.
+A head is knocked out by holding its output at the mean over reference prompts in which the task cannot be
+done (the IOI paper: three unrelated names), for each template and each position apart. MLPs, norms and
+embeddings stay, unless the circuit says which MLPs it has. What the numbers are good for stands in
+`criteria.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,8 @@ class Knockouts:
     """The model on a task's prompts, kept so that it can be run with any heads knocked out.
 
     intact: [prompt], the metric of the whole model
-    how:    "mean", over the reference prompts of the same template at the same position; "resample", one of them for
-            each prompt; "zero"
+    how:    "mean", over the reference prompts of the same template at the same position; "resample", one of
+            them for each prompt; "zero"
     metric: another one than the prompts' own
     """
 
@@ -56,7 +57,8 @@ class Knockouts:
         one_of("how", how, ("mean", "resample", "zero"))
         if prompts.tokens.shape[1] < reference.tokens.shape[1]:
             raise CircuitError(
-                f"The prompts have {prompts.tokens.shape[1]} positions and the reference {reference.tokens.shape[1]}: "
+                f"The prompts have {prompts.tokens.shape[1]} positions and the reference "
+                f"{reference.tokens.shape[1]}: "
                 "take both from the same templates."
             )
         self.model, self.prompts, self.how = model, prompts, how
@@ -66,7 +68,8 @@ class Knockouts:
         self.z, self.mlp_out = (self._stand_in(site, reference, seed) for site in ("z", "mlp_out"))
 
     def _stand_in(self, site: str, reference: Task, seed: int) -> Float[Tensor, "layer batch pos ..."]:
-        """What the prompts get where something is knocked out: from reference prompts of their own template."""
+        """What the prompts get where something is knocked out: from reference prompts of their own
+        template."""
         layers = range(self.model.cfg.n_layers)
         whole = torch.zeros_like(torch.stack([self.run.at(site, layer) for layer in layers]))
         generator = torch.Generator().manual_seed(seed)
@@ -99,7 +102,8 @@ class Knockouts:
         for layer, head in circuit.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise CircuitError(
-                    f"The circuit names head {layer}.{head}; the model has layers 0 to {layers - 1} and heads 0 to {heads - 1}."
+                    f"The circuit names head {layer}.{head}; the model has layers 0 to {layers - 1} and "
+                    f"heads 0 to {heads - 1}."
                 )
             at = circuit.positions((layer, head))
             if at is None:
@@ -108,7 +112,8 @@ class Knockouts:
             for name in at:
                 if name not in self.prompts.positions:
                     raise CircuitError(
-                        f"The prompts have no position {name!r}; they have {', '.join(map(repr, self.prompts.positions))}."
+                        f"The prompts have no position {name!r}; they have "
+                        f"{', '.join(map(repr, self.prompts.positions))}."
                     )
                 kept[layer, torch.arange(prompts), self.prompts.positions[name], head] = True
         return kept
@@ -169,6 +174,7 @@ def check_ability(knockouts: Knockouts) -> None:
     ability = knockouts.mean(knockouts.intact)
     if ability.low <= 0 <= ability.high:
         raise CircuitError(
-            f"The metric of the whole model is {ability}, not different from zero on these {len(knockouts.intact)} prompts. "
+            f"The metric of the whole model is {ability}, not different from zero on these "
+            f"{len(knockouts.intact)} prompts. "
             "There is no circuit to find: this model does not do the task."
         )

@@ -1,12 +1,13 @@
 """Path patching: who reads whom?
 
-Activation patching says that a head matters; path patching says for whom. One head's output is taken from the run on
-`source`; all other heads are held at what they were on `base`; MLPs and norms are computed anew. So the change reaches
-a receiver only along the stream, not through other heads. Then the model runs on `base` once more, with the receiver's
-queries, keys or values as they were found, and everything else free.
+Activation patching says that a head matters; path patching says for whom. One head's output is taken from the
+run on `source`; all other heads are held at what they were on `base`; MLPs and norms are computed anew. So
+the change reaches a receiver only along the stream, not through other heads. Then the model runs on `base`
+once more, with the receiver's queries, keys or values as they were found, and everything else free.
 
-Wang et al. 2022, appendix B. Goldowsky-Dill et al. 2023 put it in general terms; Miller et al. 2024: it is resampling
-one edge. With MLPs held too, it is direct path patching (`transformer_lens.patching.get_act_patch_direct_path`).
+Wang et al. 2022, appendix B. Goldowsky-Dill et al. 2023 put it in general terms; Miller et al. 2024: it is
+resampling one edge. With MLPs held too, it is direct path patching
+(`transformer_lens.patching.get_act_patch_direct_path`).
 """
 
 from collections.abc import Sequence
@@ -42,17 +43,19 @@ def path_patching(
     frozen_mlps: bool = False,
     normalized: bool = True,
 ) -> Scores:
-    """Patch the path from each head to the receivers: the share of the way to source's metric, dims ("layer", "head").
+    """Patch the path from each head to the receivers: the share of the way to source's metric, dims ("layer",
+    "head").
 
-    (patched − base) / (source − base) of the means over prompts, as in `activation_patching`; base is the clean run and
-    source the ABC run in the paper, so 0.2 here is a loss of 20 % of the metric where source's metric is 0. Only
-    layers below the last receiver appear. normalized=False: the change in the metric's own unit.
+    (patched − base) / (source − base) of the means over prompts, as in `activation_patching`; base is the
+    clean run and source the ABC run in the paper, so 0.2 here is a loss of 20 % of the metric where source's
+    metric is 0. Only layers below the last receiver appear. normalized=False: the change in the metric's own
+    unit.
 
     receivers:   heads that read, together; None: the logits at the metric's position
-    into:        "q", "k" or "v". Keys and values are changed for these query heads alone; others that share the
-                 key/value head keep theirs
-    at:          where the receivers' queries, keys or values are changed: one position a prompt, or several; None: all.
-                 Nothing else counts of the sender: held heads carry nothing from place to place
+    into:        "q", "k" or "v". Keys and values are changed for these query heads alone; others that share
+                 the key/value head keep theirs
+    at:          where the receivers' queries, keys or values are changed: one position a prompt, or several;
+                 None: all. Nothing else counts of the sender: held heads carry nothing from place to place
     senders:     groups of heads that send together; dims are then ("sender",). None: every head alone
     frozen_mlps: hold the MLPs too
     base, source: tokens, or runs (`run_of`), when many receivers are asked
@@ -84,7 +87,8 @@ def path_patching(
 def _held(
     base: Run, source: Run, groups: Sequence[Sequence[Head]], depth: int, frozen_mlps: bool
 ) -> list[Put]:
-    """All heads held at what they were on base, but for the heads of one group in each copy: theirs are from source."""
+    """All heads held at what they were on base, but for the heads of one group in each copy: theirs are from
+    source."""
     puts = []
     for layer in range(depth):
         sends = torch.zeros(
@@ -131,7 +135,8 @@ def _groups(model: "TransformerBridge", senders: Sequence[Sequence[Head]], depth
         wrong = [head for head in group if not (0 <= head[0] < depth and 0 <= head[1] < heads)]
         if wrong or not group:
             raise ValueError(
-                f"{named(wrong)} cannot send to these receivers: senders are in layers 0 to {depth - 1}, heads 0 to "
+                f"{named(wrong)} cannot send to these receivers: senders are in layers 0 to {depth - 1}, "
+                "heads 0 to "
                 f"{heads - 1}."
             )
     return groups
@@ -145,7 +150,8 @@ def _places(tokens: Int[Tensor, "batch pos"], at: At) -> Int[Tensor, "batch plac
     at = at if at.ndim == 2 else at.expand(prompts)[:, None]
     if at.shape[0] != prompts or not ((at >= -count) & (at < count)).all():
         raise ValueError(
-            f"`at` is {at.tolist()}: give one position from 0 to {count - 1} for each of the {prompts} prompts."
+            f"`at` is {at.tolist()}: give one position from 0 to {count - 1} for each of the {prompts} "
+            "prompts."
         )
     return at % count
 

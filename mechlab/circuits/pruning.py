@@ -1,8 +1,9 @@
-"""Finding a circuit without looking: take parts away, last layer first, as long as the metric stays where it is.
+"""Finding a circuit without looking: take parts away, last layer first, as long as the metric stays where it
+is.
 
-The search of ACDC (Conmy et al. 2023) over heads at positions instead of edges, with mean or resample ablation as the
-`Knockouts` say. Going from the last layer to the first, all that comes before the part in question is still whole, so
-every trial is taken up in its layer.
+The search of ACDC (Conmy et al. 2023) over heads at positions instead of edges, with mean or resample
+ablation as the `Knockouts` say. Going from the last layer to the first, all that comes before the part in
+question is still whole, so every trial is taken up in its layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,10 @@ def prune(
     """The circuit that is left when each head, at each position, goes that can go for less than `threshold`.
 
     threshold:  by how much the error may grow with one more part gone, as a share of the intact metric
-    candidates: heads, with the names of positions where each may act, or heads that act everywhere (default: all);
-                everything else is gone from the start
-    error:      "mean": how far the mean metric is from the intact one, so that parts that help and parts that hurt may
-                cancel; "prompt": the mean over prompts of how far each is
+    candidates: heads, with the names of positions where each may act, or heads that act everywhere (default:
+                all); everything else is gone from the start
+    error:      "mean": how far the mean metric is from the intact one, so that parts that help and parts that
+                hurt may cancel; "prompt": the mean over prompts of how far each is
     """
     one_of("error", error, ERRORS)
     check_ability(knockouts)

@@ -1,23 +1,28 @@
 """Ablation: what breaks if a part is gone?
 
-"Gone" has to be filled with something. Four ways: zero; the mean over reference prompts, at each position (and for
-each template); the activation of another reference prompt (resample); noise with the mean and spread of the
-reference. They answer different questions and often disagree: zero is a value that the part may never take, the mean
-keeps what all prompts share, resampling brings in another prompt's content.
+"Gone" has to be filled with something. Four ways: zero; the mean over reference prompts, at each position
+(and for each template); the activation of another reference prompt (resample); noise with the mean and spread
+of the reference. They answer different questions and often disagree: zero is a value that the part may never
+take, the mean keeps what all prompts share, resampling brings in another prompt's content.
 
 Sign: an effect is ablated − intact. Negative on a logit difference: the part was needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.arguments import key_value_heads, layers_of, one_of
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import KnockOut, Scores
 from mechlab.runs.hooks import Hook, intervene, set_component, unit_direction
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 HOWS = ("zero", "mean", "resample", "noise")
 # unit -> the hook that holds it, and the axis along which parts of one layer are counted (None: one a layer)
@@ -33,7 +38,7 @@ Part = tuple[int, int] | int
 
 @torch.no_grad()
 def ablation_hooks(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     parts: Sequence[Part],
     how: str = "mean",
@@ -46,31 +51,32 @@ def ablation_hooks(
 ) -> list[Hook]:
     """Hooks that take parts away together, for `intervene` or `model.hooks`.
 
-    parts:     (layer, index) for heads, key/value heads and neurons; a layer for "attention" and "mlp". A key/value
-               head is taken away through its values, for all query heads that share it
-    reference: prompts of the same length that say what is usual (default: `base` itself), or what they were run to:
-               `reference_run(...)`, when many parts are tried
-    templates: the template of each prompt of `base` and of `reference`; means and draws stay within a template
+    parts:     (layer, index) for heads, key/value heads and neurons; a layer for "attention" and "mlp". A
+               key/value head is taken away through its values, for all query heads that share it
+    reference: prompts of the same length that say what is usual (default: `base` itself), or what they were
+               run to: `reference_run(...)`, when many parts are tried
+    templates: the template of each prompt of `base` and of `reference`; means and draws stay within a
+               template
     positions: where (default: everywhere)
     """
-    names = {layer: f"blocks.{layer}.{UNITS[unit][0]}" for layer, _ in _checked(model, parts, how, unit)}
-    reference = base if reference is None else reference
+    chosen: dict[int, list[int]] = {}
+    for layer, index in _checked(model, parts, how, unit):
+        chosen.setdefault(layer, []).append(index)
     if how != "zero" and not isinstance(reference, Mapping):
-        reference = reference_run(model, base, reference, list(names), unit)
+        reference = reference_run(model, base, base if reference is None else reference, list(chosen), unit)
     hooks = []
-    for layer, name in names.items():
-        usual = None
+    for layer, indices in chosen.items():
+        name, usual = _hook(layer, unit), None
         if how != "zero":
             which = ([0] * len(base), [0] * len(reference[name])) if templates is None else templates
             usual = _stand_in(reference[name], how, which, seed + layer)
-        chosen = [index for at, index in _checked(model, parts, how, unit) if at == layer]
-        hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else chosen, positions)))
+        hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else indices, positions)))
     return hooks
 
 
 @torch.no_grad()
 def reference_run(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     reference: Int[Tensor, "reference its_pos"],
     layers: Sequence[int],
@@ -79,10 +85,10 @@ def reference_run(
     """The activations of some layers on the reference prompts; later layers are not computed."""
     if reference.shape[1] != base.shape[1]:
         raise ValueError(
-            f"base has {base.shape[1]} tokens and the reference {reference.shape[1]}: means are taken at each position, so "
-            "the lengths must be equal."
+            f"base has {base.shape[1]} tokens and the reference {reference.shape[1]}: means are taken at "
+            "each position, so the lengths must be equal."
         )
-    names = {f"blocks.{layer}.{UNITS[unit][0]}" for layer in layers}
+    names = {_hook(layer, unit) for layer in layers}
     last = max(layers) + 1
     _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names, stop_at_layer=last)
     return {name: cache[name] for name in names}
@@ -90,7 +96,7 @@ def reference_run(
 
 @torch.no_grad()
 def ablation_effects(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     metric: Metric,
     parts: Sequence[Part],
@@ -100,10 +106,11 @@ def ablation_effects(
     reference: Int[Tensor, "reference its_pos"] | None = None,
     **given,
 ) -> Scores:
-    """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",), per prompt.
+    """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",).
 
-    One run of the model for each part. Keywords as in `ablation_hooks`. Wang et al. 2022 use "mean", over another
-    distribution and for each template and position; Olsson et al. 2022 zero; Chan et al. 2022 resample.
+    One run of the model for each part. Keywords as in `ablation_hooks`. Wang et al. 2022 use "mean", over
+    another distribution and for each template and position; Olsson et al. 2022 zero; Chan et al. 2022
+    resample.
     """
     layers = [layer for layer, _ in _checked(model, parts, how, unit)]
     usual = reference_run(model, base, base if reference is None else reference, layers, unit)
@@ -120,7 +127,7 @@ def ablation_effects(
 
 @torch.no_grad()
 def ablate_together(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     metric: Metric,
     parts: Sequence[Part],
@@ -132,16 +139,19 @@ def ablate_together(
     seed: int = 0,
     **given,
 ) -> KnockOut:
-    """The metric with all parts taken away at once, beside as many random other parts of the same layers (`draws` times)."""
-    layers = (
-        range(model.cfg.n_layers)
-        if UNITS[unit][1] is None
-        else [layer for layer, _ in _checked(model, parts, how, unit)]
-    )
+    """The metric with all parts taken away at once, beside as many random other parts of the same layers.
+
+    draws: how many times others are drawn. Keywords as in `ablation_hooks`.
+    """
+    layers = [layer for layer, _ in _checked(model, parts, how, unit)]
+    layers = layers_of(model) if UNITS[unit][1] is None else layers
     usual = reference_run(model, base, base if reference is None else reference, layers, unit)
-    run = lambda chosen: _ablated(
-        model, base, metric, chosen, how, unit=unit, reference=usual, seed=seed, **given
-    )
+    given |= {"unit": unit, "reference": usual, "seed": seed}
+
+    def run(chosen: Sequence[Part]) -> Float[Tensor, "batch"]:
+        with intervene(model, ablation_hooks(model, base, chosen, how, **given)):
+            return per_prompt(metric, model(base)).cpu()
+
     generator = torch.Generator().manual_seed(seed)
     random = [run(_others(model, parts, unit, generator)) for _ in range(draws)]
     return KnockOut(per_prompt(metric, model(base)).cpu(), run(parts), torch.stack(random))
@@ -149,7 +159,7 @@ def ablate_together(
 
 @torch.no_grad()
 def direction_hooks(
-    model,
+    model: "TransformerBridge",
     direction: Float[Tensor, "d_model"],
     layers: Sequence[int],
     *,
@@ -158,11 +168,11 @@ def direction_hooks(
 ) -> list[Hook]:
     """Hooks that take one direction out of the residual stream on leaving each of `layers`.
 
-    The component along it becomes 0, or its mean over `reference` prompts (all positions but 0). The two differ when
-    the mean is far from 0, which it usually is.
+    The component along it becomes 0, or its mean over `reference` prompts (all positions but 0). The two
+    differ when the mean is far from 0, which it usually is.
     """
     unit = unit_direction(model, direction)
-    names = [f"blocks.{layer}.hook_resid_post" for layer, _ in _checked(model, layers, "zero", "mlp")]
+    names = [f"blocks.{layer}.hook_resid_post" for layer in layers_of(model, layers)]
     level = dict.fromkeys(names, 0.0)
     if reference is not None:
         _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names)
@@ -174,13 +184,8 @@ def direction_hooks(
     return [(name, partial(take_out, level=level[name])) for name in names]
 
 
-def _ablated(model, base, metric: Metric, parts, how: str, **given) -> Float[Tensor, "batch"]:
-    with intervene(model, ablation_hooks(model, base, parts, how, **given)):
-        return per_prompt(metric, model(base)).cpu()
-
-
 def _stand_in(
-    found: Tensor, how: str, templates: tuple[Sequence, Sequence], seed: int
+    found: Float[Tensor, "reference pos ..."], how: str, templates: tuple[Sequence, Sequence], seed: int
 ) -> Float[Tensor, "batch pos ..."]:
     """What each prompt of base gets instead, from the reference prompts of its template."""
     generator = torch.Generator().manual_seed(seed)
@@ -200,7 +205,11 @@ def _stand_in(
     return torch.stack(rows)
 
 
-def _replacing(usual: Tensor | None, chosen: list[int] | None, positions):
+def _replacing(
+    usual: Float[Tensor, "batch pos ..."] | None, chosen: list[int] | None, positions: Sequence[int] | None
+) -> Callable:
+    """A hook function that writes `usual` (zero if None) over the chosen parts, or over all."""
+
     def replace(activation: Tensor, hook) -> Tensor:
         value = torch.zeros_like(activation) if usual is None else usual.to(activation)
         if chosen is not None:
@@ -212,7 +221,12 @@ def _replacing(usual: Tensor | None, chosen: list[int] | None, positions):
     return replace
 
 
-def _at(positions: Sequence[int] | None, changed: Tensor, before: Tensor) -> Tensor:
+def _at(
+    positions: Sequence[int] | None,
+    changed: Float[Tensor, "batch pos ..."],
+    before: Float[Tensor, "batch pos ..."],
+) -> Float[Tensor, "batch pos ..."]:
+    """Changed at some positions, elsewhere as before."""
     if positions is None:
         return changed
     result = before.clone()
@@ -220,7 +234,9 @@ def _at(positions: Sequence[int] | None, changed: Tensor, before: Tensor) -> Ten
     return result
 
 
-def _others(model, parts: Sequence[Part], unit: str, generator: torch.Generator) -> list[Part]:
+def _others(
+    model: "TransformerBridge", parts: Sequence[Part], unit: str, generator: torch.Generator
+) -> list[Part]:
     """As many other parts of the same layers; of other layers, for units that are one a layer."""
     if UNITS[unit][1] is None:
         free = [layer for layer in range(model.cfg.n_layers) if layer not in parts]
@@ -236,16 +252,18 @@ def _others(model, parts: Sequence[Part], unit: str, generator: torch.Generator)
     return drawn
 
 
-def _count(model, unit: str) -> int:
-    kv_heads = model.cfg.n_key_value_heads or model.cfg.n_heads
-    return {"head": model.cfg.n_heads, "kv_head": kv_heads, "neuron": model.cfg.d_mlp}[unit]
+def _count(model: "TransformerBridge", unit: str) -> int:
+    counts = {"head": model.cfg.n_heads, "kv_head": key_value_heads(model), "neuron": model.cfg.d_mlp}
+    return counts[unit]
 
 
-def _checked(model, parts: Sequence[Part], how: str, unit: str) -> list[tuple[int, int]]:
-    if how not in HOWS:
-        raise ValueError(f"how is {how!r}; it must be one of {', '.join(map(repr, HOWS))}.")
-    if unit not in UNITS:
-        raise ValueError(f"unit is {unit!r}; it must be one of {', '.join(map(repr, UNITS))}.")
+def _hook(layer: int, unit: str) -> str:
+    return f"blocks.{layer}.{UNITS[unit][0]}"
+
+
+def _checked(model: "TransformerBridge", parts: Sequence[Part], how: str, unit: str) -> list[tuple[int, int]]:
+    one_of("how", how, HOWS)
+    one_of("unit", unit, UNITS)
     if not len(parts):
         raise ValueError("There is nothing to take away: `parts` is empty.")
     whole_layers = UNITS[unit][1] is None

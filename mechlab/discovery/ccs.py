@@ -1,8 +1,8 @@
 """Contrast-consistent search: a probe for truth without labels, and why it is hard to know what it found.
 
-Burns et al. 2022 look for a direction on which a statement and its denial get opposite, confident answers. Truth
-has that property. So has anything else in which the two sides of each pair differ: a low loss proves nothing, and the
-accuracy, which needs labels again, has to be looked at (Farquhar et al. 2023).
+Burns et al. 2022 look for a direction on which a statement and its denial get opposite, confident answers.
+Truth has that property. So has anything else in which the two sides of each pair differ: a low loss proves
+nothing, and the accuracy, which needs labels again, has to be looked at (Farquhar et al. 2023).
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,13 @@ class CCS:
     direction: Float[Tensor, "d_model"]
     offset: float
     loss: float
-    means: tuple[Tensor, Tensor]
+    means: tuple[Float[Tensor, "d_model"], Float[Tensor, "d_model"]]
 
     def truth(
         self, yes: Float[Tensor, "pair d_model"], no: Float[Tensor, "pair d_model"]
     ) -> Float[Tensor, "pair"]:
-        says = [
-            torch.sigmoid((x - m) @ self.direction + self.offset)
-            for x, m in zip((yes, no), self.means, strict=True)
-        ]
-        return (says[0] + 1 - says[1]) / 2
+        says = lambda x, mean: torch.sigmoid((x - mean) @ self.direction + self.offset)
+        return (says(yes, self.means[0]) + 1 - says(no, self.means[1])) / 2
 
 
 def contrast_consistent_search(
@@ -41,9 +38,11 @@ def contrast_consistent_search(
 ) -> list[CCS]:
     """Find a direction on which a statement and its denial get opposite, confident answers; best loss first.
 
-    yes, no: activations of each statement, followed by "Yes" and by "No" (or affirmed and denied). No labels are used,
-    so the sign is open: an accuracy a is as good as 1 − a. Loss: (p(yes) − (1 − p(no)))² + min(p(yes), p(no))², on
-    activations centred for each side. Burns et al. 2022. Any property that differs between the pairs satisfies it.
+    yes, no: activations of each statement, followed by "Yes" and by "No" (or affirmed and denied).
+
+    No labels are used, so the sign is open: an accuracy a is as good as 1 − a. Loss: (p(yes) − (1 − p(no)))²
+    + min(p(yes), p(no))², on activations centred for each side. Burns et al. 2022. Any property that differs
+    between the pairs satisfies it.
     """
     means = yes.mean(0), no.mean(0)
     scale = torch.cat([yes - means[0], no - means[1]]).std()
@@ -52,15 +51,25 @@ def contrast_consistent_search(
     found = []
     for _ in range(restarts):
         start = torch.randn(yes.shape[1] + 1, generator=generator) / yes.shape[1] ** 0.5
-        weights = start.requires_grad_()
-        optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
-        with torch.enable_grad():
-            for _ in range(steps):
-                p, q = (torch.sigmoid(x @ weights[:-1] + weights[-1]) for x in pair)
-                loss = ((p - (1 - q)) ** 2 + torch.minimum(p, q) ** 2).mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-        weights = weights.detach()
-        found.append(CCS(weights[:-1] / scale, weights[-1].item(), loss.item(), means))
+        weights, loss = _descend(*pair, start, steps)
+        found.append(CCS(weights[:-1] / scale, weights[-1].item(), loss, means))
     return sorted(found, key=lambda probe: probe.loss)
+
+
+def _descend(
+    yes: Float[Tensor, "pair d_model"],
+    no: Float[Tensor, "pair d_model"],
+    weights: Float[Tensor, "d_model_and_one"],
+    steps: int,
+) -> tuple[Float[Tensor, "d_model_and_one"], float]:
+    """The direction and offset that gradient descent reaches, and their loss."""
+    weights.requires_grad_()
+    optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
+    with torch.enable_grad():
+        for _ in range(steps):
+            p, q = (torch.sigmoid(x @ weights[:-1] + weights[-1]) for x in (yes, no))
+            loss = ((p - (1 - q)) ** 2 + torch.minimum(p, q) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return weights.detach(), loss.item()

@@ -1,31 +1,41 @@
 """Features of a dictionary: what is one of them about?
 
-Explained three ways: from its inputs (where it is active), from its outputs (which logits its direction raises), and by
-intervention (what changes when it is set to another value). Check first with `splice` that the dictionary is worth reading.
+Explained three ways: from its inputs (where it is active), from its outputs (which logits its direction
+raises), and by intervention (what changes when it is set to another value). Check first with `splice` that
+the dictionary is worth reading.
 """
 
 import html
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.logits import require_folded
+from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.discovery.sae_evaluation import hook_of
+from mechlab.loading.models import require_folded
 from mechlab.runs.hooks import Hook, intervene
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Example = tuple[str, str, str, float]  # the text before, the token, the text after, the strength
+Ranked = tuple[str, float]  # a token, and a number
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Where the features of a dictionary are active in some texts: one entry for each token and feature that is active.
+    """Where the features of a dictionary are active: an entry for each token and feature active on it.
 
-    token: which token, counted through `texts` row by row; strength: how active. `skip` positions of a text were left out.
+    token: which token, counted through `texts` row by row; strength: how active
+    skip:  how many positions of each text were left out
     """
 
-    texts: Int[Tensor, "text pos"]
+    texts: Int[Tensor, "batch pos"]
     token: Int[Tensor, "entry"]
     feature: Int[Tensor, "entry"]
     strength: Float[Tensor, "entry"]
@@ -38,54 +48,44 @@ class Activity:
         return self.texts[:, self.skip :].numel()
 
     @property
-    def density(self) -> Float[Tensor, "d_sae"]:
+    def density(self) -> Float[Tensor, "feature"]:
         """The share of tokens on which each feature is active."""
         return torch.bincount(self.feature, minlength=self.d_sae) / self.tokens
 
     def loudest(
         self, feature: int, k: int | None = None
     ) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], Float[Tensor, "place"]]:
-        """Text, position and strength of the places where a feature is most active, loudest first (k: how many)."""
+        """Text, position and strength of the k places where a feature is most active, loudest first."""
         _check(feature, self.d_sae)
         mine = self.feature == feature
         strength, order = self.strength[mine].sort(descending=True, stable=True)
         token = self.token[mine][order][:k]
         return token // self.texts.shape[1], token % self.texts.shape[1], strength[:k]
 
-    def on_word(self, model, word: str, k: int = 5) -> list[tuple[int, float]]:
-        """The k features most active on a word of one token, with their mean strength there; features of over a tenth
-        of all tokens are left out. Upper and lower case and the space before count as the same word."""
+    def on_word(self, model: "TransformerBridge", word: str, k: int = 5) -> list[tuple[int, float]]:
+        """The k features most active on a word of one token, with their mean strength there.
+
+        Features of over a tenth of all tokens are left out. Upper and lower case, and the space before, count
+        as the same word.
+        """
         wanted = word.strip().lower()
-        ids = self.texts.unique().tolist()
-        same = torch.tensor(
-            [i for i in ids if model.tokenizer.decode([i]).strip().lower() == wanted and wanted]
-        )
-        here = torch.isin(self.texts.flatten()[self.token], same.long())
-        places = torch.isin(self.texts[:, self.skip :], same.long()).sum()
+        said = lambda i: model.tokenizer.decode([i]).strip().lower()
+        same = torch.tensor([i for i in self.texts.unique().tolist() if wanted and said(i) == wanted]).long()
+        here = torch.isin(self.texts.flatten()[self.token], same)
+        places = torch.isin(self.texts[:, self.skip :], same).sum()
         total = torch.zeros(self.d_sae).index_add(0, self.feature[here], self.strength[here])
         best = torch.where(self.density < 0.1, total, 0).topk(min(k, self.d_sae))
         return [(int(n), float(sum_ / places)) for sum_, n in zip(*best, strict=True) if sum_ > 0]
-
-    def purity(self, k: int = 20) -> Float[Tensor, "d_sae"]:
-        """The share of the commonest token among the k tokens on which a feature is loudest; NaN where it has fewer than k."""
-        found = torch.full((self.d_sae,), torch.nan)
-        for feature in (torch.bincount(self.feature, minlength=self.d_sae) >= k).nonzero()[:, 0].tolist():
-            text, position, _ = self.loudest(feature, k)
-            spoken = self.texts[text, position]
-            found[feature] = (spoken == spoken.mode().values).float().mean()
-        return found
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file of about 4 bytes an entry (strengths as float16)."""
         from safetensors.torch import save_file
 
         active = torch.bincount(self.token, minlength=self.texts.numel())
-        parts = {
-            "texts": self.texts.int(), "active": active.short(), "feature": self.feature.int(), "strength": self.strength.half(),
-            "size": torch.tensor([self.d_sae, self.skip]),
-        }  # fmt: skip
-        parts["feature"] = parts["feature"].short() if self.d_sae < 2**15 else parts["feature"]
-        save_file(parts, path)
+        size = torch.tensor([self.d_sae, self.skip])
+        feature = self.feature.short() if self.d_sae < 2**15 else self.feature.int()
+        parts = {"active": active.short(), "feature": feature, "strength": self.strength.half()}
+        save_file({"texts": self.texts.int(), **parts, "size": size}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Activity":
@@ -94,19 +94,22 @@ class Activity:
 
         found = load_file(path)
         token = torch.arange(found["texts"].numel()).repeat_interleave(found["active"].long())
-        d_sae, skip = found["size"].tolist()
-        return cls(
-            found["texts"].long(), token, found["feature"].long(), found["strength"].float(), d_sae, skip
-        )
+        texts, feature = found["texts"].long(), found["feature"].long()
+        return cls(texts, token, feature, found["strength"].float(), *found["size"].tolist())
 
 
 @torch.no_grad()
 def feature_activity(
-    model, sae: SparseAutoencoder, texts: Int[Tensor, "text pos"], *, skip: int = 1, batch: int = 32
+    model: "TransformerBridge",
+    sae: SparseAutoencoder,
+    texts: Int[Tensor, "batch pos"],
+    *,
+    skip: int = 1,
+    batch: int = 32,
 ) -> Activity:
     """Read texts through a dictionary: where is which feature active, and how much?"""
     name, length = hook_of(model, sae), texts.shape[1]
-    layer, parts = int(name.split(".")[1]), []
+    layer, parts = layer_of(name), []
     for start, rows in enumerate(texts.split(batch)):
         _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
         features = sae.encode(cache[name][:, skip:])
@@ -118,7 +121,7 @@ def feature_activity(
 
 
 def feature_hooks(
-    model,
+    model: "TransformerBridge",
     sae: SparseAutoencoder,
     feature: int,
     *,
@@ -126,11 +129,11 @@ def feature_hooks(
     times: float | int | None = None,
     skip: int = 1,
 ) -> list[Hook]:
-    """Change one feature and nothing else: set it to `value`, or multiply what it is by `times` (0 removes it).
+    """Change one feature: set it to `value`, or multiply what it is by `times` (0 removes it).
 
-    Adds (new − old) times the feature's direction, at all positions but the first `skip`; what the dictionary does not
-    explain stays as it was. To steer, set a value of the size that the feature reaches by itself. With a cache of keys
-    and values the single new token is treated as a later position.
+    Adds (new − old) times the feature's direction, at all positions but the first `skip`; what the dictionary
+    does not explain stays as it was. To steer, set a value of the size that the feature reaches by itself.
+    With a cache of keys and values the single new token is treated as a later position.
     """
     if (value is None) == (times is None):
         raise ValueError("Give either value (set the feature) or times (multiply it).")
@@ -149,45 +152,41 @@ def feature_hooks(
 
 @dataclass(frozen=True)
 class FeaturePage:
-    """What there is to say about one feature. A page is evidence, not a name: the name is yours, and may be wrong.
+    """What there is to say about one feature: evidence, not a name. The name is yours, and may be wrong.
 
-    density: share of tokens on which it is active; examples, quieter: (text before, token, text after, strength), the
-    loudest places and places spread over the rest; raises, lowers: (token, logits for strength 1), from its direction;
-    needed: (token, probability), what becomes less likely next when the feature is removed where it is loudest
+    density:           share of tokens on which it is active
+    examples, quieter: the loudest places, and places spread over the rest
+    raises, lowers:    (token, logits for strength 1), from its direction
+    needed:            (token, probability), what is less likely next when it is removed where it is loudest
     """
 
     feature: int
     density: float
-    examples: list[tuple[str, str, str, float]]
-    quieter: list[tuple[str, str, str, float]]
-    raises: list[tuple[str, float]]
-    lowers: list[tuple[str, float]]
-    needed: list[tuple[str, float]]
+    examples: list[Example]
+    quieter: list[Example]
+    raises: list[Ranked]
+    lowers: list[Ranked]
+    needed: list[Ranked]
 
     def __repr__(self) -> str:
         lines = [f"Feature {self.feature}: active on {self.density:.2%} of the tokens."]
         for title, found in (("Loudest", self.examples), ("Quieter", self.quieter)):
             lines += [f"{title}:"] + [f"  {s:6.1f}  {b}[{t}]{a}".replace("\n", "↵") for b, t, a, s in found]
-        lines += [
-            f"{title}: {', '.join(f'{t!r} {v:+.2f}' for t, v in found)}" for title, found in self._lists()
-        ]
+        for title, found in self._lists():
+            lines.append(f"{title}: {', '.join(f'{t!r} {v:+.2f}' for t, v in found)}")
         return "\n".join(lines)
 
-    def _lists(self) -> list[tuple[str, list[tuple[str, float]]]]:
-        return [
-            ("Its direction raises (logits)", self.raises), ("and lowers", self.lowers),
-            ("Without it, less likely next (probability)", self.needed),
-        ]  # fmt: skip
+    def _lists(self) -> list[tuple[str, list[Ranked]]]:
+        read = [("Its direction raises (logits)", self.raises), ("and lowers", self.lowers)]
+        return [*read, ("Without it, less likely next (probability)", self.needed)]
 
     def _repr_html_(self) -> str:
         shown = lambda text: html.escape(text.replace("\n", "↵"))
         rows = [f"<b>Feature {self.feature}</b>, active on {self.density:.2%} of the tokens"]
         for title, found in (("Loudest", self.examples), ("Quieter", self.quieter)):
             rows.append(f"<i>{title}</i>")
-            rows += [
-                f"<code>{s:6.1f}</code> {shown(b)}<mark style='background:#FBD9C0;color:#222'>{shown(t)}</mark>{shown(a)}"
-                for b, t, a, s in found
-            ]
+            mark = "<mark style='background:#FBD9C0;color:#222'>{}</mark>".format
+            rows += [f"<code>{s:6.1f}</code> {shown(b)}{mark(shown(t))}{shown(a)}" for b, t, a, s in found]
         for title, found in self._lists():
             listed = ", ".join(f"<code>{shown(t)}</code>&nbsp;{v:+.2f}" for t, v in found)
             rows.append(f"<i>{title}:</i> {listed}")
@@ -196,7 +195,13 @@ class FeaturePage:
 
 @torch.no_grad()
 def feature_page(
-    model, sae: SparseAutoencoder, activity: Activity, feature: int, *, k: int = 6, around: int = 8
+    model: "TransformerBridge",
+    sae: SparseAutoencoder,
+    activity: Activity,
+    feature: int,
+    *,
+    k: int = 6,
+    around: int = 8,
 ) -> FeaturePage:
     """Explain a feature three ways: from its inputs, from its outputs, and by intervention.
 
@@ -204,37 +209,53 @@ def feature_page(
     shows others, drawn evenly from the rest: the loudest alone make nearly every feature look clean.
     """
     require_folded(model)
-    text, position, strength = activity.loudest(feature)
-    said = model.tokenizer.decode
-
-    def example(n: int) -> tuple[str, str, str, float]:
-        row, at = activity.texts[text[n]].tolist(), int(position[n])
-        before, after = row[max(activity.skip, at - around) : at], row[at + 1 : at + 1 + around]
-        return said(before), said([row[at]]), said(after), strength[n].item()
-
+    text, position, _ = places = activity.loudest(feature)
     best = range(min(k, len(text)))
     step = (len(text) - len(best)) / k
     rest = [len(best) + int((n + 0.5) * step) for n in range(min(k, len(text) - len(best)))]
     effect = sae.W_dec[feature] @ model.W_U
     effect = effect - effect.mean()
-    ranked = lambda values: [(said([i]), values[i].item()) for i in values.topk(k).indices.tolist()]
-    needed: list[tuple[str, float]] = []
-    if len(best):
-        where = position[:k]
-        rows = activity.texts[text[:k], : int(where.max()) + 1].to(effect.device)
-        intact = model(rows)[range(len(rows)), where].softmax(-1)
-        with intervene(model, feature_hooks(model, sae, feature, times=0, skip=activity.skip)):
-            without = model(rows)[range(len(rows)), where].softmax(-1)
-        needed = [(token, -drop) for token, drop in ranked((intact - without).mean(0))]
+    fall = _fall(model, sae, activity, feature, text[:k], position[:k]) if len(best) else None
     return FeaturePage(
         feature,
         len(text) / activity.tokens,
-        [example(n) for n in best],
-        [example(n) for n in rest],
-        ranked(effect),
-        [(token, -value) for token, value in ranked(-effect)],
-        needed,
+        [_example(model, activity, places, n, around) for n in best],
+        [_example(model, activity, places, n, around) for n in rest],
+        _ranked(model, effect, k),
+        [(token, -value) for token, value in _ranked(model, -effect, k)],
+        [] if fall is None else [(token, -drop) for token, drop in _ranked(model, fall, k)],
     )
+
+
+def _example(
+    model: "TransformerBridge", activity: Activity, places: tuple[Tensor, ...], n: int, around: int
+) -> Example:
+    """The n-th place of a feature, with some tokens of context on each side."""
+    text, position, strength = (part[n] for part in places)
+    row, at, said = activity.texts[text].tolist(), int(position), model.tokenizer.decode
+    before, after = row[max(activity.skip, at - around) : at], row[at + 1 : at + 1 + around]
+    return said(before), said([row[at]]), said(after), strength.item()
+
+
+def _ranked(model: "TransformerBridge", values: Float[Tensor, "d_vocab"], k: int) -> list[Ranked]:
+    """The k tokens with the largest values."""
+    return [(model.tokenizer.decode([i]), values[i].item()) for i in values.topk(k).indices.tolist()]
+
+
+def _fall(
+    model: "TransformerBridge",
+    sae: SparseAutoencoder,
+    activity: Activity,
+    feature: int,
+    text: Int[Tensor, "place"],
+    position: Int[Tensor, "place"],
+) -> Float[Tensor, "d_vocab"]:
+    """How much less likely each token is to come next when the feature is removed, mean over places."""
+    rows = activity.texts[text, : int(position.max()) + 1].to(model.cfg.device)
+    intact = model(rows)[range(len(rows)), position].softmax(-1)
+    with intervene(model, feature_hooks(model, sae, feature, times=0, skip=activity.skip)):
+        without = model(rows)[range(len(rows)), position].softmax(-1)
+    return (intact - without).mean(0)
 
 
 def _check(feature: int, count: int) -> None:

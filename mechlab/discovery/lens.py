@@ -1,14 +1,14 @@
 """Lenses: what would the model say if it stopped after this layer?
 
-The logit lens reads a residual stream in the middle of the model with the last norm and the unembedding, as if it
-were the last stream. The tuned lens first carries it over with an affine map, one for each layer, fitted so that the
-result is like the last stream. Entry l of a lens is the stream on entering layer l; the last entry is the stream that
-the model itself reads, where every lens is exact.
+The logit lens reads a residual stream in the middle of the model with the last norm and the unembedding, as
+if it were the last stream. The tuned lens first carries it over with an affine map, one for each layer,
+fitted so that the result is like the last stream. Entry l of a lens is the stream on entering layer l; the
+last entry is the stream that the model itself reads, where every lens is exact.
 
 A lens shows what can be read, not what the model uses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,42 +16,46 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.prompts import answer_ids
-from mechlab.results import Scores
-from mechlab.runs.caching import only
+from mechlab.arguments import one_of
+from mechlab.discovery.streams import residual_entries
+from mechlab.discovery.tuned_lens import TunedLens
+from mechlab.prompts import Answers, answer_ids
+from mechlab.results import Scores, token_labels
 
 if TYPE_CHECKING:
-    from mechlab.discovery.tuned_lens import TunedLens
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from mechlab.pictures.plots import Picture
 
 QUANTITIES = {"rank": "rank of the answer (0 is first)", "log_prob": "log-probability of the answer (nats)"}
 
 
 @torch.no_grad()
 def logit_lens(
-    model,
+    model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
-    answers,
+    answers: Answers,
     *,
-    lens: "TunedLens | None" = None,
+    lens: TunedLens | None = None,
     position: int = -1,
-    what="rank",
+    what: str = "rank",
 ) -> Scores:
-    """How far up `answers` stand at each layer, at one position of each prompt; dims ("layer",), 31 entries for 30 layers.
+    """How far up `answers` stand at each layer, at one position of each prompt.
+
+    dims ("layer",), 31 entries for 30 layers.
 
     what: "rank" (0 is first; tokens of exactly the same logit share a rank) or "log_prob" (nats)
     lens: a `TunedLens`; None is the plain logit lens (nostalgebraist 2020)
 
-    TransformerLens' `logit_lens` does the reading. The norm is computed anew from each stream; holding it at the last
-    layer's scale gives other curves. `answers`: one word of one token for all prompts or for each, or ids.
+    TransformerLens' `logit_lens` does the reading. The norm is computed anew from each stream; holding it at
+    the last layer's scale gives other curves. `answers`: one word of one token for all prompts or for each,
+    or ids.
     """
     from transformer_lens.tools.analysis import logit_lens as read
 
-    if what not in QUANTITIES:
-        raise ValueError(f"what is {what!r}; it must be one of {', '.join(map(repr, QUANTITIES))}.")
-    ids = answer_ids(model, answers, len(base))
-    found = read(
-        model, base, positions=position, lens=_fitting(model, lens), targets=ids, return_type="log_probs"
-    )
+    one_of("what", what, QUANTITIES)
+    asked = {"targets": answer_ids(model, answers, len(base)), "return_type": "log_probs"}
+    found = read(model, base, positions=position, lens=_fitting(model, lens), **asked)
     values = found.readout.target_ranks if what == "rank" else found.readout.values
     return Scores.over_prompts(values[..., 0].T.float(), ("layer",), QUANTITIES[what], signed=False)
 
@@ -63,7 +67,7 @@ class LensTable:
     tokens: list[list[str]]
     probability: Scores
 
-    def plot(self, **layout):
+    def plot(self, **layout) -> "Picture":
         from mechlab.pictures import plots
 
         return plots.scores(self.probability, words=self.tokens, **layout)
@@ -71,25 +75,24 @@ class LensTable:
 
 @torch.no_grad()
 def lens_table(
-    model, base: Int[Tensor, "batch pos"], *, lens: "TunedLens | None" = None, every: int = 1
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"],
+    *,
+    lens: TunedLens | None = None,
+    every: int = 1,
 ) -> LensTable:
     """What the lens says first at each layer (every n-th, and the last) and position of one prompt."""
     from transformer_lens.tools.analysis import logit_lens as read
 
-    from mechlab.results import token_labels
-
     if len(base) != 1:
         raise ValueError(f"A table shows one prompt, and there are {len(base)}. Give one: base[:1].")
     entries = sorted({*range(0, model.cfg.n_layers, every), model.cfg.n_layers})
-    found = read(
-        model, base, positions=None, layers=entries, lens=_fitting(model, lens), top_k=1, return_type="probs"
-    ).readout
+    asked = {"layers": entries, "top_k": 1, "return_type": "probs"}
+    found = read(model, base, positions=None, lens=_fitting(model, lens), **asked).readout
     words = [[repr(model.tokenizer.decode(int(i))) for i in row] for row in found.top_ids[:, 0, :, 0]]
     labels = {"layer": [str(entry) for entry in entries], "position": token_labels(model, base[0])}
-    name = "probability of the likeliest token"
-    return LensTable(
-        words, Scores(found.values[:, 0, :, 0], ("layer", "position"), name, labels, signed=False)
-    )
+    name, likeliest = "probability of the likeliest token", found.values[:, 0, :, 0]
+    return LensTable(words, Scores(likeliest, ("layer", "position"), name, labels, signed=False))
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class LensQuality:
 
     kl:        KL(model ‖ lens) of the next-token distributions, nats; 0 when they are equal
     agreement: share of the positions where both have the same likeliest token
-    bias:      KL between the two distributions averaged over all positions, nats: what a lens says whatever the text
+    bias:      KL between the two distributions averaged over all positions, nats: what a lens says whatever
+               the text
     """
 
     kl: Scores
@@ -108,18 +112,23 @@ class LensQuality:
 
 @torch.no_grad()
 def lens_quality(
-    model, texts: Int[Tensor, "text pos"], *, lens: "TunedLens | None" = None, skip: int = 4, layers=None
+    model: "TransformerBridge",
+    texts: Int[Tensor, "batch pos"],
+    *,
+    lens: TunedLens | None = None,
+    skip: int = 4,
+    layers: Sequence[int] | None = None,
 ) -> LensQuality:
     """Compare a lens with the model's last layer over whole texts (Belrose et al. 2023).
 
-    The first `skip` positions are left out: position 0 is an attention sink with a stream a hundred times as long.
+    The first `skip` positions are left out: position 0 is an attention sink with a stream a hundred times as
+    long.
     layers: which entries (default all, n_layers + 1).
     """
     lens = _fitting(model, lens)
     entries = list(range(model.cfg.n_layers + 1)) if layers is None else list(layers)
     kl, same = torch.zeros(2, len(texts), len(entries))
-    mean = torch.zeros(len(entries), model.cfg.d_vocab)
-    mean_final = torch.zeros(model.cfg.d_vocab)
+    mean, mean_final = torch.zeros(len(entries), model.cfg.d_vocab), torch.zeros(model.cfg.d_vocab)
     for row, streams in enumerate(residual_entries(model, texts, batch=1)):
         final = _read(model, streams[-1, 0, skip:])
         mean_final += final.exp().mean(0).cpu() / len(texts)
@@ -130,40 +139,30 @@ def lens_quality(
             same[row, place] = (final.argmax(-1) == found.argmax(-1)).float().mean()
             mean[place] += found.exp().mean(0).cpu() / len(texts)
     bias = (mean_final * (mean_final.log() - mean.log())).nan_to_num(0).sum(-1)
-    labels = {} if layers is None else {"layer": [str(entry) for entry in entries]}
+    given = {
+        "labels": {} if layers is None else {"layer": [str(entry) for entry in entries]},
+        "signed": False,
+    }
     return LensQuality(
-        Scores.over_prompts(kl, ("layer",), "KL to the last layer (nats)", labels=labels, signed=False),
-        Scores.over_prompts(same, ("layer",), "share with the same first token", labels=labels, signed=False),
-        Scores(bias, ("layer",), "KL between the mean distributions (nats)", labels, signed=False),
+        Scores.over_prompts(kl, ("layer",), "KL to the last layer (nats)", **given),
+        Scores.over_prompts(same, ("layer",), "share with the same first token", **given),
+        Scores(bias, ("layer",), "KL between the mean distributions (nats)", **given),
     )
 
 
-def residual_entries(
-    model, texts: Int[Tensor, "text pos"], batch: int
-) -> Iterator[Float[Tensor, "entry batch pos d_model"]]:
-    """The residual stream on entering each layer and after the last, some texts at a time."""
-    for rows in texts.split(batch):
-        last = model.cfg.n_layers - 1
-        keep = only("hook_resid_pre", f"blocks.{last}.hook_resid_post")
-        _, cache = model.run_with_cache(rows, names_filter=keep)
-        yield torch.stack(
-            [*(cache["resid_pre", layer] for layer in range(last + 1)), cache["resid_post", last]]
-        )
-
-
-def _read(model, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+def _read(model: "TransformerBridge", stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
     """Log-probabilities through the model's last norm and unembedding."""
     from transformer_lens.tools.analysis import logit_readout
 
     return logit_readout(model, stream, return_type="log_probs").values
 
 
-def _fitting(model, lens: "TunedLens | None") -> "TunedLens | None":
+def _fitting(model: "TransformerBridge", lens: TunedLens | None) -> TunedLens | None:
     """The lens, after a check that it belongs to this model."""
     layers, d_model = (model.cfg.n_layers, model.cfg.d_model) if lens is None else lens.bias.shape
     if (layers, d_model) != (model.cfg.n_layers, model.cfg.d_model):
         raise ValueError(
-            f"This lens is for {layers} layers of width {d_model}; the model has {model.cfg.n_layers} of width "
-            f"{model.cfg.d_model}."
+            f"This lens is for {layers} layers of width {d_model}; the model has {model.cfg.n_layers} of "
+            f"width {model.cfg.d_model}."
         )
     return lens

@@ -1,14 +1,16 @@
 """Probing: is a property in the activations, in a form that a simple reader can use?
 
-A probe is a small supervised model on frozen activations. What its accuracy means depends on what it is compared
-with, so every result here is made on examples that were held out, and the floors are one call away: shuffled labels,
-random labels for each group (Hewitt and Liang 2019), a model with random weights, or features of the text's surface.
+A probe is a small supervised model on frozen activations. What its accuracy means depends on what it is
+compared with, so every result here is made on examples that were held out, and the floors are one call away:
+shuffled labels, random labels for each group (Hewitt and Liang 2019), a model with random weights, or
+features of the text's surface.
 
 Decodable is not used: a probe says that the information is there, never that the model reads it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,43 +23,41 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mechlab.discovery.streams import residual_entries
 from mechlab.results import Scores
-from mechlab.runs.caching import only
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 PROBES = ("logistic", "ridge", "mass_mean")
+Split = tuple[np.ndarray, np.ndarray]  # the examples to fit to, and those to score on
 
 
 @torch.no_grad()
 def residual_streams(
-    model, texts: Sequence[str], *, position: int | str = -1, batch: int = 32
+    model: "TransformerBridge", texts: Sequence[str], *, position: int | str = -1, batch: int = 32
 ) -> Float[Tensor, "layer text d_model"]:
-    """The residual stream of each text at one position, on entering each layer and after the last (n_layers + 1).
+    """The residual stream of each text at one position, on entering each layer and after the last.
 
-    Texts may differ in length: those of one length are run together, so there is no padding. The unembedding is
-    skipped. Position -1 is the last token; "mean" is the mean over all but the first, which is the model's own.
+    [n_layers + 1, text, d_model]. Texts may differ in length: those of one length are run together, so there
+    is no padding. Position -1 is the last token; "mean" is the mean over all but the first, which is the
+    model's own.
     """
     if position != "mean" and not isinstance(position, int):
         raise ValueError(f'position is {position!r}: a number, or "mean".')
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError("Give a list of at least one text.")
     tokens = [model.to_tokens(text)[0] for text in texts]
-    layers = model.cfg.n_layers
-    keep = only("hook_resid_pre", f"blocks.{layers - 1}.hook_resid_post")
-    found = torch.zeros(layers + 1, len(texts), model.cfg.d_model)
-    lengths = {len(row) for row in tokens}
-    for length in sorted(lengths):
+    found = torch.zeros(model.cfg.n_layers + 1, len(texts), model.cfg.d_model)
+    for length in sorted({len(row) for row in tokens}):
         if position == "mean" and length < 2:
             raise ValueError("A text is empty, so there is nothing to take the mean of.")
         if position != "mean" and not -length <= position < length:
             raise ValueError(f"A text has {length} tokens, so it has no position {position}.")
         rows = [n for n, row in enumerate(tokens) if len(row) == length]
-        for some in (rows[i : i + batch] for i in range(0, len(rows), batch)):
-            base = torch.stack([tokens[n] for n in some])
-            _, cache = model.run_with_cache(base, names_filter=keep, stop_at_layer=layers)
-            for layer in range(layers + 1):
-                stream = cache["resid_pre", layer] if layer < layers else cache["resid_post", layers - 1]
-                stream = stream[:, 1:].mean(1) if position == "mean" else stream[:, position]
-                found[layer, some] = stream.float().cpu()
+        streams = residual_entries(model, torch.stack([tokens[n] for n in rows]), batch)
+        at = lambda stream: stream[:, :, 1:].mean(2) if position == "mean" else stream[:, :, position]
+        found[:, rows] = torch.cat([at(stream).float().cpu() for stream in streams], dim=1)
     return found
 
 
@@ -65,9 +65,11 @@ def residual_streams(
 class Probed:
     """What the probes of each layer said about examples that they had not seen.
 
-    score:       share right (classes), or R² (numbers; 0 is as good as always saying the mean, below 0 is worse)
+    score:       share right (classes), or R² (numbers; 0 is as good as always saying the mean, below 0 is
+                 worse)
     predictions: [layer, example] or, for several numbers an example, [layer, example, target]
-    directions:  [layer, d_model], what the probe fitted to all examples reads; None for more than two classes or targets
+    directions:  [layer, d_model], what the probe fitted to all examples reads; None for more than two classes
+                 or targets
     """
 
     score: Scores
@@ -79,7 +81,7 @@ def probe_layers(
     features: Float[Tensor, "layer example d_model"],
     labels: ArrayLike,
     *,
-    probe="logistic",
+    probe: str | BaseEstimator = "logistic",
     groups: ArrayLike | None = None,
     on: tuple[Float[Tensor, "layer other d_model"], ArrayLike] | None = None,
     folds: int = 5,
@@ -88,36 +90,44 @@ def probe_layers(
 ) -> Probed:
     """Fit one probe for each layer and score it on held-out examples.
 
-    probe:  "logistic" or "mass_mean" (direction between the two class means, Marks and Tegmark 2023) for classes,
-            "ridge" for numbers ([example] or [example, target]); or any scikit-learn estimator
-    groups: examples of one group are held out together (all sentences about one city, say); a probe can otherwise
-            recognise the example instead of the property
+    probe:  "logistic" or "mass_mean" (direction between the two class means, Marks and Tegmark 2023) for
+            classes, "ridge" for numbers ([example] or [example, target]); or any scikit-learn estimator
+    groups: examples of one group are held out together (all sentences about one city, say); a probe can
+            otherwise recognise the example instead of the property
     on:     other features and labels: fit on all examples, score on these (transfer)
-    strength: the penalty (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below is cheating
+    strength: the penalty (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below is
+              cheating
 
-    Features are standardised on the training part. Each example is held out once (`folds` parts); classes keep
-    their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
+    Features are standardised on the training part. Each example is held out once (`folds` parts); classes
+    keep their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
     """
     labels = np.asarray(labels)
     _check(features, labels, groups)
     estimator = _estimator(probe, strength)
     numbers = is_regressor(estimator)
-    splits = None if on else _splits(labels, groups, folds, numbers, seed)
-    directions, said = [], []
-    for layer in features.numpy():
-        whole = clone(estimator).fit(layer, labels)
-        directions.append(_direction(whole))
-        if on is not None:
-            said.append(whole.predict(np.asarray(on[0][len(said)])))
-            continue
-        held_out = np.zeros(labels.shape, dtype=float if numbers else labels.dtype)
-        for train, test in splits:
-            held_out[test] = clone(estimator).fit(layer[train], labels[train]).predict(layer[test])
-        said.append(held_out)
-    predictions, truth = np.stack(said), labels if on is None else np.asarray(on[1])
+    layers = features.numpy()
+    splits = [] if on else _splits(labels, groups, folds, numbers, seed)
+    fitted = [clone(estimator).fit(layer, labels) for layer in layers]
+    if on is None:
+        truth = labels
+        said = [_held_out(estimator, layer, labels, splits, numbers) for layer in layers]
+    else:
+        truth = np.asarray(on[1])
+        said = [probe.predict(np.asarray(layer)) for probe, layer in zip(fitted, on[0], strict=False)]
+    predictions, directions = np.stack(said), [_direction(probe) for probe in fitted]
     score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth)
     whole = all(direction is not None for direction in directions)
     return Probed(score, predictions, torch.stack(directions) if whole else None)
+
+
+def _held_out(
+    estimator: BaseEstimator, layer: np.ndarray, labels: np.ndarray, splits: list[Split], numbers: bool
+) -> np.ndarray:
+    """What probes that were fitted to the other parts say about each part."""
+    said = np.zeros(labels.shape, dtype=float if numbers else labels.dtype)
+    for train, test in splits:
+        said[test] = clone(estimator).fit(layer[train], labels[train]).predict(layer[test])
+    return said
 
 
 def control_labels(groups: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> np.ndarray:
@@ -127,9 +137,8 @@ def control_labels(groups: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> np
     (Hewitt and Liang 2019). Score it with a split that does *not* hold groups out, or it is chance by design.
     """
     labels, names = np.asarray(labels), list(dict.fromkeys(groups))
-    drawn = np.random.default_rng(seed).permutation(np.resize(labels, max(len(names), len(labels))))[
-        : len(names)
-    ]
+    mixed = np.random.default_rng(seed).permutation(np.resize(labels, max(len(names), len(labels))))
+    drawn = mixed[: len(names)]
     if len(set(drawn)) < 2 <= len(names):
         drawn[: len(names) // 2] = next(label for label in labels if label != drawn[0])
     given = dict(zip(names, drawn, strict=True))
@@ -137,10 +146,12 @@ def control_labels(groups: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> np
 
 
 def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: ArrayLike | None = None) -> Scores:
-    """R² for each layer (and target): 1 − squared error / squared distance from the mean, dims ("layer"[, "target"]).
+    """R² for each layer (and target): 1 − squared error / squared distance from the mean.
 
-    within: a group for each example; distances are then measured from the mean of the group, which asks what the
-    probe knows beyond the group. Below 0: worse than saying the group's mean.
+    dims ("layer",) or ("layer", "target").
+
+    within: a group for each example; distances are then measured from the mean of the group, which asks what
+    the probe knows beyond the group. Below 0: worse than saying the group's mean.
     """
     truth = np.asarray(truth, dtype=float)
     centre, said = truth.mean(0), predictions
@@ -168,7 +179,7 @@ class MassMean(ClassifierMixin, BaseEstimator):
         return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
 
 
-def _estimator(probe, strength: float | None):
+def _estimator(probe: str | BaseEstimator, strength: float | None) -> BaseEstimator:
     if not isinstance(probe, str):
         return probe
     if probe == "logistic":
@@ -183,13 +194,14 @@ def _estimator(probe, strength: float | None):
 
 
 def _splits(
-    labels: np.ndarray, groups, folds: int, numbers: bool, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    labels: np.ndarray, groups: ArrayLike | None, folds: int, numbers: bool, seed: int
+) -> list[Split]:
     if groups is not None:
         count = len(set(groups))
         if count < folds:
             raise ValueError(
-                f"There are {count} groups, too few to hold each out once in {folds} parts: set folds={count}."
+                f"There are {count} groups, too few to hold each out once in {folds} parts: set "
+                f"folds={count}."
             )
         kind = ms.GroupKFold if numbers else ms.StratifiedGroupKFold
     else:
@@ -200,13 +212,13 @@ def _splits(
         missing = set(labels) - set(labels[train])
         if missing:
             raise ValueError(
-                f"With these groups one training part has no example of class {missing.pop()}: a group holds all of "
-                "them. Use smaller groups, or fewer folds."
+                f"With these groups one training part has no example of class {missing.pop()}: a group holds "
+                "all of them. Use smaller groups, or fewer folds."
             )
     return splits
 
 
-def _check(features: Tensor, labels: np.ndarray, groups) -> None:
+def _check(features: Float[Tensor, "..."], labels: np.ndarray, groups: ArrayLike | None) -> None:
     if features.ndim != 3:
         raise ValueError(f"features are {tuple(features.shape)}; they must be [layer, example, d_model].")
     if len(labels) != features.shape[1] or (groups is not None and len(groups) != len(labels)):
@@ -218,11 +230,8 @@ def _check(features: Tensor, labels: np.ndarray, groups) -> None:
         raise ValueError("There are NaN or infinite activations: no probe can be fitted to them.")
     if labels.ndim == 1 and len(set(labels)) < 2:
         raise ValueError(f"All labels are {labels[0]}. A probe needs at least two classes to tell apart.")
-    if (
-        labels.ndim == 1
-        and len(labels) < 2 * len(set(labels))
-        and not np.issubdtype(labels.dtype, np.floating)
-    ):
+    classes = labels.ndim == 1 and not np.issubdtype(labels.dtype, np.floating)
+    if classes and len(labels) < 2 * len(set(labels)):
         raise ValueError(f"{len(labels)} examples of {len(set(labels))} classes: give at least two of each.")
 
 
@@ -231,7 +240,7 @@ def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:
     return Scores.over_prompts(right.float(), ("layer",), "share of held-out examples right", signed=False)
 
 
-def _direction(fitted) -> Tensor | None:
+def _direction(fitted: BaseEstimator) -> Float[Tensor, "d_model"] | None:
     """What a fitted linear probe reads, in the units of the features; None when it is not one direction."""
     last = fitted[-1] if hasattr(fitted, "steps") else fitted
     rows = np.atleast_2d(getattr(last, "coef_", np.zeros((2, 1))))

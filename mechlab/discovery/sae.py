@@ -1,9 +1,10 @@
 """Sparse autoencoders: can the mix of features in a stream be undone?
 
-x is rebuilt as a sum of few directions out of many: f = activation((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec.
-Two ways to keep f sparse: an L1 penalty on a ReLU (Bricken et al. 2023), or keeping the k largest (Gao et al. 2024).
-`train_sae` trains a small one in seconds; `SparseAutoencoder.load` also reads dictionaries that others published, in
-SAELens' format and in that of EleutherAI's sparsify. Whether one is any good is what features.py is for.
+x is rebuilt as a sum of few directions out of many: f = activation((x − b_dec) W_enc + b_enc), x̂ = f W_dec +
+b_dec. Two ways to keep f sparse: an L1 penalty on a ReLU (Bricken et al. 2023), or keeping the k largest (Gao
+et al. 2024). `train_sae` trains a small one in seconds; `SparseAutoencoder.load` also reads dictionaries that
+others published, in SAELens' format and in that of EleutherAI's sparsify. Whether one is any good is what
+features.py is for.
 """
 
 import json
@@ -12,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 KINDS = ("standard", "topk", "jumprelu")
+PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 Acts = Float[Tensor, "... d_in"]
 
 
@@ -28,13 +30,13 @@ class SparseAutoencoder:
     apply_b_dec_to_input: whether b_dec is taken off before encoding; published dictionaries differ
     """
 
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_enc: Float[Tensor, "d_sae"]
-    W_dec: Float[Tensor, "d_sae d_in"]
+    W_enc: Float[Tensor, "d_in feature"]
+    b_enc: Float[Tensor, "feature"]
+    W_dec: Float[Tensor, "feature d_in"]
     b_dec: Float[Tensor, "d_in"]
     kind: str = "topk"
     k: int = 32
-    threshold: Float[Tensor, "d_sae"] | None = None
+    threshold: Float[Tensor, "feature"] | None = None
     hook: str = ""
     apply_b_dec_to_input: bool = True
 
@@ -46,7 +48,7 @@ class SparseAutoencoder:
     def d_sae(self) -> int:
         return self.W_enc.shape[1]
 
-    def encode(self, x: Acts) -> Float[Tensor, "... d_sae"]:
+    def encode(self, x: Acts) -> Float[Tensor, "... feature"]:
         """How active each feature is; zero for all but a few."""
         if x.shape[-1] != self.d_in:
             raise ValueError(
@@ -58,11 +60,11 @@ class SparseAutoencoder:
             return torch.zeros_like(before).scatter(-1, best.indices, best.values.relu())
         return torch.where(before > self.threshold, before, 0) if self.kind == "jumprelu" else before.relu()
 
-    def decode(self, features: Float[Tensor, "... d_sae"]) -> Acts:
+    def decode(self, features: Float[Tensor, "... feature"]) -> Acts:
         return features @ self.W_dec + self.b_dec
 
-    def to(self, device) -> "SparseAutoencoder":
-        moved = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    def to(self, device: str | torch.device) -> "SparseAutoencoder":
+        moved = {name: getattr(self, name).to(device) for name in PARTS}
         return replace(self, **moved, threshold=None if self.threshold is None else self.threshold.to(device))
 
     def save(self, folder: str | os.PathLike, *, half: bool = False) -> None:
@@ -71,18 +73,16 @@ class SparseAutoencoder:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if self.kind == "jumprelu" else [])
+        names = [*PARTS, "threshold"] if self.kind == "jumprelu" else PARTS
         kind = torch.float16 if half else torch.float32
-        save_file(
-            {name: getattr(self, name).to(kind).contiguous() for name in names},
-            folder / "sae_weights.safetensors",
-        )
-        config = {
-            "architecture": self.kind, "d_in": self.d_in, "d_sae": self.d_sae, "dtype": str(kind).removeprefix("torch."),
-            "device": "cpu", "apply_b_dec_to_input": self.apply_b_dec_to_input, "normalize_activations": "none",
-            "reshape_activations": "none", "metadata": {"hook_name": self.hook, "sae_lens_version": "6.0.0"},
-        }  # fmt: skip
-        config |= {"k": self.k} if self.kind == "topk" else {}
+        weights = {name: getattr(self, name).to(kind).contiguous() for name in names}
+        save_file(weights, folder / "sae_weights.safetensors")
+        size = {"architecture": self.kind, "d_in": self.d_in, "d_sae": self.d_sae}
+        place = {"dtype": str(kind).removeprefix("torch."), "device": "cpu"}
+        plain = {"normalize_activations": "none", "reshape_activations": "none"}
+        read = {"apply_b_dec_to_input": self.apply_b_dec_to_input, **plain}
+        origin = {"metadata": {"hook_name": self.hook, "sae_lens_version": "6.0.0"}}
+        config = size | place | read | origin | ({"k": self.k} if self.kind == "topk" else {})
         (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
 
     @classmethod
@@ -94,14 +94,12 @@ class SparseAutoencoder:
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        weights = next(
-            (folder / n for n in ("sae_weights.safetensors", "sae.safetensors") if (folder / n).exists()),
-            None,
-        )
+        files = [folder / "sae_weights.safetensors", folder / "sae.safetensors"]
+        weights = next((file for file in files if file.exists()), None)
         if weights is None or not (folder / "cfg.json").exists():
             raise ValueError(
-                f"{folder} holds no dictionary: cfg.json and sae_weights.safetensors (SAELens) or sae.safetensors (sparsify) "
-                "are needed."
+                f"{folder} holds no dictionary: cfg.json and sae_weights.safetensors (SAELens) or "
+                "sae.safetensors (sparsify) are needed."
             )
         config, found = json.loads((folder / "cfg.json").read_text()), load_file(weights)
         given = _sparsify(config, found) if weights.name == "sae.safetensors" else _saelens(config, found)
@@ -121,26 +119,20 @@ def _saelens(config: dict, found: dict[str, Tensor]) -> dict:
     normalised = config.get("normalize_activations", "none")
     if normalised not in ("none", None) or config.get("rescale_acts_by_decoder_norm"):
         raise ValueError(
-            "This dictionary rescales its input. Fold the scale into its weights with SAELens first, and save it again."
+            "This dictionary rescales its input. Fold the scale into its weights with SAELens first, and "
+            "save it again."
         )
-    given = {
-        name: part.float()
-        for name, part in found.items()
-        if name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-    }
+    weights = {name: found[name].float() for name in (*PARTS, "threshold") if name in found}
     hook = config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or ""
-    return {
-        **given, "kind": kind, "k": config.get("k") or options.get("k") or 0, "hook": hook,
-        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
-    }  # fmt: skip
+    given = {"kind": kind, "k": config.get("k") or options.get("k") or 0, "hook": hook}
+    return weights | given | {"apply_b_dec_to_input": config.get("apply_b_dec_to_input", True)}
 
 
 def _sparsify(config: dict, found: dict[str, Tensor]) -> dict:
     W_enc, W_dec = found["encoder.weight"].float().T, found["W_dec"].float()
-    return {
-        "W_enc": W_enc.contiguous(), "W_dec": W_dec if W_dec.shape == W_enc.T.shape else W_dec.T,
-        "b_enc": found["encoder.bias"].float(), "b_dec": found["b_dec"].float(), "kind": "topk", "k": config["k"],
-    }  # fmt: skip
+    W_dec = W_dec if W_dec.shape == W_enc.T.shape else W_dec.T
+    biases = {"b_enc": found["encoder.bias"].float(), "b_dec": found["b_dec"].float()}
+    return {"W_enc": W_enc.contiguous(), "W_dec": W_dec, **biases, "kind": "topk", "k": config["k"]}
 
 
 @dataclass(frozen=True)
@@ -167,83 +159,105 @@ def train_sae(
 ) -> Trained:
     """Train a dictionary of `width` directions on activations (position 0 left out: it is an attention sink).
 
-    kind "topk" keeps the k largest features; "standard" has a ReLU and the penalty `l1` times the sum of activities.
-    Activations are divided by a common scale first, which is folded back into the weights. Decoder rows keep length 1.
+    kind "topk" keeps the k largest features; "standard" has a ReLU and the penalty `l1` times the sum of
+    activities. Activations are divided by a common scale first, which is folded back into the weights.
+    Decoder rows keep length 1.
     resample: twice on the way, features that fired on nothing lately start again on badly rebuilt examples.
     About 20 seconds for 300 steps at width 1152 on two cores.
     """
+    _check_training(activations, kind, batch)
+    generator = torch.Generator().manual_seed(seed)
+    mean = activations.mean(0)
+    scale = (activations - mean).norm(dim=1).mean() / activations.shape[1] ** 0.5
+    data = (activations - mean) / scale
+    training, history = _Training(data, width, generator, {"kind": kind, "k": k, "hook": hook}), []
+    for step in range(steps):
+        x = data[torch.randint(len(data), (batch,), generator=generator).to(data.device)]
+        share = min(1, (step + 1) / 20, (steps - step) / (steps / 5))  # a short start; a decay at the end
+        features, error = training.step(x, rate * share, l1 if kind == "standard" else 0.0)
+        if step % 100 == 99 or step == steps - 1:
+            unexplained = (error.sum() / x.pow(2).sum()).item()
+            active, silent = (features > 0).float().sum(-1).mean().item(), training.silent().float().mean()
+            row = {"step": step + 1, "unexplained": unexplained, "active": active}
+            history.append(row | {"silent": silent.item()})
+        if resample and step in (steps // 4, steps // 2):
+            training.restart(x, error, generator)
+        if step in (steps // 4, steps // 2, 3 * steps // 4):
+            training.fired.zero_()
+    return Trained(_folded_back(training.sae, scale, mean), history)
+
+
+def _check_training(activations: Float[Tensor, "..."], kind: str, batch: int) -> None:
     if kind not in ("topk", "standard"):
         raise ValueError(f'kind is {kind!r}; "topk" and "standard" can be trained.')
     if activations.ndim != 2 or len(activations) < batch:
         raise ValueError(
-            f"activations are {tuple(activations.shape)}; [token, d_in] with at least {batch} tokens are needed."
+            f"activations are {tuple(activations.shape)}; [token, d_in] with at least {batch} tokens are "
+            "needed."
         )
     if not torch.isfinite(activations).all():
         raise ValueError("There are NaN or infinite activations: a dictionary trained on them would be NaN.")
-    generator = torch.Generator().manual_seed(seed)
-    mean, d = activations.mean(0), activations.shape[1]
-    scale = (activations - mean).norm(dim=1).mean() / d**0.5
-    data = (activations - mean) / scale
-    W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1).to(data)
-    parts = {
-        "W_enc": W_dec.T.clone(),
-        "b_enc": data.new_zeros(width),
-        "W_dec": W_dec,
-        "b_dec": data.new_zeros(d),
-    }
-    for part in parts.values():
-        part.requires_grad_()
-    optimiser = torch.optim.Adam(parts.values(), lr=rate, betas=(0.9, 0.99))
-    model, history, fired = SparseAutoencoder(**parts, kind=kind, k=k, hook=hook), [], data.new_zeros(width)
-    for step in range(steps):
-        x = data[torch.randint(len(data), (batch,), generator=generator).to(data.device)]
+
+
+class _Training:
+    """A dictionary on its way, its optimiser, and how often each feature was active lately."""
+
+    def __init__(self, data: Acts, width: int, generator: torch.Generator, given: dict[str, str | int]):
+        d = data.shape[1]
+        W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1).to(data)
+        biases = {"b_enc": data.new_zeros(width), "b_dec": data.new_zeros(d)}
+        self.parts = {"W_enc": W_dec.T.clone(), "W_dec": W_dec, **biases}
+        for part in self.parts.values():
+            part.requires_grad_()
+        self.optimiser = torch.optim.Adam(self.parts.values(), betas=(0.9, 0.99))
+        self.sae, self.fired = SparseAutoencoder(**self.parts, **given), data.new_zeros(width)
+
+    def step(
+        self, x: Float[Tensor, "token d_in"], rate: float, l1: float
+    ) -> tuple[Float[Tensor, "token feature"], Float[Tensor, "token"]]:
+        """One step on some tokens; how active the features were before it, and the squared errors."""
         with torch.enable_grad():
-            features = model.encode(x)
-            error = (model.decode(features) - x).pow(2).sum(-1)
-            penalty = l1 * features.sum(-1) if kind == "standard" else 0
-            loss = (error + penalty).mean() / d
-            for group in optimiser.param_groups:  # a short start, and a decay over the last fifth
-                group["lr"] = rate * min(1, (step + 1) / 20, (steps - step) / (steps / 5))
-            optimiser.zero_grad()
+            features = self.sae.encode(x)
+            error = (self.sae.decode(features) - x).pow(2).sum(-1)
+            loss = (error + l1 * features.sum(-1)).mean() / x.shape[1]
+            self.optimiser.param_groups[0]["lr"] = rate
+            self.optimiser.zero_grad()
             loss.backward()
-        optimiser.step()
+        self.optimiser.step()
         with torch.no_grad():
-            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
-            fired += (features > 0).sum(0)
-            if step % 100 == 99 or step == steps - 1:
-                active = (features > 0).float()
-                history.append({"step": step + 1, "unexplained": (error.sum() / x.pow(2).sum()).item(),
-                                "active": active.sum(-1).mean().item(), "silent": (fired == 0).float().mean().item()})  # fmt: skip
-            if resample and step in (steps // 4, steps // 2):
-                _restart(parts, optimiser, (fired == 0).nonzero()[:, 0], x, error.detach(), generator)
-            if step in (steps // 4, steps // 2, 3 * steps // 4):
-                fired.zero_()
-    done = {name: part.detach() for name, part in parts.items()}
-    done["W_enc"] = done["W_enc"] / scale
-    done["b_dec"], done["W_dec"] = done["b_dec"] * scale + mean, done["W_dec"] * scale
-    return Trained(_unit_rows(SparseAutoencoder(**done, kind=kind, k=k, hook=hook)), history)
+            self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True))
+            self.fired += (features > 0).sum(0)
+        return features.detach(), error.detach()
+
+    def silent(self) -> Bool[Tensor, "feature"]:
+        return self.fired == 0
+
+    @torch.no_grad()
+    def restart(
+        self, x: Float[Tensor, "token d_in"], error: Float[Tensor, "token"], generator: torch.Generator
+    ) -> None:
+        """Point silent features at examples drawn by their squared error, as Bricken et al. 2023 do."""
+        silent, share = self.silent().nonzero()[:, 0], error.cpu() / error.sum().cpu()
+        if not len(silent):
+            return
+        picked = torch.multinomial(share, len(silent), replacement=True, generator=generator)
+        direction = torch.nn.functional.normalize(x[picked] - self.sae.b_dec, dim=1)
+        self.sae.W_dec[silent] = direction
+        self.sae.W_enc[:, silent] = direction.T * self.sae.W_enc.norm(dim=0).mean()
+        self.sae.b_enc[silent] = 0
+        for name, index in (("W_dec", (silent,)), ("W_enc", (slice(None), silent)), ("b_enc", (silent,))):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimiser.state[self.parts[name]][moment][index] = 0
 
 
-def _unit_rows(sae: SparseAutoencoder) -> SparseAutoencoder:
-    """Decoder rows of length 1, so that a feature's activity is how far it moves the stream."""
-    size = sae.W_dec.norm(dim=1)
-    return replace(sae, W_dec=sae.W_dec / size[:, None], W_enc=sae.W_enc * size, b_enc=sae.b_enc * size)
+def _folded_back(
+    sae: SparseAutoencoder, scale: Float[Tensor, ""], mean: Float[Tensor, "d_in"]
+) -> SparseAutoencoder:
+    """The dictionary for activations as they were, before they were divided by `scale` around `mean`.
 
-
-@torch.no_grad()
-def _restart(
-    parts: dict[str, Tensor], optimiser, silent: Tensor, x: Tensor, error: Tensor, generator
-) -> None:
-    """Point silent features at examples drawn by their squared error, as Bricken et al. 2023 do."""
-    if not len(silent):
-        return
-    picked = torch.multinomial(
-        error.cpu() / error.sum().cpu(), len(silent), replacement=True, generator=generator
-    )
-    direction = torch.nn.functional.normalize(x[picked] - parts["b_dec"], dim=1)
-    parts["W_dec"][silent] = direction
-    parts["W_enc"][:, silent] = direction.T * parts["W_enc"].norm(dim=0).mean()
-    parts["b_enc"][silent] = 0
-    for part, index in (("W_dec", (silent,)), ("W_enc", (slice(None), silent)), ("b_enc", (silent,))):
-        for moment in ("exp_avg", "exp_avg_sq"):
-            optimiser.state[parts[part]][moment][index] = 0
+    Decoder rows get length 1, so that a feature's activity is how far it moves the stream.
+    """
+    W_dec, b_dec = sae.W_dec.detach() * scale, sae.b_dec.detach() * scale + mean
+    size = W_dec.norm(dim=1)
+    W_enc, b_enc = sae.W_enc.detach() / scale * size, sae.b_enc.detach() * size
+    return replace(sae, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec / size[:, None], b_dec=b_dec)

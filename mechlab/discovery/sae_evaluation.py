@@ -1,29 +1,41 @@
-"""What a dictionary is worth: how much of the model's behaviour is left when its reconstruction stands in for the activation.
+"""What a dictionary is worth: how does the model behave when its reconstruction is put in?
 
-Rebuilding an activation well and preserving what the model does with it are two things. `splice` measures both.
+Rebuilding an activation well and preserving what the model does with it are two things. `splice` measures
+both.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.runs.hooks import Hook, check_name, intervene
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @torch.no_grad()
 def token_activations(
-    model, texts: Int[Tensor, "text pos"], hook: str, *, skip: int = 1, batch: int = 32, longest: float = 5.0
+    model: "TransformerBridge",
+    texts: Int[Tensor, "batch pos"],
+    hook: str,
+    *,
+    skip: int = 1,
+    batch: int = 32,
+    longest: float = 5.0,
 ) -> Float[Tensor, "token d_in"]:
     """What an activation is at every token, one row each: what a dictionary is trained on.
 
-    Left out: the first `skip` positions (the attention sink), and rows more than `longest` times as long as the median
-    row, which are a handful and would fill the whole loss.
+    Left out: the first `skip` positions (the attention sink), and rows more than `longest` times as long as
+    the median row, which are a handful and would fill the whole loss.
     """
     check_name(model, hook)
-    layer, seen = int(hook.split(".")[1]), []
+    layer, seen = layer_of(hook), []
     for rows in texts.split(batch):
         _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=layer + 1)
         seen.append(cache[hook][:, skip:].flatten(0, 1))
@@ -37,8 +49,10 @@ class Splice:
     """What the model loses when the dictionary's reconstruction stands in for the activation.
 
     loss: next-token loss (nats) for "intact", "spliced", "mean" (the activation's mean instead) and "zero"
-    recovered: (mean − spliced) / (mean − intact): 1 is no loss. Against zero ablation the same number flatters
-    unexplained: share of the variance that is not rebuilt; active: features active a token; silent: share never active
+    recovered: (mean − spliced) / (mean − intact): 1 is no loss. Against zero ablation the same number
+               flatters
+    unexplained: share of the variance that is not rebuilt; active: features active a token; silent: share
+                 never active
     """
 
     loss: dict[str, float]
@@ -48,50 +62,49 @@ class Splice:
     silent: float
 
     def __repr__(self) -> str:
+        loss = "loss {intact:.2f}, spliced {spliced:.2f}, mean {mean:.2f}, zero {zero:.2f}".format(
+            **self.loss
+        )
         return (
-            f"loss {self.loss['intact']:.2f}, spliced {self.loss['spliced']:.2f}, mean {self.loss['mean']:.2f}, zero "
-            f"{self.loss['zero']:.2f}; recovered {self.recovered:.2f} of what the mean loses; unexplained variance "
+            f"{loss}; recovered {self.recovered:.2f} of what the mean loses; unexplained variance "
             f"{self.unexplained:.2f}; {self.active:.1f} features active; {self.silent:.1%} silent"
         )
 
 
 @torch.no_grad()
 def splice(
-    model,
+    model: "TransformerBridge",
     sae: SparseAutoencoder,
-    texts: Int[Tensor, "text pos"],
+    texts: Int[Tensor, "batch pos"],
     *,
     skip: int = 1,
     beside: Splice | None = None,
 ) -> Splice:
-    """Put the reconstruction in the place of the activation, at all positions but the first `skip`, and measure the loss.
+    """Put the reconstruction in the place of the activation, and measure the loss.
 
-    Reconstruction can look good and behaviour not be preserved: what is missing may be what the model reads.
-    beside: an earlier result for the same activation and texts, whose intact, mean and zero losses are used again
-    (a third of the time).
+    At all positions but the first `skip`. Reconstruction can look good and behaviour not be preserved: what
+    is missing may be what the model reads.
+    beside: an earlier result for the same activation and texts, whose intact, mean and zero losses are used
+    again (a third of the time).
     """
     name, seen = hook_of(model, sae), []
     if texts.shape[1] < skip + 2:
         raise ValueError(
             f"The texts have {texts.shape[1]} tokens; a next-token loss needs at least {skip + 2}."
         )
+    loss = {} if beside is None else dict(beside.loss)
     with intervene(model, [(name, lambda x, hook: seen.append(x[:, skip:]))]):
         if beside is None:
-            intact = model(texts, return_type="loss", loss_per_token=True)[:, skip:]
+            loss["intact"] = _loss(model, texts, skip)
         else:
-            model(texts, stop_at_layer=int(name.split(".")[1]) + 1)
+            model(texts, stop_at_layer=layer_of(name) + 1)
     x = torch.cat(seen)
-    features = sae.encode(x)
-    back, mean = sae.decode(features), x.flatten(0, 1).mean(0)
-    loss, instead = {}, {"spliced": back}
-    if beside is None:
-        loss["intact"] = intact.mean().item()
-        instead |= {"mean": mean.expand_as(x), "zero": torch.zeros_like(x)}
-    else:
-        loss |= beside.loss
-    for what, value in instead.items():
+    features, mean = sae.encode(x), x.flatten(0, 1).mean(0)
+    back = sae.decode(features)
+    instead = {"mean": mean.expand_as(x), "zero": torch.zeros_like(x)} if beside is None else {}
+    for what, value in {"spliced": back, **instead}.items():
         with intervene(model, replaced(name, value, skip)):
-            loss[what] = model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+            loss[what] = _loss(model, texts, skip)
     return Splice(
         loss,
         (loss["mean"] - loss["spliced"]) / (loss["mean"] - loss["intact"]),
@@ -101,8 +114,13 @@ def splice(
     )
 
 
-def splice_hooks(model, sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
-    """Put the dictionary's reconstruction in the place of the activation, at all positions but the first `skip`."""
+def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int) -> float:
+    """The mean next-token loss after the first `skip` positions, in nats."""
+    return model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+
+
+def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
+    """Put the reconstruction in the place of the activation, at all positions but the first `skip`."""
 
     def write(x: Tensor, hook) -> Tensor:
         return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:]))], dim=1)
@@ -115,8 +133,8 @@ def replaced(name: str, value: Float[Tensor, "batch pos d_in"], skip: int) -> li
     return [(name, lambda x, hook: torch.cat([x[:, :skip], value.to(x)], dim=1))]
 
 
-def hook_of(model, sae: SparseAutoencoder) -> str:
-    """The activation that the dictionary reads; `ValueError` or `HookError` where this model has none such."""
+def hook_of(model: "TransformerBridge", sae: SparseAutoencoder) -> str:
+    """The activation that the dictionary reads; an error where this model has none such."""
     if not sae.hook:
         raise ValueError(
             'This dictionary does not say which activation it reads: load it with hook="blocks....".'

@@ -1,18 +1,24 @@
 """Superposition: how can there be more features than dimensions?
 
-The toy model of Elhage et al. 2022 squeezes n sparse features through m < n dimensions and tries to get them back:
-h = W x, x' = ReLU(Wᵀ h + b), with a loss weighted by each feature's importance. Dense features: it keeps the m most
-important and forgets the rest. Sparse ones: it keeps more than m, in directions that interfere a little.
+The toy model of Elhage et al. 2022 squeezes n sparse features through m < n dimensions and tries to get them
+back: h = W x, x' = ReLU(Wᵀ h + b), with a loss weighted by each feature's importance. Dense features: it
+keeps the m most important and forgets the rest. Sparse ones: it keeps more than m, in directions that
+interfere a little.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.results import Scores
+
+if TYPE_CHECKING:
+    from mechlab.pictures.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -32,25 +38,16 @@ class ToyModels:
     @property
     def norms(self) -> Scores:
         """How strongly each feature is represented, |W_i|: about 1 if it is kept, 0 if it is forgotten."""
-        return Scores(
-            self.W.norm(dim=-1), ("density", "feature"), "length of W_i", self._labels, signed=False
-        )
+        return self._scores(self.W.norm(dim=-1), "length of W_i")
 
     @property
     def dimensionality(self) -> Scores:
         """The share of a dimension that each feature has to itself; see `feature_dimensionality`."""
-        found = feature_dimensionality(self.W)
-        return Scores(
-            found,
-            ("density", "feature"),
-            "share of a dimension that each feature has",
-            self._labels,
-            signed=False,
-        )
+        return self._scores(feature_dimensionality(self.W), "share of a dimension that each feature has")
 
-    @property
-    def _labels(self) -> dict[str, list[str]]:
-        return {"density": [f"{density:.3g}" for density in self.density]}
+    def _scores(self, values: Float[Tensor, "model feature"], name: str) -> Scores:
+        labels = {"density": [f"{density:.3g}" for density in self.density]}
+        return Scores(values, ("density", "feature"), name, labels, signed=False)
 
 
 def train_toy_models(
@@ -66,9 +63,9 @@ def train_toy_models(
 ) -> ToyModels:
     """Train one toy model for each density, all at once.
 
-    A feature is absent with probability 1 − density, else uniform in [0, 1]. importance: weight of each feature in the
-    loss (default: all 1). linear: without the ReLU, where superposition never pays. A density given twice
-    trains two models from different starts. About 5 seconds for 8 models of 20 features.
+    A feature is absent with probability 1 − density, else uniform in [0, 1]. importance: weight of each
+    feature in the loss (default: all 1). linear: without the ReLU, where superposition never pays. A density
+    given twice trains two models from different starts. About 5 seconds for 8 models of 20 features.
     """
     if n_hidden < 1 or n_features < 1 or not all(0 < p <= 1 for p in density):
         raise ValueError(
@@ -77,37 +74,42 @@ def train_toy_models(
     importance = torch.ones(n_features) if importance is None else torch.as_tensor(importance).float()
     if len(importance) != n_features:
         raise ValueError(f"There are {n_features} features and {len(importance)} importances.")
-    generator = torch.Generator().manual_seed(seed)
-    models, present = len(density), torch.tensor(density)[:, None]
-    W = (torch.randn(models, n_features, n_hidden, generator=generator) / n_hidden**0.5).requires_grad_()
-    b = torch.zeros(models, n_features, requires_grad=True)
-    optimiser = torch.optim.AdamW([W, b], lr=1e-2, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
+    generator, present = torch.Generator().manual_seed(seed), torch.tensor(density)[:, None]
+    W = torch.randn(len(density), n_features, n_hidden, generator=generator) / n_hidden**0.5
+    b = torch.zeros(len(density), n_features)
 
     def losses(count: int) -> Float[Tensor, "model"]:
-        x = torch.rand(count, models, n_features, generator=generator)
-        x = x * (torch.rand(count, models, n_features, generator=generator) < present)
-        hidden = torch.einsum("nmf,mfh->nmh", x, W)
-        back = torch.einsum("nmh,mfh->nmf", hidden, W) + b
-        back = back if linear else back.relu()
+        x = torch.rand(count, *b.shape, generator=generator)
+        x = x * (torch.rand(x.shape, generator=generator) < present)
+        back = _rebuilt(x, W, b) if linear else _rebuilt(x, W, b).relu()
         return ((x - back) ** 2 * importance).mean((0, 2))
 
+    optimiser = torch.optim.AdamW([W.requires_grad_(), b.requires_grad_()], lr=1e-2, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
     with torch.enable_grad():
         for _ in range(steps):
             optimiser.zero_grad()
             (losses(batch) / present[:, 0]).sum().backward()  # sparse inputs make small gradients
             optimiser.step()
             schedule.step()
-    with torch.no_grad():
-        final = losses(20_000)
-    return ToyModels(W.detach(), b.detach(), tuple(density), importance, final)
+    return ToyModels(W.detach(), b.detach(), tuple(density), importance, losses(20_000).detach())
+
+
+def _rebuilt(
+    x: Float[Tensor, "batch model feature"],
+    W: Float[Tensor, "model feature hidden"],
+    b: Float[Tensor, "model feature"],
+) -> Float[Tensor, "batch model feature"]:
+    """The features of each model, squeezed through its hidden dimensions and back, before the ReLU."""
+    hidden = einsum(x, W, "batch model feature, model feature hidden -> batch model hidden")
+    return einsum(hidden, W, "batch model hidden, model feature hidden -> batch model feature") + b
 
 
 def feature_dimensionality(W: Float[Tensor, "... feature hidden"]) -> Float[Tensor, "... feature"]:
     """|W_i|² / Σ_j (Ŵ_i · W_j)²: the share of a dimension that feature i has to itself.
 
-    1: a direction of its own; 1/2: it shares a line with its opposite; 2/5: five in a plane (a pentagon); 0: it is not
-    represented. They sum to at most n_hidden. Elhage et al. 2022.
+    1: a direction of its own; 1/2: it shares a line with its opposite; 2/5: five in a plane (a pentagon); 0:
+    it is not represented. They sum to at most n_hidden. Elhage et al. 2022.
     """
     size = W.norm(dim=-1)
     unit = W / size[..., None].clamp_min(1e-8)
@@ -115,18 +117,15 @@ def feature_dimensionality(W: Float[Tensor, "... feature hidden"]) -> Float[Tens
     return torch.where(size > 1e-2, size.pow(2) / overlap.clamp_min(1e-8), torch.zeros_like(size))
 
 
-def plot_directions(toy: ToyModels, models: Sequence[int] | None = None, **layout):
+def plot_directions(toy: ToyModels, models: Sequence[int] | None = None, **layout) -> "Picture":
     """Draw the feature directions of models with two hidden dimensions, side by side; a `Picture`."""
     from mechlab.pictures import plots
 
     if toy.W.shape[-1] != 2:
         raise ValueError(
-            f"Directions are drawn in a plane, and these models have {toy.W.shape[-1]} hidden dimensions. Draw `W @ W.T` instead."
+            f"Directions are drawn in a plane, and these models have {toy.W.shape[-1]} hidden dimensions. "
+            "Draw `W @ W.T` instead."
         )
     chosen = list(range(len(toy.density))) if models is None else list(models)
-    return plots.arrows(
-        [toy.W[n] for n in chosen],
-        [f"density {toy.density[n]:.3g}" for n in chosen],
-        "feature directions",
-        **layout,
-    )
+    titles = [f"density {toy.density[n]:.3g}" for n in chosen]
+    return plots.arrows([toy.W[n] for n in chosen], titles, "feature directions", **layout)

@@ -1,17 +1,22 @@
-"""The tuned lens: an affine map for each layer, so that earlier streams can be read as if they were the last one.
+"""The tuned lens: a map for each layer, so that earlier streams can be read as if they were the last one.
 
-Belrose et al. 2023 train the maps by gradient descent on the KL divergence to the model's own output. Here they are
-fitted by least squares on the streams, in closed form: less work, but less close (notebook 21 measures it).
+Belrose et al. 2023 train the maps by gradient descent on the KL divergence to the model's own output. Here
+they are fitted by least squares on the streams, in closed form: less work, but less close (notebook 21
+measures it).
 """
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.discovery.lens import residual_entries
+from mechlab.discovery.streams import residual_entries
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class TunedLens:
     bias: Float[Tensor, "layer d_model"]
 
     def __call__(self, stream: Float[Tensor, "... d_model"], entry: int) -> Float[Tensor, "... d_model"]:
-        """Carry a stream over to the last layer; the last entry stays as it is. TransformerLens takes this as `lens=`."""
+        """Carry a stream over to the last layer; the last entry stays. TransformerLens takes it as `lens`."""
         if entry == len(self.bias):
             return stream
         if not 0 <= entry < len(self.bias):
@@ -36,12 +41,17 @@ class TunedLens:
     @classmethod
     @torch.no_grad()
     def fit(
-        cls, model, texts: Int[Tensor, "text pos"], *, ridge: float = 0.001, skip: int = 4
+        cls,
+        model: "TransformerBridge",
+        texts: Int[Tensor, "batch pos"],
+        *,
+        ridge: float = 0.001,
+        skip: int = 4,
     ) -> "TunedLens":
-        """Fit by ridge regression, in closed form, on the streams of `texts` after the first `skip` positions.
+        """Fit by ridge regression on the streams of `texts` after the first `skip` positions.
 
-        ridge: penalty on the change from the plain logit lens, as a share of the mean variance. Twenty texts of 400
-        tokens take about 20 seconds on two cores; more tokens fit better.
+        ridge: penalty on the change from the plain logit lens, as a share of the mean variance. Twenty texts
+        of 400 tokens take about 20 seconds on two cores; more tokens fit better.
         """
         d, layers = model.cfg.d_model, model.cfg.n_layers
         moments = torch.zeros(layers, 2 * d + 1, 2 * d + 1, dtype=torch.float64)
@@ -64,13 +74,12 @@ class TunedLens:
         return cls(torch.stack(weight).float(), torch.stack(bias).float())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file: weights as whole numbers of 8 bits, with one scale a column (10 MB for 30 layers)."""
+        """Write a safetensors file: weights as numbers of 8 bits, one scale a column; 10 MB for 30 layers."""
         from safetensors.torch import save_file
 
         scale = self.weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-        save_file(
-            {"weight": (self.weight / scale).round().to(torch.int8), "scale": scale, "bias": self.bias}, path
-        )
+        small = (self.weight / scale).round().to(torch.int8)
+        save_file({"weight": small, "scale": scale, "bias": self.bias}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TunedLens":
@@ -85,7 +94,9 @@ class TunedLens:
         return cls(parts["weight"] * parts["scale"], parts["bias"])
 
 
-def _ridge(moments: Float[Tensor, "two two"], d: int, ridge: float) -> tuple[Tensor, Tensor]:
+def _ridge(
+    moments: Float[Tensor, "both both"], d: int, ridge: float
+) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model"]]:
     """Least squares from the moments of [x, 1, y]: a matrix and a bias."""
     count = moments[d, d]
     mean_x, mean_y = moments[:d, d] / count, moments[d, d + 1 :] / count

@@ -1,11 +1,11 @@
 """Activation patching: which activations carry the answer?
 
-Run the model on `base`, but with one activation taken from its run on `source`; see how much of the way from base's
-metric to source's this goes. Denoising: base corrupted, source clean. Noising: the reverse. The two ask different
-questions (is this part enough? is it needed?) and need not agree.
+Run the model on `base`, but with one activation taken from its run on `source`; see how much of the way from
+base's metric to source's this goes. Denoising: base corrupted, source clean. Noising: the reverse. The two
+ask different questions (is this part enough? is it needed?) and need not agree.
 
-Meng et al. 2022 (causal mediation in language models), Wang et al. 2022; Zhang & Nanda 2024 and Heimersheim & Nanda
-2024 on what can go wrong. The numbers are those of `transformer_lens.patching`.
+Meng et al. 2022 (causal mediation in language models), Wang et al. 2022; Zhang & Nanda 2024 and Heimersheim &
+Nanda 2024 on what can go wrong. The numbers are those of `transformer_lens.patching`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,37 +39,39 @@ def activation_patching(
     normalized: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Scores:
-    """Patch each activation of `site` from `source` into `base`, one at a time: the share of the way to source's metric.
+    """Patch each activation of `site` from `source` into `base`, one at a time: the share of the way to
+    source's metric.
 
-    (patched − base) / (source − base) of the means over prompts: 0 = the patch did nothing, 1 = it did everything.
-    `per_prompt` holds each prompt's change over the same mean difference. normalized=False: the change in the
-    metric's own unit.
+    (patched − base) / (source − base) of the means over prompts: 0 = the patch did nothing, 1 = it did
+    everything. `per_prompt` holds each prompt's change over the same mean difference. normalized=False: the
+    change in the metric's own unit.
 
     site:      one of `runs.run.SITES`. "k" and "v" are counted by key/value head
-    by:        what is patched separately, besides layers: ("position",), ("head",), ("position", "head") or ().
+    by:        what is patched separately, besides layers: ("pos",), ("head",), ("pos", "head") or
+               ().
                Default: by position for the stream and what is written to it, by head for what heads have
     positions: where to patch (default: everywhere); or names for places that differ from prompt to prompt,
                {"subject": tensor of one position a prompt}
     dtype:     torch.bfloat16 halves the time; the error found on a sample is printed
 
-    Raises a `ValueError` for a site, layer or position that is not there, and for runs that do not correspond or do not
-    differ. Interrupted, it returns the layers that are finished.
+    Raises a `ValueError` for a site, layer or position that is not there, and for runs that do not correspond
+    or do not differ. Interrupted, it returns the layers that are finished.
     """
     one_of("site", site, SITES)
     layers, by = layers_of(model, layers), _parts(site, by)
     base, source = runs_of(model, base, source)
-    places = places_of(model, base.tokens, positions, apart="position" in by)
+    places = places_of(model, base.tokens, positions, apart="pos" in by)
     heads = _heads(model, site) if "head" in by else 0
     found = list(_patched(base, source, metric, site, layers, [*places.values()], heads, dtype))
     before, after = base.value(metric), source.value(metric)
     change = torch.stack(found, dim=1) - before.view(-1, 1, 1, 1)
     labels = {"layer": [str(layer) for layer in layers[: len(found)]]}
-    if "position" in by:
-        labels["position"] = list(places)
+    if "pos" in by:
+        labels["pos"] = list(places)
     else:
         change = change.squeeze(2)
     change = change if heads else change.squeeze(-1)
-    dims = ("layer", *(dim for dim in ("position", "head") if dim in by))
+    dims = ("layer", *(dim for dim in ("pos", "head") if dim in by))
     return share_of_way(change, before, after, dims, labels, normalized=normalized)
 
 
@@ -83,7 +85,8 @@ def _patched(
     heads: int,
     dtype: torch.dtype | None,
 ) -> Iterator[Float[Tensor, "batch place head"]]:
-    """Layer by layer, base's metric with the site patched at each place, for each head alone (heads=0: for all together)."""
+    """Layer by layer, base's metric with the site patched at each place, for each head alone (heads=0: for
+    all together)."""
     from tqdm.auto import tqdm
 
     differs = torch.arange(base.tokens.shape[1], device=base.tokens.device) >= first_difference(base, source)
@@ -110,12 +113,14 @@ def _patched(
             shown.update(depth - layer)
     if dtype is not None:
         print(
-            f"{dtype}: off by at most {max(off, default=0):.1g} of the metric's unit, in the patches measured twice."
+            f"{dtype}: off by at most {max(off, default=0):.1g} of the metric's unit, in the patches "
+            "measured twice."
         )
 
 
 def _masks(place: Where, heads: int) -> Bool[Tensor, "copy batch pos ..."]:
-    """The place for each head alone, as many copies as there are heads; for heads=0 one copy without an axis of heads."""
+    """The place for each head alone, as many copies as there are heads; for heads=0 one copy without an axis
+    of heads."""
     if not heads:
         return place[None]
     return place[None, :, :, None] & torch.eye(heads, dtype=torch.bool, device=place.device)[:, None, None]
@@ -128,9 +133,7 @@ def _heads(model: "TransformerBridge", site: str) -> int:
 def _parts(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     """What is patched separately, checked."""
     has_heads = site in WITH_HEADS
-    by = tuple((("head",) if has_heads else ("position",)) if by is None else by)
-    if not {*by} <= {"position", "head"} or ("head" in by and not has_heads):
-        raise ValueError(
-            f'{site!r} can be patched by "position"{" or head" if has_heads else ""}, not by {by}.'
-        )
+    by = tuple((("head",) if has_heads else ("pos",)) if by is None else by)
+    if not {*by} <= {"pos", "head"} or ("head" in by and not has_heads):
+        raise ValueError(f'{site!r} can be patched by "pos"{" or head" if has_heads else ""}, not by {by}.')
     return by

@@ -1,18 +1,20 @@
 """ROME: edit one fact by a rank-one change of one MLP's output matrix (Meng et al. 2022, section 3).
 
-The matrix W_out is read as a memory: a key (what the MLP's neurons do at the subject's last token) brings back a value
-(what the MLP writes there). The edit makes the fact's key bring back a new value, found by gradient descent so that the
-model says the new answer, and disturbs other keys as little as possible, as measured by the covariance of keys:
+The matrix W_out is read as a memory: a key (what the MLP's neurons do at the subject's last token) brings
+back a value (what the MLP writes there). The edit makes the fact's key bring back a new value, found by
+gradient descent so that the model says the new answer, and disturbs other keys as little as possible, as
+measured by the covariance of keys:
 
     W ← W + (C⁻¹ k) (v* − k W)ᵀ / (k · C⁻¹ k)
 
-Easy to get wrong: an edit that works says nothing about where the fact is stored (Hase et al. 2023); consequences do not
-follow; a question about a neighbour may be answered with the new answer; edits pile up.
+Easy to get wrong: an edit that works says nothing about where the fact is stored (Hase et al. 2023);
+consequences do not follow; a question about a neighbour may be answered with the new answer; edits pile up.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -20,18 +22,23 @@ from torch import Tensor
 
 from mechlab.arguments import check_layer
 from mechlab.intervention.weights import WeightEdit
+from mechlab.moved import was
 from mechlab.prompts import PromptError, single_token
 from mechlab.runs.engines import run_of
 from mechlab.runs.places import subject_positions
 from mechlab.runs.run import Put
 from mechlab.text import own_text
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's first token included
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact to be written: the prompt with {} for the subject, the subject, and the new answer with its leading space."""
+    """A fact to be written: the prompt with {} for the subject, the subject, and the new answer with its
+    leading space."""
 
     prompt: str
     subject: str
@@ -46,13 +53,15 @@ class Fact:
         return self.prompt.format(self.subject)
 
 
+@was("model", "layer", "base", when=lambda args: isinstance(args[1:] and args[1], int), texts="base")
 def key_covariance(
-    model, layer: int, texts: Int[Tensor, "text pos"], *, skip: int = 1, batch: int = 16
+    model: "TransformerBridge", base: Int[Tensor, "batch pos"], *, layer: int, skip: int = 1, batch: int = 16
 ) -> Float[Tensor, "d_mlp d_mlp"]:
-    """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text; the first `skip` positions are left out."""
+    """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text; the first `skip` positions are left
+    out."""
     name, total, count = f"blocks.{layer}.mlp.hook_post", 0.0, 0
     with torch.no_grad():
-        for rows in texts.split(batch):
+        for rows in base.split(batch):
             _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
             keys = cache[name][:, skip:].flatten(0, 1).double()
             total, count = total + keys.T @ keys, count + len(keys)
@@ -81,29 +90,36 @@ def load_covariance(path: str | os.PathLike) -> Float[Tensor, "d_mlp d_mlp"]:
 
 
 def edit_fact(
-    model,
+    model: "TransformerBridge",
     fact: Fact,
     layer: int,
     covariance: Float[Tensor, "d_mlp d_mlp"],
     *,
     prefixes: Prefixes = None,
     ridge: float = 0.01,
-    **descent,
+    steps: int = 25,
+    rate: float = 0.5,
+    decay: float = 0.05,
+    kl: float = 0.0625,
+    clamp: float = 4.0,
 ) -> WeightEdit:
     """Write one fact into the MLP of `layer`. The model is changed until `.undo()`; several edits add up.
 
     covariance: of the layer's keys on ordinary text (`key_covariance`); the identity gives the cheap version
-    prefixes:   beginnings, so that key and value do not hang on one context (default: six of the model's own texts)
+    prefixes:   beginnings, so that key and value do not hang on one context (default: six of the model's own
+                texts)
     ridge:      added to the covariance's diagonal, in shares of its mean
-    descent:    steps, rate, decay, kl, clamp of `fact_value`
+    steps, rate, decay, kl, clamp: of the search for the value (`fact_value`)
     """
     check_layer(model, layer)
     if tuple(covariance.shape) != (model.cfg.d_mlp, model.cfg.d_mlp):
         raise ValueError(
-            f"The covariance is {tuple(covariance.shape)}; the MLP of this model has {model.cfg.d_mlp} neurons."
+            f"The covariance is {tuple(covariance.shape)}; the MLP of this model has {model.cfg.d_mlp} "
+            "neurons."
         )
     key, written = fact_key(model, fact, layer, prefixes)
-    change = fact_value(model, fact, layer, prefixes, **descent) - written
+    value = fact_value(model, fact, layer, prefixes, steps=steps, rate=rate, decay=decay, kl=kl, clamp=clamp)
+    change = value - written
     spread = covariance.double() + ridge * covariance.double().diagonal().mean() * torch.eye(len(covariance))
     direction = torch.linalg.solve(spread, key.double().cpu()).to(key)
     edit = WeightEdit(model, f"{fact.text} →{fact.answer}, layer {layer}")
@@ -114,9 +130,10 @@ def edit_fact(
 
 @torch.no_grad()
 def fact_key(
-    model, fact: Fact, layer: int, prefixes: Prefixes = None
+    model: "TransformerBridge", fact: Fact, layer: int, prefixes: Prefixes = None
 ) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
-    """k: what the neurons do at the subject's last token, the mean over prefixes and none; and what the MLP writes there."""
+    """k: what the neurons do at the subject's last token, the mean over prefixes and none; and what the MLP
+    writes there."""
     post, out = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
     keys, written = [], []
     for tokens, place in _contexts(model, fact, prefixes):
@@ -127,7 +144,7 @@ def fact_key(
 
 
 def fact_value(
-    model,
+    model: "TransformerBridge",
     fact: Fact,
     layer: int,
     prefixes: Prefixes = None,
@@ -138,11 +155,13 @@ def fact_value(
     kl: float = 0.0625,
     clamp: float = 4.0,
 ) -> Float[Tensor, "d_model"]:
-    """v*: what the MLP should write at the subject's last token, so that the model goes on with the new answer.
+    """v*: what the MLP should write at the subject's last token, so that the model goes on with the new
+    answer.
 
     Minimises −log p(answer), averaged over contexts, plus `kl` times the change of what the model says after
-    "{subject} is a", plus `decay` times the squared size; no further than `clamp` times what the MLP writes now. Stops
-    early once the new answer has probability .9. An answer of several tokens is asked for token by token.
+    "{subject} is a", plus `decay` times the squared size; no further than `clamp` times what the MLP writes
+    now. Stops early once the new answer has probability .9. An answer of several tokens is asked for token by
+    token.
     """
     answer = model.to_tokens(fact.answer, prepend_bos=False)[0]
     asked = len(answer) + 1  # the last positions: the one before each token of the answer, and the end
@@ -174,13 +193,18 @@ def fact_value(
 
 @torch.no_grad()
 def edit_scores(
-    model, fact: Fact, old: str, paraphrases: Sequence[str], neighbours: Mapping[str, str]
+    model: "TransformerBridge",
+    fact: Fact,
+    old: str,
+    paraphrases: Sequence[str],
+    neighbours: Mapping[str, str],
 ) -> dict[str, float]:
     """How an edited model answers, in the paper's terms, all shares from 0 to 1.
 
-    probability: of the new answer; efficacy: it is likelier than the old one; paraphrase: so it is in other words ({}
-    for the subject); neighbourhood: for prompts about other subjects, with their answers before the edit, that answer is
-    likelier than the new one; kept: it is still the likeliest of all.
+    probability: of the new answer; efficacy: it is likelier than the old one; paraphrase: so it is in other
+                 words ({}
+    for the subject); neighbourhood: for prompts about other subjects, with their answers before the edit,
+    that answer is likelier than the new one; kept: it is still the likeliest of all.
     """
     new, old = single_token(model, fact.answer), single_token(model, old)
     said = lambda prompt: model(prompt)[0, -1].softmax(-1)
@@ -198,7 +222,12 @@ def edit_scores(
 
 
 def _contexts(
-    model, fact: Fact, prefixes: Prefixes = None, answer: Tensor | None = None, *, bare: bool = False
+    model: "TransformerBridge",
+    fact: Fact,
+    prefixes: Prefixes = None,
+    answer: Tensor | None = None,
+    *,
+    bare: bool = False,
 ) -> Iterator[tuple[Int[Tensor, "context pos"], int]]:
     """The prompt alone, and after each prefix: tokens, and the place of the subject's last token."""
     tokens = model.to_tokens(fact.text)
@@ -214,9 +243,10 @@ def _contexts(
 
 
 def _later(
-    model, tokens: Int[Tensor, "context pos"], place: int, layer: int, asked: int
+    model: "TransformerBridge", tokens: Int[Tensor, "context pos"], place: int, layer: int, asked: int
 ) -> Callable[[Tensor], Float[Tensor, "context asked d_vocab"]]:
-    """From a vector added to what the MLP writes at `place` to log-probabilities at the last `asked` positions."""
+    """From a vector added to what the MLP writes at `place` to log-probabilities at the last `asked`
+    positions."""
     with torch.no_grad():
         run = run_of(model, tokens)
         written = run.at("mlp_out", layer)[None]

@@ -1,11 +1,13 @@
-"""Steering: can a behaviour be turned like a knob? Add a vector to the residual stream while the model reads and writes.
+"""Steering: can a behaviour be turned like a knob? Add a vector to the residual stream while the model reads
+and writes.
 
-Turner et al. 2023 (activation addition), Rimsky et al. 2023 (contrastive activation addition), Zou et al. 2023
-(representation engineering). A vector is the difference of two means of the stream, over texts with and without the
-behaviour. Strength is counted in lengths of the stream: 0.2 adds a vector a fifth as long as the stream usually is there.
+Turner et al. 2023 (activation addition), Rimsky et al. 2023 (contrastive activation addition), Zou et al.
+2023 (representation engineering). A vector is the difference of two means of the stream, over texts with and
+without the behaviour. Strength is counted in lengths of the stream: 0.2 adds a vector a fifth as long as the
+stream usually is there.
 
-Easy to get wrong: an effect without its cost in perplexity, without a random vector of the same length, without the
-prompts on which it goes the wrong way, and without simply asking for the behaviour in the prompt.
+Easy to get wrong: an effect without its cost in perplexity, without a random vector of the same length,
+without the prompts on which it goes the wrong way, and without simply asking for the behaviour in the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from mechlab.discovery.probing import residual_streams
 from mechlab.metrics import Metric
+from mechlab.moved import was
 from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook
@@ -47,9 +50,11 @@ class SteeringVectors:
             raise ValueError("A direction is zero or NaN: are the two sets of texts the same?")
 
     def hooks(self, layer: int, strength: float | int) -> list[Hook]:
-        """Hooks that add strength × the stream's length along the direction, at every position but the first token.
+        """Hooks that add strength × the stream's length along the direction, at every position but the first
+        token.
 
-        With a cache of keys and values a single new token is a later position, so generated text is steered too.
+        With a cache of keys and values a single new token is a later position, so generated text is steered
+        too.
         """
         vector = self.step(layer, strength)
 
@@ -78,7 +83,8 @@ class SteeringVectors:
         return replace(self, directions=drawn / drawn.norm(dim=-1, keepdim=True))
 
     def along(self, direction: Float[Tensor, "d_model"]) -> "SteeringVectors":
-        """The same lengths with a direction of your own at every layer, such as one of a sparse autoencoder."""
+        """The same lengths with a direction of your own at every layer, such as one of a sparse
+        autoencoder."""
         unit = (direction / direction.norm()).to(self.directions).expand_as(self.directions)
         return replace(self, directions=unit)
 
@@ -100,7 +106,7 @@ def contrast_vectors(
 
 
 @dataclass(frozen=True)
-class Steered:
+class SteeringResult:
     """What steering did, and what it cost.
 
     effect: the metric steered − unsteered, dims (layer, strength), per prompt
@@ -117,14 +123,17 @@ class Steered:
         low, high = self.effect.interval()
         rows = [
             {
-                "layer": layer, "strength": strength, "effect": self.effect.values[i, j].item(),
-                "95 % low": low[i, j].item(), "95 % high": high[i, j].item(),
+                "layer": layer,
+                "strength": strength,
+                "effect": self.effect.values[i, j].item(),
+                "95 % low": low[i, j].item(),
+                "95 % high": high[i, j].item(),
                 "moved up": (self.effect.per_prompt[:, i, j] > 0).float().mean().item(),
                 "perplexity ×": self.cost.values[i, j].item(),
             }
             for i, layer in enumerate(self.effect.labels["layer"])
             for j, strength in enumerate(self.effect.labels["strength"])
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(rows).round(3)
 
     def plot(self, **layout) -> "Picture":
@@ -134,20 +143,24 @@ class Steered:
         return plots.effect_and_cost(self.effect, self.cost, **layout)
 
 
+@was(
+    "model", "vectors", "base", "metric", when=lambda args: isinstance(args[1:] and args[1], SteeringVectors)
+)
 @torch.no_grad()
 def steering_sweep(
-    model,
-    vectors: SteeringVectors,
-    base: Int[Tensor, "prompt pos"],
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"],
     metric: Metric,
     *,
+    vectors: SteeringVectors,
     layers: Sequence[int],
     strengths: Sequence[float | int],
     text: Int[Tensor, "text its_pos"],
-) -> Steered:
+) -> SteeringResult:
     """The effect of every layer and strength on `metric`, and what each costs on ordinary `text`.
 
-    base: prompts that were not used to make the vectors. Other vectors of the same size (`vectors.random()`) are the
+    base: prompts that were not used to make the vectors. Other vectors of the same size (`vectors.random()`)
+          are the
     control. Only the layers after the vector are computed.
     """
     moves = {layer: torch.stack([vectors.step(layer, s) for s in strengths]) for layer in layers}
@@ -155,7 +168,7 @@ def steering_sweep(
     loss = _measured(model, text, _loss_of(text), moves)
     labels = {"layer": [str(layer) for layer in layers], "strength": [f"{s:g}" for s in strengths]}
     dims = ("layer", "strength")
-    return Steered(
+    return SteeringResult(
         Scores.over_prompts(effect, dims, "change of the metric", labels=labels),
         Scores(
             loss.mean(0).exp(),
@@ -172,7 +185,8 @@ def steering_sweep(
 class Monitor:
     """Reading instead of writing: raise a flag when the stream lies far along a direction.
 
-    direction: of length 1; layer: where it is read, on entering, at the last token; threshold: a flag at or above it
+    direction: of length 1; layer: where it is read, on entering, at the last token; threshold: a flag at or
+               above it
     """
 
     direction: Float[Tensor, "d_model"]
@@ -198,7 +212,8 @@ class Monitor:
         caught = (monitor.projections(model, positive) >= threshold).float().mean()
         if caught <= false_alarms:
             raise ValueError(
-                f"At layer {layer} this direction does not tell the validation texts apart: with {false_alarms:.0%} false "
+                f"At layer {layer} this direction does not tell the validation texts apart: with "
+                f"{false_alarms:.0%} false "
                 f"alarms it would catch {caught:.0%}."
             )
         return replace(monitor, threshold=threshold)

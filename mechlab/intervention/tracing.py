@@ -1,11 +1,13 @@
-"""Causal tracing: where does a fact pass through? Corrupt the subject with noise, restore one state, see what comes back.
+"""Causal tracing: where does a fact pass through? Corrupt the subject with noise, restore one state, see what
+comes back.
 
-Meng et al. 2022 (ROME), section 2. Three runs: clean; corrupted, with noise on the embeddings of the subject's tokens;
-and corrupted with a single state, or a window of layers, set back to its clean value. The indirect effect is the
-metric of the third minus that of the second, averaged over several draws of the noise.
+Meng et al. 2022 (ROME), section 2. Three runs: clean; corrupted, with noise on the embeddings of the
+subject's tokens; and corrupted with a single state, or a window of layers, set back to its clean value. The
+indirect effect is the metric of the third minus that of the second, averaged over several draws of the noise.
 
-Easy to get wrong: one draw of noise is not enough; windows inflate (each restores as many states as it has layers);
-noise is nothing that the model ever met; and where the effect is largest need not be where an edit works best.
+Easy to get wrong: one draw of noise is not enough; windows inflate (each restores as many states as it has
+layers); noise is nothing that the model ever met; and where the effect is largest need not be where an edit
+works best.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from mechlab.arguments import layers_of, one_of
 from mechlab.metrics import Metric
+from mechlab.moved import was
 from mechlab.results import Scores, token_labels
 from mechlab.runs.engines import run_of
 from mechlab.runs.places import subject_positions
@@ -29,13 +32,14 @@ __all__ = ["causal_tracing", "subject_positions"]
 SITES = ("resid_pre", "attn_out", "mlp_out")
 
 
+@was("model", "base", "subject", "metric", when=lambda args: len(args) > 2 and not callable(args[2]))
 @torch.no_grad()
 def causal_tracing(
     model: "TransformerBridge",
     base: Int[Tensor, "1 pos"],
-    subject: Sequence[int],
     metric: Metric,
     *,
+    subject: Sequence[int],
     site: str = "resid_pre",
     window: int = 1,
     noise: float = 3.0,
@@ -44,10 +48,11 @@ def causal_tracing(
     positions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Scores:
-    """What comes back when one state of the clean run is restored: metric restored − corrupted, dims (layer, position).
+    """What comes back when one state of the clean run is restored: metric restored − corrupted, dims (layer,
+    position).
 
-    One prompt; `per_prompt` holds one value for each draw of the noise. Positions before the subject are 0: they are
-    never corrupted. The usual metric is `ml.probability(answer)`.
+    One prompt; `per_prompt` holds one value for each draw of the noise. Positions before the subject are 0:
+    they are never corrupted. The usual metric is `ml.probability(answer)`.
 
     subject: positions of the subject's tokens (`subject_positions`)
     layers, positions: which states to restore, one at a time (default: all; most of the time goes into them)
@@ -73,9 +78,9 @@ def causal_tracing(
     names = token_labels(model, base[0])
     return Scores.over_prompts(
         effects,
-        ("layer", "position"),
+        ("layer", "pos"),
         "metric restored − corrupted",
-        labels={"layer": [str(layer) for layer in layers], "position": [names[p] for p in positions]},
+        labels={"layer": [str(layer) for layer in layers], "pos": [names[p] for p in positions]},
         baselines={"clean": clean.value(metric).mean().item(), "corrupted": begin.mean().item()},
     )
 
@@ -106,5 +111,6 @@ def _check(
     count, asked = base.shape[1], [*subject, *(positions or [])]
     if len(base) != 1 or not len(subject) or not all(0 <= p < count for p in asked):
         raise ValueError(
-            f"One prompt at a time, and positions between 0 and {count - 1}: got {len(base)} prompts and {asked}."
+            f"One prompt at a time, and positions between 0 and {count - 1}: got {len(base)} prompts and "
+            f"{asked}."
         )

@@ -1,7 +1,8 @@
-"""Editing weights: remove a direction for good, add an adapter, save the result. Every edit can be undone exactly.
+"""Editing weights: remove a direction for good, add an adapter, save the result. Every edit can be undone
+exactly.
 
-An edit puts new tensors in the place of some parameters and keeps the old ones; `undo()` puts the very same memory
-back, so the model is bit for bit what it was. As a context manager it undoes itself on leaving.
+An edit puts new tensors in the place of some parameters and keeps the old ones; `undo()` puts the very same
+memory back, so the model is bit for bit what it was. As a context manager it undoes itself on leaving.
 
     with orthogonalize(model, direction):
         ...
@@ -30,11 +31,13 @@ class WeightEdit:
 
     def __repr__(self) -> str:
         count = sum(after.numel() for _, _, after in self._kept)
-        return f"{self.what}: {len(self._kept)} matrices of {count / 1e6:.1f} M weights replaced; undo() puts the old ones back"
+        changed = f"{len(self._kept)} matrices of {count / 1e6:.1f} M weights replaced"
+        return f"{self.what}: {changed}; undo() puts the old ones back"
 
     @torch.no_grad()
     def change(self, weight: Float[Tensor, "..."], new: Float[Tensor, "..."]) -> None:
-        """Let `weight`, a matrix of the model in whatever view TransformerLens gives it, have the values `new`."""
+        """Let `weight`, a matrix of the model in whatever view TransformerLens gives it, have the values
+        `new`."""
         if not torch.isfinite(new).all():
             self.undo()
             raise ValueError("The edited weights would be NaN or infinite; nothing was changed.")
@@ -85,16 +88,18 @@ class WeightEdit:
 
 
 def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> WeightEdit:
-    """Make it impossible to write along a direction: take it out of every matrix and bias that writes to the stream.
+    """Make it impossible to write along a direction: take it out of every matrix and bias that writes to the
+    stream.
 
-    W ← W − (W r) rᵀ for the token and position embeddings, the attention output and the MLP output of every layer, and
-    their biases (Arditi et al. 2024, section 4). Nothing else changes: where the unembedding is tied to the embedding,
-    it gets its own copy first and keeps its values.
+    W ← W − (W r) rᵀ for the token and position embeddings, the attention output and the MLP output of every
+    layer, and their biases (Arditi et al. 2024, section 4). Nothing else changes: where the unembedding is
+    tied to the embedding, it gets its own copy first and keeps its values.
 
-    level: what the stream has along the direction instead of 0, at every layer and position. It is written by the
-           embedding, since nothing else can write there any more. 0 is Arditi's version; the mean of harmless prompts
-           is the affine one (Marshall et al. 2024). A level that is large beside the embeddings drowns them, and the
-           model says nothing any more: look at perplexity before counting refusals.
+    level: what the stream has along the direction instead of 0, at every layer and position. It is written by
+           the embedding, since nothing else can write there any more. 0 is Arditi's version; the mean of
+           harmless prompts is the affine one (Marshall et al. 2024). A level that is large beside the
+           embeddings drowns them, and the model says nothing any more: look at perplexity before counting
+           refusals.
     """
     unit = unit_direction(model, direction)
     edit = WeightEdit(model, "orthogonalized")
@@ -113,7 +118,8 @@ def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | 
 
 
 def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> list[Hook]:
-    """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the edit."""
+    """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the
+    edit."""
     unit = unit_direction(model, direction)
     names = ["blocks.0.hook_resid_pre"]
     names += [
@@ -155,7 +161,8 @@ def load_adapter(model, folder: str | os.PathLike, *, scale: float | int = 1.0) 
         if weight is None or weight.shape != delta.shape:
             edit.undo()
             raise ValueError(
-                f"This adapter is for another model: it changes {name} {tuple(delta.shape)}, which this model lacks."
+                f"This adapter is for another model: it changes {name} {tuple(delta.shape)}, which this "
+                "model lacks."
             )
         edit.change(weight.data, weight.data + delta.to(weight))
     return edit
@@ -189,7 +196,8 @@ def save_model(model, folder: str | os.PathLike) -> None:
     off = (logits[0].log_softmax(-1) - logits[1].log_softmax(-1)).abs().max().item()
     if not off < 1e-2:
         raise ValueError(
-            f"A model of Hugging Face's {type(plain).__name__} with these weights gives other predictions (off by {off:.2g}), "
+            f"A model of Hugging Face's {type(plain).__name__} with these weights gives other predictions "
+            f"(off by {off:.2g}), "
             "so nothing was saved."
         )
     plain.save_pretrained(folder)

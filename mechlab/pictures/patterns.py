@@ -1,7 +1,7 @@
 """CircuitsVis' picture of attention patterns, drawn without the network, with its text twin.
 
-CircuitsVis' own display asks the internet each time and carries its script (1.3 MB) each time. Here one notebook
-holds the script once.
+CircuitsVis' own display asks the internet each time and carries its script (1.3 MB) each time. Here one
+notebook holds the script once.
 """
 
 import html
@@ -45,7 +45,8 @@ class AttentionView:
         return (
             (f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>" if with_script else "")
             + f'<div id="{name}" role="img" aria-label="{html.escape(self.text, quote=True)}"></div>'
-            + f"<script>(function wait(n) {{ if (window.CircuitsVis) {draw}; else if (n) setTimeout(wait, 100, n - 1);"
+            + f"<script>(function wait(n) {{ if (window.CircuitsVis) {draw}; "
+            + "else if (n) setTimeout(wait, 100, n - 1);"
             + f' else document.getElementById("{name}").textContent = "{excuse}"; }})(50)</script>'
         )
 
@@ -82,7 +83,7 @@ def _circuitsvis() -> str:
 
 
 def _script_needed() -> bool:
-    """True in the first cell of a kernel that shows a view, when that cell runs again, and always in Colab."""
+    """True in the first cell of a kernel that shows a view, each time it runs, and always in Colab."""
     from IPython import get_ipython
 
     shell = get_ipython()

@@ -1,4 +1,4 @@
-"""Figures from results: each carries a title, units, a text twin, and, where there is a sign, colours centred at zero.
+"""Figures from results, with title, units, a text twin, and colours centred at zero where there is a sign.
 
 Functions take a result and return a `Picture`; nothing is shown until a cell ends with it. The twin is one
 sentence that says what the figure shows: for screen readers, for pages that cannot draw, and for diffs.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from jaxtyping import Float
 
 from mechlab.results import Scores
 
@@ -30,13 +31,8 @@ LAYOUT = {
     "height": 420,
     "template": "none",
 }
-AXIS = {
-    "showline": True,
-    "linecolor": "#888888",
-    "gridcolor": "#E6E6E6",
-    "zeroline": False,
-    "ticks": "outside",
-}
+OUTLINE = {"showline": True, "linecolor": "#888888", "ticks": "outside"}
+AXIS = OUTLINE | {"gridcolor": "#E6E6E6", "zeroline": False}
 
 
 @dataclass
@@ -50,10 +46,8 @@ class Picture:
         from IPython.display import display
 
         # The plain MIME bundle: JupyterLab, VS Code, Colab and nbviewer draw it, and it stays a few KB.
-        bundle = {
-            "application/vnd.plotly.v1+json": json.loads(self.figure.to_json()),
-            "text/plain": self.text,
-        }
+        drawn = json.loads(self.figure.to_json())
+        bundle = {"application/vnd.plotly.v1+json": drawn, "text/plain": self.text}
         if in_colab():
             bundle["text/html"] = self.figure.to_html(include_plotlyjs="cdn", full_html=False)
         display(bundle, raw=True)
@@ -80,51 +74,57 @@ def scores(
     words: a text for each cell of a heat map, written into it
     lines: two dimensions as one line for each label of the first, instead of a heat map
     """
-    if len(result.dims) == 1:
-        drawn = _line(result, layout)
-    elif len(result.dims) == 2 and lines:
-        drawn = _lines(result, layout)
-    elif len(result.dims) == 2:
-        drawn = _heatmap(result, layout, words)
-    else:
+    if len(result.dims) not in (1, 2):
         raise ValueError(
-            f"A picture needs one or two dimensions, and this result has {result.dims}. Average over one of them first."
+            f"A picture needs one or two dimensions, and this result has {result.dims}. Average over one of "
+            "them first."
         )
-    return Picture(drawn, result.summary())
+    if len(result.dims) == 2 and not lines:
+        return Picture(_heatmap(result, layout, words), result.summary())
+    fig = _line(result, layout) if len(result.dims) == 1 else _lines(result, layout)
+    for name, value in result.baselines.items():
+        fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
+    return Picture(fig, result.summary())
 
 
 def _line(result: Scores, layout: dict) -> go.Figure:
     (dim,) = result.dims
     fig = figure(result.name, dim, _unit(result.name), **layout)
-    x = [result.label(dim, i) for i in range(result.size(dim))] if dim in result.labels else None
-    error = None
+    values, error, low, high = _floats(result.values), None, None, None
     if result.per_prompt is not None and len(result.per_prompt) > 1:
-        low, high = result.interval()
-        error = {
-            "type": "data",
-            "array": _floats(high - result.values),
-            "arrayminus": _floats(result.values - low),
-        }
-    values = _floats(result.values)
-    if x is None:
+        low, high = map(_floats, result.interval())
+        error = {"type": "data", "array": high - values, "arrayminus": values - low}
+    if dim not in result.labels:
         fig.add_scatter(y=values, mode="lines+markers", error_y=error)
     else:
+        x = [result.label(dim, i) for i in range(result.size(dim))]
         colours = [RED if v >= 0 else BLUE for v in values] if result.signed else BLUE
         fig.add_bar(x=x, y=values, error_y=error, marker_color=colours, showlegend=False)
-        if len(x) <= 12 and error is None:
-            fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
-        elif len(x) <= 12:  # beyond the interval, which would cross the number elsewhere
-            up, gap = values >= 0, 0.02 * float((high - low).max() + np.ptp(values))
-            fig.add_scatter(
-                x=x, y=np.where(up, _floats(high) + gap, _floats(low) - gap), mode="text", text=[f"{v:.2f}" for v in values],
-                textposition=["top center" if each else "bottom center" for each in up], cliponaxis=False,
-                hoverinfo="skip", showlegend=False,
-            )  # fmt: skip
+        if len(x) <= 12:
+            _write_numbers(fig, x, values, low, high)
         fig.update_xaxes(type="category")  # "23.10" is a head, not a number
         _make_room(fig, x)
-    for name, value in result.baselines.items():
-        fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
     return fig
+
+
+def _write_numbers(
+    fig: go.Figure, x: list[str], values: np.ndarray, low: np.ndarray | None, high: np.ndarray | None
+) -> None:
+    """The number of each bar; beyond its interval, if it has one, which would cross the number elsewhere."""
+    if low is None:
+        fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
+        return
+    up, gap = values >= 0, 0.02 * float((high - low).max() + np.ptp(values))
+    sides = ["top center" if each else "bottom center" for each in up]
+    text = {"text": [f"{v:.2f}" for v in values], "textposition": sides, "hoverinfo": "skip"}
+    fig.add_scatter(
+        x=x, y=np.where(up, high + gap, low - gap), mode="text", cliponaxis=False, showlegend=False, **text
+    )
+
+
+def _with_marks(n: int) -> dict:
+    """A line of its own mark: lines are told apart by shape too."""
+    return {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[n % len(SYMBOLS)], "size": 8}}
 
 
 def _lines(result: Scores, layout: dict) -> go.Figure:
@@ -133,17 +133,11 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
     names = [result.label(columns, i) for i in range(result.size(columns))]
     x = [int(name) for name in names] if all(name.isdecimal() for name in names) else names
     for n, values in enumerate(result.values):
-        symbol = SYMBOLS[n % len(SYMBOLS)]
-        fig.add_scatter(
-            x=x, y=_floats(values), mode="lines+markers", name=result.label(rows, n), marker={"symbol": symbol, "size": 8}
-        )  # fmt: skip
-    for name, value in result.baselines.items():
-        fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
+        fig.add_scatter(x=x, y=_floats(values), name=result.label(rows, n), **_with_marks(n))
     below = 90 + 12 * len(result.values)
     inner = fig.layout.height - fig.layout.margin.t - below  # the legend's place is a share of this
-    fig.update_layout(
-        legend={"orientation": "h", "y": -55 / max(inner, 55), "yanchor": "top"}, margin_b=below
-    )
+    legend = {"orientation": "h", "y": -55 / max(inner, 55), "yanchor": "top"}
+    fig.update_layout(legend=legend, margin_b=below)
     return fig
 
 
@@ -156,18 +150,22 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
         scale = {"colorscale": RISING, "zmin": 0, "zmax": limit}
     fig.add_heatmap(
         z=_floats(result.values),
-        x=list(result.labels[columns]) if columns in result.labels else None,
-        y=list(result.labels[rows]) if rows in result.labels else None,
+        x=result.labels.get(columns),
+        y=result.labels.get(rows),
         colorbar={"title": {"text": _unit(result.name), "side": "right"}},
         hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: %{{z:.3f}}<extra></extra>",
-        xgap=1,
-        ygap=1,
-        **scale,
+        **(scale | {"xgap": 1, "ygap": 1}),
     )
     if words is not None:
         fig.data[0].update(text=words, texttemplate="%{text}", textfont_size=10)
     elif result.values.numel() <= 96 and result.size(columns) <= 12:  # small enough to print the numbers
         fig.data[0].update(texttemplate="%{z:.2f}")
+    _name_axes(fig, result)
+    return fig
+
+
+def _name_axes(fig: go.Figure, result: Scores) -> None:
+    rows, columns = result.dims
     if columns in result.labels:
         fig.update_xaxes(type="category")
         _make_room(fig, result.labels[columns])
@@ -177,11 +175,10 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
         fig.update_yaxes(type="category", autorange=True if rows == "layer" else "reversed")
         longest = max(len(label) for label in result.labels[rows])
         fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * longest))
-    return fig
 
 
 def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
-    """Break or turn long tick labels and widen the lower margin, so that they stay clear of the axis title."""
+    """Break or turn long tick labels and widen the lower margin: they stay clear of the axis title."""
     longest = max(len(label) for label in labels)
     if len(labels) * longest * 7 <= 500:  # they fit side by side
         return
@@ -203,7 +200,7 @@ def _unit(name: str) -> str:
     return name.rpartition("(")[2].rstrip(")") if name.endswith(")") else ""
 
 
-def _floats(values: torch.Tensor) -> np.ndarray:
+def _floats(values: Float[torch.Tensor, "..."]) -> np.ndarray:
     """float32: half the bytes of a saved figure."""
     return np.asarray(values, dtype=np.float32)
 
@@ -214,25 +211,16 @@ def in_colab() -> bool:
     return "google.colab" in sys.modules
 
 
-def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **layout) -> Picture:
-    """Vectors of two dimensions as arrows from the middle, one panel for each [arrow, 2] tensor, on one scale."""
+def arrows(
+    planes: Sequence[Float[torch.Tensor, "_ 2"]], titles: Sequence[str], name: str, **layout
+) -> Picture:
+    """Vectors of two dimensions as arrows from the middle, one panel for each tensor, on one scale."""
     from plotly.subplots import make_subplots
 
     limit = 1.3 * max(float(plane.abs().max()) for plane in planes) or 1.0
     fig = make_subplots(1, len(planes), subplot_titles=list(titles), horizontal_spacing=0.02)
     for column, plane in enumerate(planes, 1):
-        ends = _floats(plane)
-        x, y = (
-            np.stack([0 * ends[:, axis], ends[:, axis], np.full(len(ends), np.nan)], 1).ravel()
-            for axis in (0, 1)
-        )
-        hover = [f"feature {n // 3}: length {np.hypot(*ends[n // 3]):.2f}" for n in range(len(x))]
-        tips = [str(n // 3) if n % 3 == 1 else "" for n in range(len(x))]
-        sides = ["top center" if ends[n // 3, 1] >= 0 else "bottom center" for n in range(len(x))]
-        fig.add_scatter(
-            x=x, y=y, mode="lines+markers+text", marker={"symbol": "circle", "size": 5}, line={"color": BLUE},
-            text=tips, textposition=sides, hovertext=hover, hoverinfo="text", showlegend=False, row=1, col=column,
-        )  # fmt: skip
+        fig.add_scatter(**_panel(_floats(plane)), row=1, col=column)
     plain = {"showticklabels": False, "zeroline": True, "zerolinecolor": "#DDDDDD", "showgrid": False}
     fig.update_xaxes(range=[-limit, limit], **plain)
     fig.update_yaxes(range=[-limit, limit], **plain)
@@ -245,21 +233,30 @@ def arrows(planes: Sequence[torch.Tensor], titles: Sequence[str], name: str, **l
     return Picture(fig, f"{name}. " + "; ".join(told) + ".")
 
 
+def _panel(ends: np.ndarray) -> dict:
+    """Arrows from the middle to their ends [arrow, 2], as one line with a gap after each."""
+    gaps = np.full(len(ends), np.nan)
+    x, y = (np.stack([0 * end, end, gaps], 1).ravel() for end in ends.T)
+    which = np.arange(len(x)) // 3
+    hover = [f"feature {n}: length {np.hypot(*ends[n]):.2f}" for n in which]
+    tips = [str(n) if place % 3 == 1 else "" for place, n in enumerate(which)]
+    sides = ["top center" if ends[n, 1] >= 0 else "bottom center" for n in which]
+    text = {"text": tips, "textposition": sides, "hovertext": hover, "hoverinfo": "text"}
+    look = {"marker": {"symbol": "circle", "size": 5}, "line": {"color": BLUE}, "showlegend": False}
+    return {"x": x, "y": y, "mode": "lines+markers+text", **text, **look}
+
+
 def effect_and_cost(effect: Scores, cost: Scores, **layout) -> Picture:
-    """Effect against cost in perplexity, one line for each label of the first dimension, a point for each of the second."""
+    """Effect against cost in perplexity: a line for each label of the first dimension."""
     rows, columns = effect.dims
     fig = figure("Effect and cost", f"{cost.name} (log scale)", effect.name, **layout)
-    for n in range(effect.size(rows)):
-        symbol = SYMBOLS[n % len(SYMBOLS)]
-        fig.add_scatter(
-            x=_floats(cost.values[n]), y=_floats(effect.values[n]), mode="lines+markers", name=f"{rows} {effect.label(rows, n)}",
-            text=[f"{columns} {effect.label(columns, i)}" for i in range(effect.size(columns))], marker={"symbol": symbol, "size": 8},
-            hovertemplate="%{text}: effect %{y:.2f}, perplexity × %{x:.2f}",
-        )  # fmt: skip
+    points, best = [f"{columns} {effect.label(columns, i)}" for i in range(effect.size(columns))], []
+    for n, (values, costs) in enumerate(zip(effect.values, cost.values, strict=True)):
+        name = f"{rows} {effect.label(rows, n)}"
+        told = {"text": points, "hovertemplate": "%{text}: effect %{y:.2f}, perplexity × %{x:.2f}"}
+        fig.add_scatter(x=_floats(costs), y=_floats(values), name=name, **told, **_with_marks(n))
+        price = costs[values.argmax()]
+        best.append(f"{name} reaches {values.max():.2f} at {price:.2f} times the perplexity")
     fig.update_xaxes(type="log")
     fig.add_hline(y=0, line_color=GREY)
-    best = [
-        f"{rows} {effect.label(rows, n)} reaches {effect.values[n].max():.2f} at {cost.values[n][effect.values[n].argmax()]:.2f} times the perplexity"
-        for n in range(effect.size(rows))
-    ]
     return Picture(fig, f"{effect.name} against {cost.name}: {'; '.join(best)}.")

@@ -8,20 +8,28 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from mechlab.metrics import Metric
 from mechlab.pictures import drawing
+from mechlab.results import token_labels
 from mechlab.runs.hooks import intervene, replace_head
 
 if TYPE_CHECKING:
     import ipywidgets
     from transformer_lens.model_bridge import TransformerBridge
 
+    from mechlab.discovery.features import Activity
+    from mechlab.discovery.sae import SparseAutoencoder
+    from mechlab.discovery.superposition import ToyModels
+    from mechlab.discovery.tuned_lens import TunedLens
+
 
 def patch_explorer(
     model: "TransformerBridge",
-    base: torch.Tensor,
-    source: torch.Tensor,
+    base: Int[Tensor, "batch pos"],
+    source: Int[Tensor, "batch pos"],
     metric: Metric,
     *,
     layer: int = 0,
@@ -42,7 +50,7 @@ def patch_explorer(
 
 
 def temperature_explorer(
-    logits: torch.Tensor, words: list[str], *, temperature: float = 1.0, k: int = 8
+    logits: Float[Tensor, "d_vocab"], words: list[str], *, temperature: float = 1.0, k: int = 8
 ) -> "ipywidgets.VBox":
     """A slider for the sampling temperature; the most likely next tokens and their probabilities follow.
 
@@ -51,28 +59,27 @@ def temperature_explorer(
     """
     import ipywidgets as w
 
-    slider = w.FloatSlider(
-        temperature, min=0.1, max=3.0, step=0.1, description="temperature", continuous_update=False
-    )
+    ends = {"min": 0.1, "max": 3.0, "step": 0.1}
+    slider = w.FloatSlider(temperature, description="temperature", continuous_update=False, **ends)
     shown = w.HTML()
     best = logits.topk(k).indices
 
     def update(_=None) -> None:
         probabilities = (logits / slider.value).softmax(-1)[best].tolist()
-        rest = 1 - sum(probabilities)
-        rows = [
-            *zip([repr(word) for word in words[:k]], probabilities, strict=True),
-            ("all other tokens", rest),
-        ]
-        shown.value = drawing.bars(rows, "probability")
+        rows = [*zip(map(repr, words[:k]), probabilities, strict=True)]
+        shown.value = drawing.bars([*rows, ("all other tokens", 1 - sum(probabilities))], "probability")
 
-    slider.observe(update, names="value")
-    update()
+    _redraw(update, slider)
     return w.VBox([slider, shown])
 
 
 def lens_explorer(
-    model: "TransformerBridge", base: torch.Tensor, lenses: dict, *, entry: int = 12, k: int = 5
+    model: "TransformerBridge",
+    base: Int[Tensor, "batch pos"],
+    lenses: dict[str, "TunedLens | None"],
+    *,
+    entry: int = 12,
+    k: int = 5,
 ) -> "ipywidgets.VBox":
     """A slider for the layer; what each lens would say next if the model stopped there, for one prompt.
 
@@ -81,32 +88,25 @@ def lens_explorer(
     import ipywidgets as w
     from transformer_lens.tools.analysis import logit_lens
 
-    read = {
-        name: logit_lens(model, base[:1], lens=lens, top_k=k, return_type="probs").readout
-        for name, lens in lenses.items()
-    }
+    asked = {"top_k": k, "return_type": "probs"}
+    read = {name: logit_lens(model, base[:1], lens=lens, **asked).readout for name, lens in lenses.items()}
     slider = w.IntSlider(entry, 0, model.cfg.n_layers, description="layer", continuous_update=False)
     shown = {name: w.HTML(layout=w.Layout(margin="0 32px 0 0")) for name in read}
 
     def update(_=None) -> None:
         for name, found in read.items():
-            ids, values = found.top_ids[slider.value, 0], found.values[slider.value, 0]
-            rows = [
-                (repr(model.tokenizer.decode(int(i))), float(p)) for i, p in zip(ids, values, strict=True)
-            ]
+            ids, values = (each[slider.value, 0].tolist() for each in (found.top_ids, found.values))
+            rows = [(repr(model.tokenizer.decode(i)), p) for i, p in zip(ids, values, strict=True)]
             shown[name].value = drawing.bars(rows, f"{name}: probability on entering layer {slider.value}")
 
-    slider.observe(update, names="value")
-    update()
+    _redraw(update, slider)
     return w.VBox([slider, w.HBox(list(shown.values()))])
 
 
 def pattern_explorer(
-    model: "TransformerBridge", base: torch.Tensor, *, layer: int = 0, head: int = 0
+    model: "TransformerBridge", base: Int[Tensor, "batch pos"], *, layer: int = 0, head: int = 0
 ) -> "ipywidgets.VBox":
-    """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most, in words."""
-    from mechlab.results import token_labels
-
+    """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most."""
     with torch.no_grad():
         _, cache = model.run_with_cache(base[:1], names_filter=lambda name: name.endswith("hook_pattern"))
     tokens = token_labels(model, base)
@@ -118,7 +118,7 @@ def pattern_explorer(
     return _head_sliders(model, (layer, head), draw)
 
 
-def toy_explorer(toy, *, start: int = 0) -> "ipywidgets.VBox":
+def toy_explorer(toy: "ToyModels", *, start: int = 0) -> "ipywidgets.VBox":
     """A slider for the density of trained toy models with two dimensions: the directions of their features.
 
     toy: `ToyModels`, one for each stop of the slider.
@@ -127,72 +127,80 @@ def toy_explorer(toy, *, start: int = 0) -> "ipywidgets.VBox":
 
     if toy.W.shape[-1] != 2:
         raise ValueError(f"Directions are drawn in a plane; these models have {toy.W.shape[-1]} dimensions.")
+    look = {"description": "density", "layout": w.Layout(width="420px")}
     options = [(f"{density:.3g}", n) for n, density in enumerate(toy.density)]
-    slider = w.SelectionSlider(
-        options=options,
-        value=start,
-        description="density",
-        continuous_update=False,
-        layout=w.Layout(width="420px"),
-    )
+    slider = w.SelectionSlider(options=options, value=start, continuous_update=False, **look)
     shown = w.HTML()
 
     def update(_=None) -> None:
-        n = slider.value
-        lengths = toy.W[n].norm(dim=1)
-        words = f"{int((lengths > 0.5).sum())} of {len(lengths)} features are kept. "
-        words += "Shares of a dimension: " + ", ".join(
-            f"{share:.2f}" for share in toy.dimensionality.values[n].tolist()
-        )
-        shown.value = drawing.arrows(toy.W[n], 1.15 * float(toy.W.norm(dim=-1).max())) + f"<div>{words}</div>"
+        n, sizes = slider.value, toy.W.norm(dim=-1)
+        shares = ", ".join(f"{share:.2f}" for share in toy.dimensionality.values[n].tolist())
+        words = f"{int((sizes[n] > 0.5).sum())} of {len(sizes[n])} features are kept. "
+        words += f"Shares of a dimension: {shares}"
+        shown.value = drawing.arrows(toy.W[n], 1.15 * float(sizes.max())) + f"<div>{words}</div>"
 
-    slider.observe(update, names="value")
-    update()
+    _redraw(update, slider)
     return w.VBox([slider, shown])
 
 
-def feature_browser(model: "TransformerBridge", sae, activity, *, feature: int = 0) -> "ipywidgets.VBox":
-    """The page of any feature of a dictionary: by its number, by a word on which it is active, or drawn at random.
+def feature_browser(
+    model: "TransformerBridge", sae: "SparseAutoencoder", activity: "Activity", *, feature: int = 0
+) -> "ipywidgets.VBox":
+    """The page of any feature of a dictionary: by its number, by a word, or drawn at random.
 
-    activity: `feature_activity(model, sae, texts)`. The button is there because features that somebody picked for you,
-    or that you looked for, are better than most.
+    activity: `feature_activity(model, sae, texts)`. The button is there because features that somebody picked
+    for you, or that you looked for, are better than most.
     """
     import ipywidgets as w
 
     from mechlab.discovery.features import feature_page
 
-    number = w.BoundedIntText(
-        feature, 0, sae.d_sae - 1, description="feature", layout=w.Layout(width="180px")
-    )
+    narrow = w.Layout(width="180px")
+    number = w.BoundedIntText(feature, 0, sae.d_sae - 1, description="feature", layout=narrow)
     draw = w.Button(description="One at random", tooltip="Show a feature that nobody picked")
-    word = w.Text(description="active on", placeholder="a word", continuous_update=False)
-    found = w.Select(
-        options=[], rows=5, description="features", layout=w.Layout(width="420px", display="none")
-    )
+    word, found = _feature_search(model, activity, number)
     shown, generator = w.HTML(), torch.Generator().manual_seed(0)
 
     def update(_=None) -> None:
         shown.value = feature_page(model, sae, activity, number.value)._repr_html_()
 
+    draw.on_click(lambda _: setattr(number, "value", int(torch.randint(sae.d_sae, (), generator=generator))))
+    _redraw(update, number)
+    return w.VBox([w.HBox([number, draw, word]), found, shown])
+
+
+def _feature_search(
+    model: "TransformerBridge", activity: "Activity", number: "ipywidgets.BoundedIntText"
+) -> "tuple[ipywidgets.Text, ipywidgets.Select]":
+    """A field for a word, and a list of the features most active on it; the one chosen goes to `number`."""
+    import ipywidgets as w
+
+    word = w.Text(description="active on", placeholder="a word", continuous_update=False)
+    hidden = w.Layout(width="420px", display="none")
+    found = w.Select(options=[], rows=5, description="features", layout=hidden)
+
     def search(_=None) -> None:
         ranked = activity.on_word(model, word.value)
         found.layout.display = "" if word.value.strip() else "none"
-        found.options = [(f"{n}: {mean:.1f} on average", n) for n, mean in ranked] or [
-            (f"{word.value!r} is not in these texts as one token", -1)
-        ]
+        none = (f"{word.value!r} is not in these texts as one token", -1)
+        found.options = [(f"{n}: {mean:.1f} on average", n) for n, mean in ranked] or [none]
         if ranked:
             number.value = ranked[0][0]
 
-    def pick(change) -> None:
+    def pick(change: dict) -> None:
         if change["new"] is not None and change["new"] >= 0:
             number.value = change["new"]
 
-    draw.on_click(lambda _: setattr(number, "value", int(torch.randint(sae.d_sae, (), generator=generator))))
     word.observe(search, names="value")
     found.observe(pick, names="value")
-    number.observe(update, names="value")
+    return word, found
+
+
+def _redraw(update: Callable, *controls: "ipywidgets.Widget") -> None:
+    """Draw now, and whenever a control changes."""
+    for control in controls:
+        control.observe(update, names="value")
     update()
-    return w.VBox([w.HBox([number, draw, word]), found, shown])
 
 
 def _head_sliders(
@@ -211,9 +219,7 @@ def _head_sliders(
     def update(_=None) -> None:
         shown.value = draw((sliders[0].value, sliders[1].value))
 
-    for slider in sliders:
-        slider.observe(update, names="value")
-    update()
+    _redraw(update, *sliders)
     return w.VBox([w.HBox(sliders), shown])
 
 

@@ -1,6 +1,7 @@
 """What can be observed, what it is called, and what it costs to keep.
 
-`model.run_with_cache` is TransformerLens' own and needs no wrapper. This file answers the questions around it.
+`model.run_with_cache` is TransformerLens' own and needs no wrapper. This file answers the questions around
+it.
 """
 
 from collections.abc import Callable, Iterable

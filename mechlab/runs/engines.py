@@ -23,12 +23,14 @@ def run_of(
     embedded: Float[Tensor, "batch pos d_model"] | None = None,
     engine: str | None = None,
 ) -> Run:
-    """A run of the model on prompts of equal length, by the fast engine where that is exact, else by the plain one, with a word.
+    """A run of the model on prompts of equal length, by the fast engine where that is exact, else by the
+    plain one, with a word.
 
     tokens:   a run is given back as it is
     like:     another run of this model: its engine is taken, and what both begin with is not computed again
     embedded: a stream to start from instead of the prompts' own embeddings, such as one with noise on it
-    engine:   "fast" or "plain", to insist on one; "fast" raises `NotResumable` for a model that it does not know
+    engine:   "fast" or "plain", to insist on one; "fast" raises `NotResumable` for a model that it does not
+              know
     """
     if not isinstance(tokens, Tensor):
         return tokens
@@ -55,7 +57,8 @@ def runs_of(
     theirs = source if isinstance(source, Tensor) else source.tokens
     if theirs.shape != base.tokens.shape:
         raise ValueError(
-            f"base is {tuple(base.tokens.shape)} and source {tuple(theirs.shape)}: patching needs as many prompts of the "
+            f"base is {tuple(base.tokens.shape)} and source {tuple(theirs.shape)}: patching needs as many "
+            "prompts of the "
             "same number of tokens, or positions do not correspond."
         )
     if torch.equal(base.tokens, theirs):

@@ -1,13 +1,13 @@
 """The fast engine: a run taken up where it is changed, exactly.
 
-An edit at layer L and position p leaves every earlier layer, and every earlier position, as it was. So the stream is
-taken up at layer L, only positions p, p+1, ... are computed, they look back at the keys and values of the first run,
-and only the logits that the metric reads are unembedded. Where heads are held they carry nothing from place to place, and
-only the places that somebody reads are computed. Nothing is approximated: the numbers are those of a full run
-(`plain.py`), for a fraction of the multiplications.
+An edit at layer L and position p leaves every earlier layer, and every earlier position, as it was. So the
+stream is taken up at layer L, only positions p, p+1, ... are computed, they look back at the keys and values
+of the first run, and only the logits that the metric reads are unembedded. Where heads are held they carry
+nothing from place to place, and only the places that somebody reads are computed. Nothing is approximated:
+the numbers are those of a full run (`plain.py`), for a fraction of the multiplications.
 
-For models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is compared with the
-model's own logits, and a model that computes something else is refused (`NotResumable`).
+For models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is
+compared with the model's own logits, and a model that computes something else is refused (`NotResumable`).
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,8 @@ class Fast:
         of: "Fast | None" = None,
         edits: Sequence[Put] = (),
     ):
-        """embedded: a stream to start from; like: a run of this model, of which the beginning is taken where it is the same.
+        """embedded: a stream to start from; like: a run of this model, of which the beginning is taken where
+        it is the same.
 
         of, edits: edits made for good in a run of these tokens, whose own edits and start stay
         """
@@ -94,7 +95,8 @@ class Fast:
     def _keep(
         self, stream: Float[Tensor, "batch pos d_model"], like: "Fast | None" = None, first: int = 0
     ) -> None:
-        """Run from the embedding on and keep what is found on the way; before position `first` all is as in `like`."""
+        """Run from the embedding on and keep what is found on the way; before position `first` all is as in
+        `like`."""
         names = {"q": "queries", "k": "keys", "v": "values"} | {
             site: site for site in ("resid_pre", "resid_mid", "z")
         }
@@ -206,12 +208,14 @@ class Fast:
         past: "Fast | None" = None,
         note: Note | None = None,
     ) -> Float[Tensor, "row its_later d_model"]:
-        """The stream at the end of some copies of the run, at positions `first` + `read` and later. Gradients flow back.
+        """The stream at the end of some copies of the run, at positions `first` + `read` and later. Gradients
+        flow back.
 
-        Until an edit touches a copy, all that it has is the run's own and is not computed again. In the last layer nobody
-        reads other positions than those of the result, so only these are computed.
+        Until an edit touches a copy, all that it has is the run's own and is not computed again. In the last
+        layer nobody reads other positions than those of the result, so only these are computed.
 
-        stream: on entering the first layer (default: the run's own); past: whose keys and values are looked back at
+        stream: on entering the first layer (default: the run's own); past: whose keys and values are looked
+                back at
         note:   is told what is found on the way
         """
         copy, live = _Copies(self, edits, copies, past or self, note, dtype), stream is not None
@@ -235,7 +239,8 @@ class Fast:
         return stream
 
     def _gradients(self, metric: Metric, sites: Sequence[str]) -> dict[str, list[Tensor]]:
-        """The gradient of the metrics' sum for what each layer computes, in the order of layers; "end": the last stream."""
+        """The gradient of the metrics' sum for what each layer computes, in the order of layers; "end": the
+        last stream."""
         kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
 
         def note(site: str, layer: int, value: Tensor) -> None:
@@ -254,7 +259,8 @@ class Fast:
     def _metric(
         self, metric: Metric, stream: Float[Tensor, "copy batch later d_model"], first: int
     ) -> Float[Tensor, "copy batch"]:
-        """The metric of streams at the end, given at positions `first` and later; those before are the run's own."""
+        """The metric of streams at the end, given at positions `first` and later; those before are the run's
+        own."""
         ends, W = self._ends(metric, first), self.weights
         if ends is not None:
             rows = torch.arange(len(self.tokens), device=stream.device)
@@ -265,7 +271,8 @@ class Fast:
     def _metric_at(
         self, metric: PositionMetric, x: Float[Tensor, "copy batch d_model"]
     ) -> Float[Tensor, "copy batch"]:
-        """The metric of last streams at the one position that it reads; only the logits of the tokens it reads."""
+        """The metric of last streams at the one position that it reads; only the logits of the tokens it
+        reads."""
         W = self.weights
         if metric.tokens is None:
             return torch.stack([metric.of(W.unembed(each)) for each in x])
@@ -286,7 +293,8 @@ class Fast:
     # Heads that are held carry nothing from place to place
 
     def _held(self, edits: Sequence[Put], start: int, until: int) -> bool:
-        """Whether in these layers all heads are held but for what is put, the same in all copies, and MLPs are free or held."""
+        """Whether in these layers all heads are held but for what is put, the same in all copies, and MLPs
+        are free or held."""
         held = {put.layer for put in edits if put.site == "z" and (put.value is None or len(put.value) == 1)}
         plain = (
             put.held and (put.site == "z" or (put.site == "mlp_out" and put.value is None)) for put in edits
@@ -296,7 +304,8 @@ class Fast:
     def _held_streams(
         self, edits: Sequence[Put], wanted: set[int], places: Int[Tensor, "batch place"]
     ) -> dict[int, Float[Tensor, "copy batch place d_model"]]:
-        """The stream on entering the layers in `wanted`; a copy is computed from the first layer in which it is edited."""
+        """The stream on entering the layers in `wanted`; a copy is computed from the first layer in which it
+        is edited."""
         rows, W = torch.arange(len(places), device=places.device)[:, None], self.weights
         puts = {(put.site, put.layer): put for put in edits}
         sends = [_sends(puts.get(("z", layer)), rows, places, W.heads) for layer in range(max(wanted))]
@@ -370,7 +379,8 @@ class Fast:
     # Memory
 
     def _in_batches(self, run: Callable[[slice], Tensor], copies: int, first: int, metric: Metric) -> Tensor:
-        """Copies in batches that fit into free memory; where memory runs out all the same, in smaller ones."""
+        """Copies in batches that fit into free memory; where memory runs out all the same, in smaller
+        ones."""
         size, start, done = min(copies, self._batch(first, metric)), 0, []
         while start < copies:
             try:
@@ -381,8 +391,10 @@ class Fast:
                     raise
                 if size == 1:
                     raise MemoryError(
-                        f"One run of {len(self.tokens)} prompts from position {first} on does not fit into the "
-                        f"{free_bytes(self.tokens.device) / 1e9:.1f} GB that are free. Patch fewer prompts at a time."
+                        f"One run of {len(self.tokens)} prompts from position {first} on does not fit into "
+                        "the "
+                        f"{free_bytes(self.tokens.device) / 1e9:.1f} GB that are free. Patch fewer prompts "
+                        "at a time."
                     ) from None
                 size = (size + 1) // 2
         return torch.cat(done)
@@ -420,7 +432,8 @@ class _Copies:
         return any(put.layer == layer and put.site in sites for put in self.mine)
 
     def edit(self, site: str, layer: int, x: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-        """x with the edits of this site made. Queries, keys and values have their heads before their positions."""
+        """x with the edits of this site made. Queries, keys and values have their heads before their
+        positions."""
         swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
         for put in self.puts:
             if (put.site, put.layer) != (site, layer):
@@ -440,7 +453,8 @@ class _Copies:
     def attention(
         self, layer: int, stream: Float[Tensor, "row later d_model"], first: int, late: int, live: bool
     ) -> Float[Tensor, "row its_later d_model"]:
-        """What attention writes at positions `late` and later; not live: the stream is the run's own on entering."""
+        """What attention writes at positions `late` and later; not live: the stream is the run's own on
+        entering."""
         W, M, run = self.W, self._matrices(layer), self.run
         if live:
             x, count = W.norm(stream), first + stream.shape[1]

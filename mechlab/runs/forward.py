@@ -1,7 +1,7 @@
 """One forward pass of a Llama-like model, written out: norm, rotary grouped-query attention, gated MLP, sum.
 
-For reading, and for checking the bridge against: equal to it within 1e-4 (tested). It works on folded weights,
-one prompt at a time, and has no hooks; for experiments use the bridge.
+For reading, and for checking the bridge against: equal to it within 1e-4 (tested). It works on folded
+weights, one prompt at a time, and has no hooks; for experiments use the bridge.
 """
 
 import torch
@@ -14,13 +14,15 @@ from mechlab.runs import rotary
 def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor, "... d_model"]:
     """Divide each vector by the root of the mean of its squares (Zhang and Sennrich 2019).
 
-    No mean is subtracted, unlike LayerNorm. The learned weight is folded into the matrices that read the result.
+    No mean is subtracted, unlike LayerNorm. The learned weight is folded into the matrices that read the
+    result.
     """
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
 def rotate(x: Float[Tensor, "pos head d_head"], theta: float) -> Float[Tensor, "pos head d_head"]:
-    """Rotary positions (Su et al. 2021): turn the pairs (i, i + d_head/2) by position · theta^(−2i/d_head)."""
+    """Rotary positions (Su et al. 2021): turn the pairs (i, i + d_head/2) by position ·
+    theta^(−2i/d_head)."""
     turn = rotary.turn_by(theta, len(x), x.shape[-1], x.device)
     return rotary.rotate(x.transpose(0, 1), turn).transpose(0, 1)
 
@@ -62,7 +64,8 @@ def gated_mlp(
 
 
 def block(model, layer: int, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-    """One layer: attention reads the stream and adds to it, then the MLP reads the new stream and adds to it."""
+    """One layer: attention reads the stream and adds to it, then the MLP reads the new stream and adds to
+    it."""
     theta, eps = model.cfg.rope_parameters["rope_theta"], model.cfg.eps
     x = rms_norm(resid, eps)
     q, k, v = (torch.einsum("pm,hmd->phd", x, W[layer]) for W in (model.W_Q, model.W_K, model.W_V))

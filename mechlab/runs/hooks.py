@@ -1,9 +1,9 @@
 """Interventions that cannot leak and cannot silently miss.
 
 An intervention is a list `[(hook_name, function), ...]`, as TransformerLens takes it, so it works in plain
-`with model.hooks(fwd_hooks=...)`. `intervene` is the careful way to run one: it checks the names first, counts
-how often each function fired, refuses functions that write into the activation they were given, and leaves
-the model as it found it.
+`with model.hooks(fwd_hooks=...)`. `intervene` is the careful way to run one: it checks the names first,
+counts how often each function fired, refuses functions that write into the activation they were given, and
+leaves the model as it found it.
 """
 
 import difflib
@@ -49,7 +49,8 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[lis
                 )
             if result is not None and result.shape != activation.shape:
                 raise HookError(
-                    f"The function on {name} returned shape {tuple(result.shape)}; the activation is {tuple(activation.shape)}."
+                    f"The function on {name} returned shape {tuple(result.shape)}; the activation is "
+                    f"{tuple(activation.shape)}."
                 )
             return result
 
@@ -64,8 +65,10 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[lis
     silent = [name for (name, _), count in zip(hooks, fired, strict=True) if count == 0]
     if silent:
         raise HookError(
-            f"{silent[0]} never fired, so nothing was changed. The model was not run inside the `with`; or this model "
-            "never computes it (no position embedding where positions are rotary); or the hook is off by default "
+            f"{silent[0]} never fired, so nothing was changed. The model was not run inside the `with`; or "
+            "this model "
+            "never computes it (no position embedding where positions are rotary); or the hook is off by "
+            "default "
             "(hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
         )
 
@@ -83,7 +86,8 @@ def check_name(model: "TransformerBridge", name: str) -> None:
 def unit_direction(
     model: "TransformerBridge", direction: Float[Tensor, "d_model"]
 ) -> Float[Tensor, "d_model"]:
-    """The direction with length 1, as precise as it was given. One that does not fit, or points nowhere, is refused."""
+    """The direction with length 1, as precise as it was given. One that does not fit, or points nowhere, is
+    refused."""
     if tuple(direction.shape) != (model.cfg.d_model,):
         raise ValueError(
             f"The direction is {tuple(direction.shape)}; the stream has {model.cfg.d_model} dimensions."
@@ -111,14 +115,15 @@ def replace_with(
 ) -> list[Hook]:
     """Write `value` over an activation: everywhere, or at some positions, or for one head.
 
-    `value` is the whole activation of another run, such as `cache[name]`. `head` indexes the third axis: query
-    heads on hook_q and hook_z, key/value heads on hook_k and hook_v.
+    `value` is the whole activation of another run, such as `cache[name]`. `head` indexes the third axis:
+    query heads on hook_q and hook_z, key/value heads on hook_k and hook_v.
     """
 
     def write(activation: Tensor, hook) -> Tensor:
         if activation.shape != value.shape:
             raise HookError(
-                f"{name} is {tuple(activation.shape)} here and {tuple(value.shape)} in the other run. Both runs need the "
+                f"{name} is {tuple(activation.shape)} here and {tuple(value.shape)} in the other run. Both "
+                "runs need the "
                 "same number of prompts and tokens."
             )
         where = torch.zeros_like(activation, dtype=torch.bool)
@@ -142,7 +147,8 @@ def replace_head(
     layer, index = head
     if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
         raise HookError(
-            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 to {model.cfg.n_heads - 1}."
+            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 "
+            f"to {model.cfg.n_heads - 1}."
         )
     name = f"blocks.{layer}.attn.hook_z"
     return replace_with(name, cache[name], positions=positions, head=index)

@@ -1,4 +1,5 @@
-"""Which positions: of a word in its prompt, of a patch in each prompt, of the first difference between two runs."""
+"""Which positions: of a word in its prompt, of a patch in each prompt, of the first difference between two
+runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ Where = Bool[Tensor, "batch pos"]
 
 
 def first_difference(run: Run, other: Run) -> int:
-    """The first position at which two runs can differ: any prompt has another token there. None: how many positions there are."""
+    """The first position at which two runs can differ: any prompt has another token there. None: how many
+    positions there are."""
     if run.tokens.shape != other.tokens.shape or run.elsewhere or other.elsewhere:
         return 0
     differs = (run.tokens != other.tokens).any(0)
@@ -53,7 +55,8 @@ def places_of(
 
 
 def subject_positions(model: "TransformerBridge", prompt: str, subject: str) -> list[int]:
-    """The positions of the tokens that hold `subject` in `prompt`, where it occurs last. Raises `PromptError`."""
+    """The positions of the tokens that hold `subject` in `prompt`, where it occurs last. Raises
+    `PromptError`."""
     start = prompt.rfind(subject) if subject else -1
     if start < 0:
         raise PromptError(f"The subject {subject!r} does not occur in the prompt {prompt!r}.")

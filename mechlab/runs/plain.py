@@ -1,7 +1,8 @@
-"""The plain engine: whole runs of the model, with a hook for each edit. Slow, obvious, and right for any model.
+"""The plain engine: whole runs of the model, with a hook for each edit. Slow, obvious, and right for any
+model.
 
-Nothing here knows how an architecture computes; TransformerLens does. It is what the notebooks show, and what the fast engine
-is tested against.
+Nothing here knows how an architecture computes; TransformerLens does. It is what the notebooks show, and what
+the fast engine is tested against.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,8 @@ class Plain:
         edits: Sequence[Put] = (),
         of: "Plain | None" = None,
     ):
-        """embedded: a stream to start from; edits: made in every run, on the run `of`, whose embedding and edits stay."""
+        """embedded: a stream to start from; edits: made in every run, on the run `of`, whose embedding and
+        edits stay."""
         self.model, self.tokens = model, tokens
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
         self.begin: list[Hook] = [*of.begin] if of else []  # hooks of every run
@@ -131,10 +133,11 @@ class Plain:
         return write
 
     def _for_query_heads(self, put: Put, before: Sequence[Hook], copy: int) -> Put:
-        """New keys or values for some of the query heads that share them: what these heads then hand on, as an edit of z.
+        """New keys or values for some of the query heads that share them: what these heads then hand on, as
+        an edit of z.
 
-        The model is run with the keys or values of the whole group changed, head by head of a group; z of the head in
-        question is what is wanted.
+        The model is run with the keys or values of the whole group changed, head by head of a group; z of the
+        head in question is what is wanted.
         """
         shared = self.model.cfg.n_heads // key_value_heads(self.model)
         where = put.where.expand(-1, *self.tokens.shape, self.model.cfg.n_heads)[

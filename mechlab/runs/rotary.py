@@ -1,7 +1,8 @@
 """Rotary positions (Su et al. 2021): queries and keys turned by the positions they stand at.
 
-A head's numbers are taken in pairs (i, i + n/2); a pair at position p is turned by the angle p · theta^(−2i/n). The inner
-product of a turned query and a turned key depends on how far apart they stand, and on nothing else about their positions.
+A head's numbers are taken in pairs (i, i + n/2); a pair at position p is turned by the angle p ·
+theta^(−2i/n). The inner product of a turned query and a turned key depends on how far apart they stand, and
+on nothing else about their positions.
 """
 
 from typing import TYPE_CHECKING
@@ -13,11 +14,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Turn = tuple[Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]]  # cosines and sines of every position
+Turn = tuple[
+    Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]
+]  # cosines and sines of every position
 
 
 def rotate(
-    x: Float[Tensor, "*any pos d_head"], turn: Turn, places: slice | Int[Tensor, "*some_any pos"] = slice(None)
+    x: Float[Tensor, "*any pos d_head"],
+    turn: Turn,
+    places: slice | Int[Tensor, "*some_any pos"] = slice(None),
 ) -> Float[Tensor, "*any pos d_head"]:
     """Queries or keys turned by the positions they stand at, given as `places` of `turn`.
 
@@ -37,7 +42,8 @@ def turn_by(theta: float, positions: int, turned: int, device: torch.device | st
 
 
 def turn_of(model: "TransformerBridge", positions: int) -> Turn | None:
-    """Cosines and sines of the first positions as the model itself has them; None where positions are not rotary."""
+    """Cosines and sines of the first positions as the model itself has them; None where positions are not
+    rotary."""
     names = [f"rotary_emb.hook_{part}" for part in ("cos", "sin")]
     if not all(name in model.hook_dict for name in names):
         return None

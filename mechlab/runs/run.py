@@ -1,7 +1,8 @@
 """What a run is: some prompts that a model has read, what can be observed in it, and changed copies of it.
 
-A technique says what is edited, once, as a list of `Put`; an engine carries it out. Two engines, one protocol:
-`plain.Plain` runs the whole model with hooks, for any model that TransformerLens boots; `fast.Fast` takes the run up at the
+A technique says what is edited, once, as a list of `Put`; an engine carries it out. Two engines, one
+protocol: `plain.Plain` runs the whole model with hooks, for any model that TransformerLens boots; `fast.Fast`
+          takes the run up at the
 layer and position where it is changed, for the models whose arithmetic it knows. `engines.run_of` chooses.
 Their numbers are equal, which is a test.
 """
@@ -19,8 +20,9 @@ from mechlab.metrics import Metric
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# What can be edited, and the hook that holds it. The axes are [batch pos ...] everywhere, [batch pos head ...] where there are
-# heads; queries, keys and values as the engine has them, before or after they are turned by their positions.
+# What can be edited, and the hook that holds it. The axes are [batch pos ...] everywhere, [batch pos head
+# ...] where there are heads; queries, keys and values as the engine has them, before or after they are turned
+# by their positions.
 SITES = {
     "resid_pre": "hook_resid_pre",
     "q": "attn.hook_q",
@@ -38,9 +40,10 @@ WITH_HEADS = ("q", "k", "v", "pattern", "z")
 class Put:
     """An edit: at one site of one layer, other values stand where the run's own stood.
 
-    value: what is put there, for the whole run [copy batch pos ...]; axes of size 1 stand for all. None: nothing is put
-    where: the places, [copy batch pos], or [copy batch pos head] where there are heads; None: everywhere. Keys and values
-           with as many heads as there are queries are put for these query heads alone
+    value: what is put there, for the whole run [copy batch pos ...]; axes of size 1 stand for all. None:
+           nothing is put
+    where: the places, [copy batch pos], or [copy batch pos head] where there are heads; None: everywhere.
+           Keys and values with as many heads as there are queries are put for these query heads alone
     held:  all other places of the site are held at what they are in the run that is edited
     """
 
@@ -61,7 +64,8 @@ class Put:
         return replace(self, value=one(self.value), where=one(self.where))
 
     def into(self, x: Tensor, kept: Tensor, copies: slice = slice(0, 1)) -> Tensor:
-        """x [copy batch later ...], what some copies have at the site at the last positions, with the edit made.
+        """x [copy batch later ...], what some copies have at the site at the last positions, with the edit
+        made.
 
         kept: what the run itself has there, for `held`; copies: which copies these are
         """
@@ -93,7 +97,8 @@ class Run(Protocol):
     elsewhere: bool  # whether it starts from another stream than the tokens' own embeddings
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
-        """What the run has at a site: [batch pos d_model], or [batch pos head ...]. "resid_pre" has one layer more, the end."""
+        """What the run has at a site: [batch pos d_model], or [batch pos head ...]. "resid_pre" has one layer
+        more, the end."""
         ...
 
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
@@ -116,11 +121,13 @@ class Run(Protocol):
         ...
 
     def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Run":
-        """The run with edits (of one copy) made for good, or from another embedding [batch pos d_model]: a run of its own."""
+        """The run with edits (of one copy) made for good, or from another embedding [batch pos d_model]: a
+        run of its own."""
         ...
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
-        """Logits of the changed copies at the last positions, one copy after the other; gradients flow back to the values."""
+        """Logits of the changed copies at the last positions, one copy after the other; gradients flow back
+        to the values."""
         ...
 
     def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:

@@ -10,7 +10,7 @@ from mechlab_course.build.sources import Cell, read
 
 
 def glossary_page(sources: Iterable[Path], words: Path) -> str:
-    """docs/glossary.md: the words of data/words.csv and those of the notebooks' recap tables that it does not have."""
+    """docs/glossary.md: the words of data/words.csv, and what the notebooks' recap tables have besides."""
     with words.open(encoding="utf-8", newline="") as file:
         rows = [(row["word"], row["meaning"], row["notebook"]) for row in csv.DictReader(file)]
     known = {name for word, *_ in rows for name in names(word)}
@@ -22,7 +22,8 @@ def glossary_page(sources: Iterable[Path], words: Path) -> str:
     rows.sort(key=lambda row: row[2])  # stable: within a notebook as they stand
     return (
         "# Glossary\n\n"
-        "Short meanings, in the order in which the course needs them. The number is the notebook that explains the word.\n"
+        "Short meanings, in the order in which the course needs them. "
+        "The number is the notebook that explains the word.\n"
         "Made by `mechlab build` from the recap tables and `data/words.csv`.\n\n"
         "| word | meaning | notebook |\n|---|---|---|\n"
         + "".join(f"| {word} | {meaning} | {notebook} |\n" for word, meaning, notebook in rows)
@@ -30,7 +31,7 @@ def glossary_page(sources: Iterable[Path], words: Path) -> str:
 
 
 def recap(cell: Cell) -> list[tuple[str, str]]:
-    """(word, meaning) of each row, if the cell holds a recap table: one whose first column is called "term"."""
+    """(word, meaning) of each row of a recap table, one whose first column is called "term"."""
     table = re.findall(r"^\|(.+)\|$", cell.source, re.MULTILINE) if cell.type == "markdown" else []
     rows = [[part.strip() for part in row.split("|")] for row in table]
     return [(row[0], row[1]) for row in rows[2:]] if rows and rows[0][0] == "term" else []
@@ -49,8 +50,9 @@ def hook_map_page() -> str:
     head = "| hook | axes | what it is |\n|---|---|---|\n"
     return (
         "# Hook map\n\n"
-        "What can be observed in a run, and what it is called. Made by `mechlab build` from `mechlab/runs/caching.py`; in a "
-        "notebook, `ml.hook_map(model)` shows the same with shapes measured on the live model.\n\n"
+        "What can be observed in a run, and what it is called. "
+        "Made by `mechlab build` from `mechlab/runs/caching.py`; "
+        "in a notebook, `ml.hook_map(model)` shows the same with shapes measured on the live model.\n\n"
         "## In each layer, in the order in which it happens (here layer 5)\n\n"
         + head
         + rows(BLOCK_HOOKS, "blocks.5.")
@@ -58,9 +60,10 @@ def hook_map_page() -> str:
         + head
         + rows(OUTER_HOOKS, "")
         + "\n## Off until asked for\n\n"
-        "`hook_result` (each head's output after W_O) needs `model.set_use_attn_result(True)`; `hook_q_input`, "
+        "`hook_result` (each head's output after W_O) needs `model.set_use_attn_result(True)`; "
+        "`hook_q_input`, "
         "`hook_k_input` and `hook_v_input` need `model.set_use_split_qkv_input(True)`; `hook_mlp_in` needs "
         "`model.set_use_hook_mlp_in(True)`. They cost memory, so turn them off again.\n\n"
-        "In a model with grouped queries do not use `set_use_attn_in(True)`: its heads 0 to 2 stand for the three key "
-        "heads, and the other query heads do not reach the keys at all.\n"
+        "In a model with grouped queries do not use `set_use_attn_in(True)`: its heads 0 to 2 stand for "
+        "the three key heads, and the other query heads do not reach the keys at all.\n"
     )

@@ -1,8 +1,8 @@
 """Execute a solution notebook and keep its outputs small.
 
 Each figure also gets a PNG, because GitHub and paper show nothing else; the 1.3 MB script of the attention
-views is not stored, since a saved notebook would not run it anyway; what it was called with is (a few KB), for the
-web site.
+views is not stored, since a saved notebook would not run it anyway; what it was called with is (a few KB),
+for the web site.
 """
 
 import base64
@@ -135,7 +135,7 @@ def png_of_html(page, content: str) -> str:
 
 
 def called_with(view: str) -> str:
-    """What an attention view asks CircuitsVis to draw, as JSON on one line: a number a line would be thousands."""
+    """What an attention view asks CircuitsVis to draw, as JSON on one line, not a line a number."""
     call = "CircuitsVis.AttentionHeads, "
     content, _ = json.JSONDecoder().raw_decode(view, view.rindex(call) + len(call))
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -6,7 +6,6 @@ solutions/NN_name.ipynb   solved; executed when asked, since that runs the model
 
 import hashlib
 import json
-import re
 import tomllib
 from pathlib import Path
 
@@ -207,9 +206,3 @@ def _write(target: Path, text: str) -> bool:
         return False
     target.write_text(text, encoding="utf-8")
     return True
-
-
-def headings(notebook: dict) -> list[str]:
-    """The markdown headings of a notebook, in order."""
-    text = "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
-    return re.findall(r"^(#+ .+)$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Read a notebook's one source, `course/NN_name/notebook.py`: jupytext percent format with the kind of each cell.
+"""Read a notebook's one source, `course/NN_name/notebook.py`: jupytext percent format, with kinds of cells.
 
 Kinds, written in the percent line (`# %% kind="exercise" id="12.1"`): none (plain), setup, exercise, check,
 wrong, hidden, predict, quiz, assert, compare, gpu. The build makes notebooks from this, the tests run it.
@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from mechlab_course.cells import answered_by
 
 KINDS = {"", "setup", "exercise", "check", "wrong", "hidden", "predict", "quiz", "assert", "compare", "gpu"}
 STUB = "raise NotImplementedError  # your code here"
@@ -45,7 +47,7 @@ class Cell:
 
 
 def read(path: Path) -> list[Cell]:
-    """Cells of a source file, checked; below the hints of an exercise its worked answer. Raises `SourceError`."""
+    """Cells of a source file, checked; hint 3 of an exercise is made. Raises `SourceError`."""
     import jupytext
 
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
@@ -87,15 +89,14 @@ def exercises(cells: list[Cell]) -> Iterator[tuple[str, Cell, Cell, list[Cell]]]
 
 def function_name(code: str) -> str:
     """The name of the one function marked with @exercise."""
-    (name,) = [f.name for f in _functions(code)]
-    return name
+    ((_, function),) = _marked(code)
+    return function.name
 
 
-def _functions(code: str) -> list[ast.FunctionDef]:
-    marked = lambda f: any(
-        isinstance(d, ast.Call) and getattr(d.func, "id", "") == "exercise" for d in f.decorator_list
-    )
-    return [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and marked(n)]
+def _marked(code: str) -> list[tuple[str, ast.FunctionDef]]:
+    """(id, function) of each function marked with @exercise, at the top level."""
+    found = [each for node in ast.parse(code).body for each in answered_by(node)]
+    return [(each.id, each.node) for each in found if isinstance(each.node, ast.FunctionDef)]
 
 
 def _check(cell: Cell) -> None:
@@ -120,14 +121,14 @@ def _check_exercise(cell: Cell) -> None:
     bare = []
     for code in (cell.solved(), cell.stub()):
         tree = ast.parse(code)
-        functions = _functions(code)
-        if len(functions) != 1:
+        marked = _marked(code)
+        if len(marked) != 1:
             raise SourceError("an exercise cell needs exactly one function marked with @exercise")
-        id = functions[0].decorator_list[0].args[0].value
+        ((id, function),) = marked
         if id != cell.meta["id"]:
             raise SourceError(f'the header says id="{cell.meta["id"]}", the decorator "{id}"')
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name == functions[0].name:
+            if isinstance(node, ast.FunctionDef) and node.name == function.name:
                 documented = ast.get_docstring(node) is not None
                 if not documented:
                     raise SourceError(f"{node.name} needs a docstring: it is the task")

@@ -9,6 +9,8 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+from mechlab_course.cells import answered, mentioned
+
 BASE = ".mechlab"  # inside work/: the notebooks as they were handed out
 COPIES = "notebooks"  # inside work/: the learner's copies, beside docs/, so that links keep working
 
@@ -66,8 +68,8 @@ def update(notebooks: Path, work: Path) -> list[str]:
 def merge(mine: dict, new: dict, base: dict) -> tuple[dict, int]:
     """The new notebook with the learner's cells in it; returns it and how many cells were theirs.
 
-    An answer belongs to its exercise id, found in the code, so a moved or copied cell still counts. Other cells
-    they changed or added stand after the cell they followed.
+    An answer belongs to its exercise id, found in the code, so a moved or copied cell still counts. Other
+    cells they changed or added stand after the cell they followed.
     """
     given = {_text(cell) for cell in base["cells"]}
     answers, loose, previous = {}, [], None
@@ -95,13 +97,11 @@ def merge(mine: dict, new: dict, base: dict) -> tuple[dict, int]:
 
 
 def _answer_key(cell: dict) -> str | None:
-    """The exercise, quiz or prediction a code cell answers, from its code."""
-    import re
-
+    """The exercise, question or prediction that a code cell answers, however unfinished: "exercise 12.1"."""
     if cell["cell_type"] != "code":
         return None
-    found = re.search(r"@exercise\([\"']([\w.]+)[\"']\)|\b(quiz|predict)\([\"']([\w.]+)[\"']", _text(cell))
-    return found and (f"exercise {found[1]}" if found[1] else f"{found[2]} {found[3]}")
+    found = answered(_text(cell)) or mentioned(_text(cell))
+    return f"{found[0].kind} {found[0].id}" if found else None
 
 
 def _cells_of(path: Path) -> list[str] | None:

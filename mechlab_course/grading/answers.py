@@ -1,7 +1,8 @@
 """Find the answers in a notebook by reading its code, never by running it.
 
-An answer is the function marked `@exercise("12.1")`, wherever its cell has gone, with what it needs of the rest of the
-notebook: imports, functions, classes and simple values defined at the top level. What runs a model or draws stays behind.
+An answer is the function marked `@exercise("12.1")`, wherever its cell has gone, with what it needs of the
+rest of the notebook: imports, functions, classes and simple values defined at the top level. What runs a
+model or draws stays behind.
 """
 
 import ast
@@ -9,12 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mechlab_course.grading.slices import Piece, exercise_ids, piece_of, slice_for
+from mechlab_course import cells
+from mechlab_course.grading.slices import Piece, piece_of, slice_for
 
-LONGEST = 200_000  # characters of one cell
-MENTION = re.compile(r"\bexercise\(\s*(?:id\s*=\s*)?[\"']?(\d\d\.\d+)[\"']?\s*\)")
-_KEPT_MAGIC = re.compile(r"%%(time|timeit|capture|prun)\b")
-_MAGIC = re.compile(r"^(\s*)(?:[%!].*|\?.*|[\w.]+\?{1,2}|[\w.,\s]+=\s*[%!].*)$")
+# What the ids of the course look like. Answers to anything else are the learner's own.
+EXERCISE, QUIZ = re.compile(r"\d\d\.\d+"), re.compile(r"\d\d\.[a-z]")
 
 
 @dataclass(frozen=True)
@@ -28,35 +28,47 @@ class Answer:
     where: str
     stub: bool = False
     problem: str = ""  # why it cannot be run at all
-    missing: tuple[
-        str, ...
-    ] = ()  # sentences about names that only other cells, which are not run, would define
+    missing: tuple[str, ...] = ()  # sentences about names that no cell it may use defines
 
 
-def find(cells: list[str], file: str) -> list[Answer]:
+def find(texts: list[str], file: str) -> list[Answer]:
     """Every answer in these code cells, in order."""
     pieces: list[Piece] = []
     found: list[tuple[int, Answer]] = []
-    for number, text in enumerate(cells, 1):
+    for number, text in enumerate(texts, 1):
         where = f"{file}, code cell {number}"
         try:
-            text, tree = parsed(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            text, tree = cells.parsed(text)
+        except cells.UNREADABLE as error:
             found += [(len(pieces), answer) for answer in _unreadable(text, where, error)]
             continue
-        for node in _statements(tree.body):
-            found += [(len(pieces), answer) for answer in _quizzes(node, where)]
+        for node in cells.statements(tree.body):
             piece = piece_of(node, text, number)
-            for id in exercise_ids(node):
-                if isinstance(node, (ast.AsyncFunctionDef, ast.ClassDef)):
-                    why = "An answer is a plain function, `def name(...)`, under the line `@exercise(...)`."
-                    found.append((len(pieces), Answer(id, "exercise", piece.text, "", where, problem=why)))
-                else:
-                    name, stub = piece.names[0], _is_stub(node)
-                    found.append((len(pieces), Answer(id, "exercise", piece.text, name, where, stub)))
+            found += [(len(pieces), answer) for answer in _answers(node, piece, where)]
             if piece:
                 pieces.append(piece)
     return [_complete(answer, at, pieces) for at, answer in found]
+
+
+def _answers(node: ast.stmt, piece: Piece | None, where: str) -> Iterator[Answer]:
+    """The answers of one statement."""
+    for found in cells.answered_by(node):
+        if found.kind == "quiz":
+            yield from _quiz(found, where)
+        elif piece and found.kind == "exercise" and EXERCISE.fullmatch(found.id):
+            if isinstance(node, (ast.AsyncFunctionDef, ast.ClassDef)):
+                why = "An answer is a plain function, `def name(...)`, under the line `@exercise(...)`."
+                yield Answer(found.id, "exercise", piece.text, "", where, problem=why)
+            else:
+                yield Answer(found.id, "exercise", piece.text, piece.names[0], where, _is_stub(node))
+
+
+def _quiz(found: cells.Answered, where: str) -> Iterator[Answer]:
+    """`quiz("12.a", "b")`; an answer that is computed is none."""
+    if QUIZ.fullmatch(found.id) and len(found.given) == 1 and isinstance(found.given[0], ast.Constant):
+        letter = found.given[0].value
+        stub = letter is ...
+        yield Answer(found.id, "quiz", "", "" if stub else str(letter)[:20], where, stub)
 
 
 def _complete(answer: Answer, at: int, pieces: list[Piece]) -> Answer:
@@ -66,39 +78,13 @@ def _complete(answer: Answer, at: int, pieces: list[Piece]) -> Answer:
     return replace(answer, code=code, missing=missing)
 
 
-def parsed(text: str) -> tuple[str, ast.Module]:
-    """The cell without what only IPython understands, and its tree. Code that is plain Python is not touched."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
-    if len(text) > LONGEST:
-        raise ValueError(f"the cell has more than {LONGEST:,} characters")
-    try:
-        return text, ast.parse(text)
-    except SyntaxError as error:
-        plain = error
-    if text.lstrip().startswith("%%") and not _KEPT_MAGIC.match(text.lstrip()):
-        return "", ast.parse("")
-    text = "\n".join(_MAGIC.sub(r"\1pass", line) for line in text.split("\n"))
-    try:
-        return text, ast.parse(text)
-    except SyntaxError:
-        raise plain from None
-
-
 def _unreadable(text: str, where: str, error: Exception) -> Iterator[Answer]:
     place = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
     reason = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
     why = f"This cell is not Python{place}: {reason}. Run the cell in a notebook to see where."
-    for id in dict.fromkeys(MENTION.findall(text[:LONGEST])):
-        yield Answer(id, "exercise", text[:2000], "", where, problem=why)
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, those inside `if`, `try` and `with` too."""
-    for node in body:
-        if isinstance(node, (ast.If, ast.Try, ast.With)):
-            yield from _statements([*node.body, *getattr(node, "orelse", [])])
-        else:
-            yield node
+    for found in cells.mentioned(text):
+        if found.kind == "exercise" and EXERCISE.fullmatch(found.id):
+            yield Answer(found.id, "exercise", text[:2000], "", where, problem=why)
 
 
 def _is_stub(node: ast.stmt) -> bool:
@@ -112,17 +98,3 @@ def _is_stub(node: ast.stmt) -> bool:
         return False
     raised = body[0].exc.func if isinstance(body[0].exc, ast.Call) else body[0].exc
     return getattr(raised, "id", "") == "NotImplementedError"
-
-
-def _quizzes(node: ast.stmt, where: str) -> Iterator[Answer]:
-    """`quiz("12.a", "b")`, alone or on the right of `=`."""
-    call = getattr(node, "value", None)
-    if not isinstance(node, (ast.Expr, ast.Assign)) or not isinstance(call, ast.Call):
-        return
-    named = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    given = [*call.args, *(k.value for k in call.keywords)]
-    if named == "quiz" and len(given) == 2 and all(isinstance(a, ast.Constant) for a in given):
-        id, letter = (a.value for a in given)
-        if re.fullmatch(r"\d\d\.[a-z]", str(id)):
-            stub = letter is ...
-            yield Answer(str(id), "quiz", "", "" if stub else str(letter)[:20], where, stub)

@@ -1,8 +1,9 @@
 """What the kernel forbids to the process that runs an answer: needs no privileges, and cannot be taken back.
 
-Three layers, each set up in the process itself before any foreign code: limits on resources (POSIX); Landlock, which leaves
-a few folders to be read and nothing to be written (Linux 5.13 and later); seccomp, which refuses the system calls for
-networks, new processes, signals to others, and administration (Linux on x86-64 and 64-bit ARM).
+Three layers, each set up in the process itself before any foreign code: limits on resources (POSIX);
+Landlock, which leaves a few folders to be read and nothing to be written (Linux 5.13 and later); seccomp,
+which refuses the system calls for networks, new processes, signals to others, and administration (Linux on
+x86-64 and 64-bit ARM).
 """
 
 import ctypes
@@ -18,23 +19,25 @@ _ARCHITECTURE = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _THREAD = (56, 220), 435, 0x10000
 _OWN = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}  # allowed on the process itself
 _REFUSED = """
-fork 57 - vfork 58 - execve 59 221 execveat 322 281 ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271
-tkill 200 130 rt_sigqueueinfo 129 138 rt_tgsigqueueinfo 297 240 pidfd_send_signal 424 424 pidfd_open 434 434
-pidfd_getfd 438 438 setpriority 141 140 sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setattr 314 274
-socket 41 198 socketpair 53 199 connect 42 203 bind 49 200 listen 50 201 memfd_create 319 279 memfd_secret 447 447
-io_uring_setup 425 425 io_uring_enter 426 426 io_uring_register 427 427 shmget 29 194 shmat 30 196 shmctl 31 195
-msgget 68 186 semget 64 190 mq_open 240 180 mount 165 40 umount2 166 39 pivot_root 155 41 chroot 161 51 setns 308 268
-unshare 272 97 mount_setattr 442 442 move_mount 429 429 open_tree 428 428 fsopen 430 430 fsconfig 431 431 fsmount 432 432
-fspick 433 433 bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 keyctl 250 219 add_key 248 217 request_key 249 218
-init_module 175 105 finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 320 294 reboot 169 142
-swapon 167 224 swapoff 168 225 settimeofday 164 170 clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266
-sethostname 170 161 setdomainname 171 162 acct 163 89 quotactl 179 60 syslog 103 116 vhangup 153 58 personality 135 92
-iopl 172 - ioperm 173 - process_madvise 440 440 migrate_pages 256 238 move_pages 279 239
-chmod 90 - fchmod 91 52 fchmodat 268 53 fchmodat2 452 452 chown 92 - lchown 94 - fchown 93 55 fchownat 260 54
+fork 57 - vfork 58 - execve 59 221 execveat 322 281 ptrace 101 117 process_vm_readv 310 270
+process_vm_writev 311 271 tkill 200 130 rt_sigqueueinfo 129 138 rt_tgsigqueueinfo 297 240
+pidfd_send_signal 424 424 pidfd_open 434 434 pidfd_getfd 438 438 setpriority 141 140
+sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setattr 314 274 socket 41 198 socketpair 53 199
+connect 42 203 bind 49 200 listen 50 201 memfd_create 319 279 memfd_secret 447 447 io_uring_setup 425 425
+io_uring_enter 426 426 io_uring_register 427 427 shmget 29 194 shmat 30 196 shmctl 31 195 msgget 68 186
+semget 64 190 mq_open 240 180 mount 165 40 umount2 166 39 pivot_root 155 41 chroot 161 51 setns 308 268
+unshare 272 97 mount_setattr 442 442 move_mount 429 429 open_tree 428 428 fsopen 430 430 fsconfig 431 431
+fsmount 432 432 fspick 433 433 bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 keyctl 250 219
+add_key 248 217 request_key 249 218 init_module 175 105 finit_module 313 273 delete_module 176 106
+kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 swapon 167 224 swapoff 168 225
+settimeofday 164 170 clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 sethostname 170 161
+setdomainname 171 162 acct 163 89 quotactl 179 60 syslog 103 116 vhangup 153 58 personality 135 92
+iopl 172 - ioperm 173 - process_madvise 440 440 migrate_pages 256 238 move_pages 279 239 chmod 90 -
+fchmod 91 52 fchmodat 268 53 fchmodat2 452 452 chown 92 - lchown 94 - fchown 93 55 fchownat 260 54
 utime 132 - utimes 235 - utimensat 280 88 futimesat 261 - setxattr 188 5 lsetxattr 189 6 fsetxattr 190 7
 removexattr 197 14 lremovexattr 198 15 fremovexattr 199 16 mknod 133 - mknodat 259 33 truncate 76 45
-setuid 105 146 setgid 106 144 setreuid 113 145 setregid 114 143 setresuid 117 147 setresgid 119 149 setgroups 116 159
-capset 126 91 name_to_handle_at 303 264 open_by_handle_at 304 265
+setuid 105 146 setgid 106 144 setreuid 113 145 setregid 114 143 setresuid 117 147 setresgid 119 149
+setgroups 116 159 capset 126 91 name_to_handle_at 303 264 open_by_handle_at 304 265
 """
 
 
@@ -83,7 +86,7 @@ def confine(seconds: int, memory: int, readable: list[Path]) -> None:
 
 
 def limit(seconds: int, memory: int, processes: bool) -> None:
-    """Limits on resources. processes: forbid new ones this way too (not when root), which forbids threads as well."""
+    """Limits on resources. processes: forbid new ones this way too (not when root), and with them threads."""
     import resource
 
     seconds = max(1, int(seconds))
@@ -123,7 +126,7 @@ def _prctl(option: int, one, two) -> None:
 
 
 def _landlock(abi: int, readable: list[Path]) -> None:
-    """Everything on files is forbidden but reading below `readable`; networks, signals and sockets to others too."""
+    """Forbid all on files but reading below `readable`; networks, signals and sockets to others too."""
     files = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
     rules = struct.pack("=QQQ", files, 3, 3)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
     ruleset = _done(_libc().syscall(444, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint32(0)), "Landlock")

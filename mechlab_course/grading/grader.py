@@ -1,4 +1,4 @@
-"""Grade what learners handed in: from files to a grade for each exercise, with the best answer of each learner."""
+"""Grade what learners handed in: from files to a grade for each exercise, by the best answer."""
 
 import hashlib
 import importlib.metadata
@@ -43,8 +43,8 @@ def grade(
 ) -> Graded:
     """Grade every submission in `folder` and write `out`, `feedback/` and `summary.html` beside it.
 
-    only: numbers of notebooks; by default those of which an answer was handed in. Results are kept beside `out` and used
-    again, unless `fresh`, so that an interrupted run goes on where it stopped.
+    only: numbers of notebooks; by default those of which an answer was handed in. Results are kept beside
+    `out` and used again, unless `fresh`, so that an interrupted run goes on where it stopped.
     """
     rules = rules or Rules()
     private = _private(folder, out, hidden)
@@ -62,7 +62,8 @@ def grade(
     say("On this machine: " + ("; ".join(held.values()) or "only time is limited") + ".")
     if len(held) < 3:
         say(
-            "That does not hold a hostile answer in: grade in a container, or as a user who owns nothing else."
+            "That does not hold a hostile answer in: "
+            "grade in a container, or as a user who owns nothing else."
         )
     further = {number: hidden_sources(number, hidden) for number in numbers}
     tried = {learner.name: _tried(learner, ids) for learner in learners}
@@ -77,7 +78,7 @@ def grade(
 
 
 def hidden_sources(number: str, folder: Path | None) -> list[str]:
-    """The hidden checks of a notebook: `nbNN.py` in the teacher's folder, and cells of kind "hidden" in its source."""
+    """The hidden checks of a notebook: `nbNN.py` in the teacher's folder, and hidden cells of its source."""
     found = []
     if folder and (path := folder / f"nb{number}.py").is_file():
         found.append(path.read_text(encoding="utf-8"))
@@ -135,7 +136,7 @@ def _tried(learner: Learner, ids: list[str]) -> list[Answer]:
 
 
 def _results(jobs, further, kept: Path, rules: Rules, fresh: bool, private, say, forks) -> dict[tuple, dict]:
-    """A result for each different answer: from an earlier run, or from the sandbox, and then noted at once."""
+    """A result for each different answer: from an earlier run, or from the sandbox and noted at once."""
     version = _version()
     limits = [float(rules.seconds), int(rules.memory), forks]
     key = lambda a: hashlib.sha256(

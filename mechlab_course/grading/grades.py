@@ -71,7 +71,8 @@ def _grade(answer: Answer, result: dict | None, rules: Rules) -> Grade:
         message = "\n".join([message, *answer.missing])
     flags = list(dict.fromkeys([*suspicious(answer.code), *result["flags"]]))
     if flags and status != UNTRIED:
-        message = f"A person will look at this answer before it counts: it {'; it '.join(flags[:5])}.\nThe check says: {status}. {message}"
+        why = f"A person will look at this answer before it counts: it {'; it '.join(flags[:5])}."
+        message = f"{why}\nThe check says: {status}. {message}"
         status = REVIEW
     points = {CORRECT: worth, PARTLY: worth * rules.partial}.get(status, 0.0)
     return Grade(answer.id, status, points, message, answer.where, result["printed"], answer.code)

@@ -1,8 +1,8 @@
 """The process that runs answers: started once with everything loaded, it forks a fresh child for each answer.
 
-`python -m mechlab_course.grading.judge` reads jobs as lines of JSON and writes results likewise. Where there is no fork
-(`--once`) it runs one job in itself and ends. The child confines itself, defines the answer, and only then is told the
-word that makes a verdict valid, and the hidden checks.
+`python -m mechlab_course.grading.judge` reads jobs as lines of JSON and writes results likewise. Where there
+is no fork (`--once`) it runs one job in itself and ends. The child confines itself, defines the answer, and
+only then is told the word that makes a verdict valid, and the hidden checks.
 """
 
 import _thread
@@ -27,7 +27,7 @@ NAMES: dict[str, Any] = {}  # what the setup cell defines
 
 
 def readable() -> list[Path]:
-    """What an answer may read: Python, its packages, the course's package and data, the model. Nothing else."""
+    """What an answer may read: Python, its packages, the course's package and data, the model, no more."""
     import mechlab
     import mechlab_course
     from mechlab.loading.checkpoints import cache_dir
@@ -57,7 +57,7 @@ def readable() -> list[Path]:
 
 
 def load(ids: list[str], model: bool) -> None:
-    """Import and build what answers need, so that each child has it at once. The model only when somebody asks for it."""
+    """Import and build what answers need, so that each child has it; the model only if it is asked for."""
     import torch
     from jaxtyping import Float, Int
 
@@ -119,7 +119,7 @@ def judge(job: dict, control, say: Callable[[dict], None], private: list[Path]) 
 
 
 def _observed(function: Any, note: Callable[[str], None]) -> Any:
-    """The function, with a look at what it returns: an object of a class of its own could answer any comparison."""
+    """The function, and a look at what it returns: an object of its own class could answer any comparison."""
     import torch
 
     @wraps(function)
@@ -198,7 +198,10 @@ def quiz(job: dict) -> dict:
 
 
 def hidden_ids(sources: list[str]) -> list[str]:
-    """The exercises these hidden modules check; made in a child, so that no hidden code stays here. Raises when one fails."""
+    """The exercises these hidden modules check; raises when one cannot be loaded.
+
+    Asked in a child, so that no hidden code stays here.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -218,7 +221,7 @@ def hidden_ids(sources: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Serve jobs until the input ends, in the empty folder it is started in. The first line says what to load."""
+    """Serve jobs until the input ends, in the empty folder it starts in. The first line says what to load."""
     sys.dont_write_bytecode = True
     confine.die_with_parent()
     jobs, results, quiet = os.fdopen(os.dup(0), "rb"), os.dup(1), os.open(os.devnull, os.O_RDWR)

@@ -11,7 +11,7 @@ from mechlab_course.folders import ROOT
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
 NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")
-ANSWERS = ("notebook.py", "tried.txt")  # of the folders of course/: solutions, and what was tried on the checks
+ANSWERS = ("notebook.py", "tried.txt")  # in course/: solutions, and what was tried on the checks
 JUNK = ("__pycache__", ".ipynb_checkpoints", ".DS_Store")
 _ANSWER = re.compile(r"<details><summary>Hint 3[^<]*</summary>.*?</details>\n?", re.DOTALL)
 
@@ -21,7 +21,7 @@ class ReleaseError(ValueError):
 
 
 def release(out: Path, only: list[str], *, answers: bool = True) -> list[str]:
-    """Write the pack and return the names of its files. answers: keep the hints that hold the worked answers."""
+    """Write the pack and return the names of its files. answers: keep the hints with the worked answers."""
     if out.exists() and out.suffix != ".zip":
         raise ReleaseError(f"{out} is there already. Remove it, or choose another name.")
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -68,7 +68,7 @@ def _without_links(text: str, stems: set[str]) -> str:
 
 
 def _readme() -> str:
-    """The README without what only the repository has: tests, solutions, the part for contributors and teachers."""
+    """The README without what only the repository has: tests, solutions, the part for contributors."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"(?ms)^## For (contributors|teachers)\n.*?(?=^## |^MIT licence)", "", text)
     text = re.sub(r"(?m)^make test .*\n", "", text)

@@ -1,7 +1,8 @@
 """What comes out of grading: a table for a gradebook, a page for each learner, a summary of the class.
 
-Nothing in it depends on the day or the machine: the same submissions give the same bytes. Everything a learner wrote,
-their name included, is foreign text: escaped in the pages, and kept from becoming a formula in the table.
+Nothing in it depends on the day or the machine: the same submissions give the same bytes. Everything a
+learner wrote, their name included, is foreign text: escaped in the pages, and kept from becoming a formula in
+the table.
 """
 
 import csv
@@ -32,9 +33,16 @@ COLOURS = {
     STOPPED: "#a34700",
     UNTRIED: "#595959",
 }
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}
-section{border-left:6px solid;padding:0 1rem;margin:1.5rem 0}h2{font-size:1.1rem;margin:1rem 0 0}pre{background:#f3f3f3;padding:.5rem;overflow:auto}
-table{border-collapse:collapse}th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top}"""
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+color:#111;background:#fff}
+section{border-left:6px solid;padding:0 1rem;margin:1.5rem 0}
+h2{font-size:1.1rem;margin:1rem 0 0}
+pre{background:#f3f3f3;padding:.5rem;overflow:auto}
+table{border-collapse:collapse}
+th,td{border:1px solid #999;padding:.2rem .6rem;text-align:left;vertical-align:top}
+"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write(graded: Graded, ids: list[str], out: Path, rules: Rules) -> None:
@@ -101,8 +109,9 @@ def file_names(graded: Graded) -> list[str]:
 
 def _page(title: str, body: str) -> str:
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body><main><h1>{_safe(title)}</h1>\n{body}</main></body></html>\n"
     )
 
@@ -123,7 +132,8 @@ def page(learner: Learner, grades: dict[str, Grade]) -> str:
         lines = "".join(f"<li>{_prose(problem)}</li>" for problem in learner.problems)
         body += f"<h2>About your files</h2><ul>{lines}</ul>\n"
     for grade in grades.values():
-        body += f'<section style="border-color:{COLOURS[grade.status]}"><h2>{_safe(grade.id)}: {grade.status}</h2>'
+        body += f'<section style="border-color:{COLOURS[grade.status]}">'
+        body += f"<h2>{_safe(grade.id)}: {grade.status}</h2>"
         body += f"<p>{_prose(grade.message)}</p>"
         if grade.where:
             body += f"<p><small>Found in {_safe(grade.where)}. Points: {grade.points:g}.</small></p>"
@@ -141,7 +151,8 @@ def page(learner: Learner, grades: dict[str, Grade]) -> str:
 
 
 def counts(graded: Graded, ids: list[str]) -> list[tuple[str, Counter, list[tuple[int, str]]]]:
-    """For each exercise how many have which status, and the commonest messages of those who are not there yet.
+    """For each exercise how many have which status, and the commonest messages of those who are not there
+    yet.
 
     Messages that differ in their numbers only count as one, shown as the first learner got it.
     """
@@ -164,9 +175,8 @@ def _alike(message: str) -> str:
 
 def summary_lines(graded: Graded, ids: list[str]) -> list[str]:
     """The summary for a terminal."""
-    lines = [
-        f"{'exercise':<10}{'correct':>8}{'partly':>8}{'review':>8}{'not yet':>8}{'untried':>8}  commonest message"
-    ]
+    columns = "".join(f"{name:>8}" for name in ("correct", "partly", "review", "not yet", "untried"))
+    lines = [f"{'exercise':<10}{columns}  commonest message"]
     for id, status, common in counts(graded, ids):
         numbers = (
             status[CORRECT],
@@ -181,35 +191,39 @@ def summary_lines(graded: Graded, ids: list[str]) -> list[str]:
 
 
 def summary_page(graded: Graded, ids: list[str]) -> str:
-    """What the teacher reads first: the class by exercise, what to look at by hand, files that could not be read."""
+    """What the teacher reads first: the class by exercise, what to look at by hand, files not read."""
     names = dict(zip((id(learner) for learner, _ in graded), file_names(graded), strict=True))
     link = lambda learner: (
         f'<a href="feedback/{html.escape(names[id(learner)])}.html">{_safe(learner.name)}</a>'
     )
+    body = f"<p>{len(graded)} learners.</p>{_class_table(graded, ids)}"
+    review = [
+        f"{link(learner)}, {g.id}, {g.status}: {_prose(g.message[:600])}"
+        for learner, grades in graded
+        for g in grades.values()
+        if g.status in (REVIEW, STOPPED)
+    ]
+    unread = [f"{link(learner)}: {_prose(problem)}" for learner, _ in graded for problem in learner.problems]
+    everyone = [f"{link(learner)}: {sum(g.points for g in grades.values()):g}" for learner, grades in graded]
+    body += _section("To look at by hand", review) if review else ""
+    body += _section("Files that were not read", unread) if unread else ""
+    return _page("Summary of the class", body + _section("Everyone", everyone))
+
+
+def _class_table(graded: Graded, ids: list[str]) -> str:
     columns = (CORRECT, PARTLY, REVIEW, NOT_YET, STOPPED, UNTRIED)
     head = "".join(f'<th scope="col">{name}</th>' for name in ("exercise", *columns, "commonest messages"))
     rows = ""
     for exercise, status, common in counts(graded, ids):
         said = "".join(f"<li>{n} × {_prose(message[:400])}</li>" for n, message in common)
-        numbers = "".join(f"<td>{status[name]}</td>" for name in columns)
-        rows += f'<tr><th scope="row">{exercise}</th>{numbers}<td>{f"<ul>{said}</ul>" if said else ""}</td></tr>\n'
-    body = f"<p>{len(graded)} learners.</p><table><caption>The class, by exercise</caption><thead><tr>{head}</tr></thead>"
-    body += f"<tbody>\n{rows}</tbody></table>\n"
-    review = [
-        (learner, g) for learner, grades in graded for g in grades.values() if g.status in (REVIEW, STOPPED)
-    ]
-    if review:
-        items = "".join(
-            f"<li>{link(learner)}, {g.id}, {g.status}: {_prose(g.message[:600])}</li>\n"
-            for learner, g in review
-        )
-        body += f"<h2>To look at by hand</h2><ul>{items}</ul>\n"
-    unread = [(learner, problem) for learner, _ in graded for problem in learner.problems]
-    if unread:
-        items = "".join(f"<li>{link(learner)}: {_prose(problem)}</li>\n" for learner, problem in unread)
-        body += f"<h2>Files that were not read</h2><ul>{items}</ul>\n"
-    everyone = "".join(
-        f"<li>{link(learner)}: {sum(g.points for g in grades.values()):g}</li>\n"
-        for learner, grades in graded
-    )
-    return _page("Summary of the class", body + f"<h2>Everyone</h2><ul>{everyone}</ul>\n")
+        cells = [*(str(status[name]) for name in columns), f"<ul>{said}</ul>" if said else ""]
+        cells = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows += f'<tr><th scope="row">{exercise}</th>{cells}</tr>\n'
+    caption = "<caption>The class, by exercise</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>\n"
+
+
+def _section(heading: str, items: list[str]) -> str:
+    """A heading and a list of HTML."""
+    lines = "".join(f"<li>{item}</li>\n" for item in items)
+    return f"<h2>{heading}</h2><ul>{lines}</ul>\n"

@@ -1,7 +1,7 @@
 """Run answers one by one in a process of their own, and bring back a verdict whatever happens there.
 
-The grader itself never imports an answer, nor torch. On Linux a server (`judge`) has everything loaded and forks for each
-answer; elsewhere each answer gets a fresh Python, which costs its start-up.
+The grader itself never imports an answer, nor torch. On Linux a server (`judge`) has everything loaded and
+forks for each answer; elsewhere each answer gets a fresh Python, which costs its start-up.
 """
 
 import json
@@ -142,7 +142,7 @@ class Sandbox:
 
 
 def _pump(pipe, lines: queue.Queue) -> None:
-    """Lines of a pipe into a queue, so that waiting can have an end on every system; an empty one at the end."""
+    """Lines of a pipe into a queue, so that waiting can end on every system; an empty one comes last."""
     try:
         for line in iter(lambda: pipe.readline(2_000_000), b""):
             lines.put(line)

@@ -1,13 +1,14 @@
-"""What an answer needs of the rest of its notebook: imports, functions, classes and simple values of the top level.
+"""What an answer needs of the rest of its notebook.
 
-What runs a model or draws stays behind.
+Imports, functions, classes and simple values of the top level; what runs a model or draws stays behind.
 """
 
 import ast
 import builtins
-import re
 import symtable
 from dataclasses import dataclass
+
+from mechlab_course.cells import answered_by
 
 PROVIDED = {"torch", "Float", "Int", "Tensor", "ml", "model", "sys", "__name__"}
 PROVIDED |= {"check", "claim", "exercise", "predict", "quiz", "reveal"}  # what the setup cell defines
@@ -37,6 +38,10 @@ QUICK |= {
     "sorted",
     "cache",
 }
+_RUN = (
+    "Your answer uses `{}`, which code cell {} makes by running something. Other cells are not run here: "
+    "an answer gets all it needs as arguments, or defines it as a plain value."
+)
 
 
 @dataclass(frozen=True)
@@ -48,32 +53,6 @@ class Piece:
     text: str
     uses: frozenset[str]
     left_out: bool = False  # an assignment that runs something: known, and not taken
-
-
-def exercise_id(node: ast.expr) -> str | None:
-    """The id in `exercise("12.1")`, `ml.course.exercise('12.1')` or `exercise(12.1)`."""
-    if (
-        not isinstance(node, ast.Call)
-        or getattr(node.func, "attr", getattr(node.func, "id", "")) != "exercise"
-    ):
-        return None
-    given = [*node.args, *(k.value for k in node.keywords)]
-    if len(given) != 1 or not isinstance(given[0], ast.Constant):
-        return None
-    id = str(given[0].value).strip()
-    return id if re.fullmatch(r"\d\d\.\d+", id) else None
-
-
-def exercise_ids(node: ast.stmt) -> list[str]:
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return [id for id in map(exercise_id, node.decorator_list) if id]
-    if (
-        isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Call)
-        and isinstance(node.targets[0], ast.Name)
-    ):
-        return [id for id in [exercise_id(node.value.func)] if id]  # name = exercise("12.1")(lambda ...)
-    return []
 
 
 def piece_of(node: ast.stmt, text: str, cell: int) -> Piece | None:
@@ -88,15 +67,19 @@ def piece_of(node: ast.stmt, text: str, cell: int) -> Piece | None:
         flat = [t for target in targets for t in getattr(target, "elts", [target])]
         if not all(isinstance(t, ast.Name) for t in flat):
             return None
-        names, left_out = [t.id for t in flat], not (_is_quick(node.value) or exercise_ids(node))
+        names, left_out = [t.id for t in flat], not (_is_quick(node.value) or _is_exercise(node))
     else:
         return None
     code = _text(node, text)
     return Piece(cell, tuple(names), code, frozenset(free_names(code)), left_out)
 
 
+def _is_exercise(node: ast.stmt) -> bool:
+    return any(found.kind == "exercise" for found in answered_by(node))
+
+
 def _is_quick(node: ast.expr) -> bool:
-    """A value that costs nothing to make: literals, names, arithmetic, `torch.tensor([...])`; not a run of a model."""
+    """A value that costs nothing to make: literals, names, arithmetic, `torch.tensor`; no run of a model."""
     if isinstance(node, ast.Lambda):
         return True
     if isinstance(node, ast.Call):
@@ -140,9 +123,11 @@ def free_names(code: str) -> set[str]:
 
 
 def slice_for(name: str, at: int, pieces: list[Piece]) -> tuple[str, tuple[str, ...]]:
-    """The code of piece `at`, which defines `name`, with the pieces it needs, in the notebook's order; and what is missing.
+    """The code of piece `at`, which defines `name`, with the pieces it needs, in the notebook's order; and
+    what is missing.
 
-    Of several definitions of a name the nearest before the answer counts, as when the notebook runs from the top.
+    Of several definitions of a name the nearest before the answer counts, as when the notebook runs from the
+    top.
     """
     chosen = {n for n, p in enumerate(pieces) if "*" in p.names}
     seen, missing = {name}, {}
@@ -163,10 +148,7 @@ def slice_for(name: str, at: int, pieces: list[Piece]) -> tuple[str, tuple[str, 
             nearest = max([n for n in places if n <= at], default=min(places))
             if pieces[nearest].left_out:
                 if wanted not in PROVIDED:
-                    missing[wanted] = (
-                        f"Your answer uses `{wanted}`, which code cell {pieces[nearest].cell} makes by running something. Other "
-                        "cells are not run here: an answer gets all it needs as arguments, or defines it as a plain value."
-                    )
+                    missing[wanted] = _RUN.format(wanted, pieces[nearest].cell)
             elif nearest not in chosen:
                 chosen.add(nearest)
                 todo.append(nearest)

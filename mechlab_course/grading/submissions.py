@@ -2,12 +2,13 @@
 
 One sub-folder a learner (of any depth inside), or files directly in the folder. Whose file it is:
 
-- a sub-folder's name, less what Moodle adds: `Jane Doe_12345_assignsubmission_file` is Jane Doe, unless two would then
-  be the same;
+- a sub-folder's name, less what Moodle adds: `Jane Doe_12345_assignsubmission_file` is Jane Doe, unless two
+  would then be the same;
 - a file's name up to `__`, or else up to `_` and the name of a notebook of the course, less what Canvas adds
   (`doejane_LATE_123_456_11_input_attribution-1.ipynb` is doejane), or else all of it.
 
-Zip files are read in memory and never unpacked. Links are not followed. What cannot be read is a problem of that file.
+Zip files are read in memory and never unpacked. Links are not followed. What cannot be read is a problem of
+that file.
 """
 
 import io

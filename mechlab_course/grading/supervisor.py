@@ -1,4 +1,4 @@
-"""Watch over the process of one answer: its time, what it prints, how it ends, and whether its verdict is valid."""
+"""Watch the process of one answer: its time, what it prints, how it ends, whether its verdict is valid."""
 
 import json
 import os
@@ -84,7 +84,8 @@ def verdict_of(told: bytes, word: str, ended: str, end: int, job: dict) -> dict:
         kept = {key: result[key] for key in ("status", "message", "further") if key in result}
         return kept | {"flags": flags}
     why = {
-        "time": f"It ran longer than {job['seconds']:g} seconds and was stopped. Is there a loop that does not end?",
+        "time": f"It ran longer than {job['seconds']:g} seconds and was stopped. "
+        "Is there a loop that does not end?",
         "output": f"It printed more than {FLOOD // 1_000_000} MB and was stopped.",
     }
     ended = "time" if end == -OUT_OF_TIME else ended

@@ -8,15 +8,17 @@ import re
 
 from mechlab_course.grading.slices import PROVIDED
 
-FRAMES = "f_back f_globals f_locals f_builtins f_code tb_frame tb_next gi_frame cr_frame ag_frame _getframe _current_frames"
-INSIDES = "__globals__ __closure__ __code__ __builtins__ __subclasses__ __mro__ __bases__ __wrapped__ cell_contents __defaults__"
-FRAMES += " currentframe getouterframes settrace setprofile addaudithook attrgetter"
+FRAMES = "f_back f_globals f_locals f_builtins f_code tb_frame tb_next gi_frame cr_frame ag_frame _getframe"
+FRAMES += " _current_frames currentframe getouterframes settrace setprofile addaudithook attrgetter"
+INSIDES = "__globals__ __closure__ __code__ __builtins__ __subclasses__ __mro__ __bases__ __wrapped__"
+INSIDES += " cell_contents __defaults__"
 _ATTRIBUTES = dict.fromkeys(FRAMES.split(), "looks into Python's frames")
 _ATTRIBUTES |= dict.fromkeys(INSIDES.split(), "looks into the inside of functions or classes")
 _CALLS = {"exec", "eval", "compile", "__import__", "globals", "vars", "breakpoint"}
-_MODULES = "gc ctypes _ctypes subprocess socket signal multiprocessing importlib unittest mock atexit builtins pty resource __main__"
-_METHODS = "__torch_function__ __torch_dispatch__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __instancecheck__"
-_METHODS += " __getattribute__ __class__ __array__ __array_ufunc__ __float__ __index__"
+_MODULES = "gc ctypes _ctypes subprocess socket signal multiprocessing importlib unittest mock atexit"
+_MODULES += " builtins pty resource __main__"
+_METHODS = "__torch_function__ __torch_dispatch__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__"
+_METHODS += " __instancecheck__ __getattribute__ __class__ __array__ __array_ufunc__ __float__ __index__"
 _FORMAT = re.compile(r"\{[^{}]*\.(__|f_|tb_)")
 _COURSE = re.compile(r"mechlab(_course\.(check\w+|exercises|folders|grading)|\.course\.\w+)\b")
 

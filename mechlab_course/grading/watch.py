@@ -1,7 +1,7 @@
-"""Notice an answer that works on the check instead of the exercise, by what it does and by what it leaves changed.
+"""Notice an answer that works on the check instead of the exercise, by what it does and leaves changed.
 
-None of this keeps foreign code in (`confine` does). It sees to it that such an answer is not called correct before a
-person has looked at it.
+None of this keeps foreign code in (`confine` does). It sees to it that such an answer is not called correct
+before a person has looked at it.
 """
 
 import os
@@ -50,7 +50,7 @@ _WRITES += ("os.chown", "os.utime", "os.setxattr", "os.removexattr", "shutil.", 
 
 
 def snapshot() -> dict[tuple[str, str], Any]:
-    """Everything a check relies on, by name: the course's functions and their code, torch's, and Python's own."""
+    """All that a check relies on, by name: the course's functions and their code, torch's, Python's own."""
     names = ["builtins", "math", "operator", "inspect", "traceback", "linecache", "random", "json", "numpy"]
     names += ["os", "sys", "functools", "copy", "__main__"]
     names += ["torch", "torch.nn.functional", "torch.linalg", "torch.random", "torch.testing"]
@@ -92,7 +92,7 @@ def changed(before: dict[tuple[str, str], Any]) -> list[str]:
 
 
 class Watcher:
-    """An audit hook, which Python cannot remove again: refuses what an answer has no need of, and notes who tried."""
+    """An audit hook, which Python cannot remove again: refuses what no answer needs, and notes who tried."""
 
     def __init__(self, file: str, readable: list[Path], private: list[Path], tell: Callable[[str], None]):
         self.file, self._notes, self._busy, self._tell = file, set(), set(), tell
@@ -161,7 +161,7 @@ class Watcher:
         return frame is not None and frame.f_code.co_filename == self.file
 
     def _blamed(self) -> bool:
-        """Whether the answer itself asked, directly or through Python's own library; not one of the packages it uses."""
+        """Whether the answer itself asked, directly or through Python's own library; no package it uses."""
         frame = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename

@@ -1,5 +1,12 @@
 """The executed course as a static web site: `mechlab site`.
 
-Reads the stored notebooks, README.md and docs/; runs no model and imports no torch. The pages work from a plain file
-server and from a folder (file://), ask nobody for anything, and say in words what each figure shows.
+Reads the stored notebooks, README.md and docs/; runs no model and imports no torch. The pages work from a
+plain file server and from a folder (file://), ask nobody for anything, and say in words what each figure
+shows.
+
+build.py     puts the site together          commands.py  the command
+notebook.py  one notebook as one page        outputs.py   what its cells put out
+prose.py     markdown and code to HTML       search.py    the index of words
+check.py     links, ids, sizes, alternative texts
+page.html, site.css, site.js, icon.svg       what all pages share
 """

@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 ASSETS = ("site.css", "site.js", "icon.svg")
 LOOK_UP = ("glossary.md", "hook_map.md")  # of docs/: where people look things up
 # Words of the glossary that are words of every day, too: to link them would lead astray.
-EVERYDAY = {"complete", "completeness", "strength", "feature", "baseline", "parameter", "recovered", "paraphrase"}  # fmt: skip
-EVERYDAY |= {"corruption", "neighbourhood", "agreement", "replacement", "indirect effect"}
+EVERYDAY = {"complete", "completeness", "strength", "feature", "baseline", "parameter", "recovered"}
+EVERYDAY |= {"paraphrase", "corruption", "neighbourhood", "agreement", "replacement", "indirect effect"}
 
 
 @dataclass
@@ -82,7 +82,7 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
 
 
 def _drawers() -> dict[str, bytes]:
-    """The scripts that draw figures and attention views, from the installed packages; a page loads them when it needs them."""
+    """The scripts that draw figures and attention views; pages load them when needed."""
     plotly = Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
     views = Path(find_spec("circuitsvis").origin).parent / "dist" / "cdn" / "iife.js"
     views = views.read_bytes() + b";window.CircuitsVis=CircuitsVis;\n"

@@ -1,4 +1,4 @@
-"""What can be checked of the site without a browser: links, ids, alternative texts, sizes, and that nobody is asked."""
+"""What can be checked of the site without a browser: links, ids, alternative texts, sizes, nobody asked."""
 
 import posixpath
 import re

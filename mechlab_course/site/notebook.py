@@ -40,7 +40,7 @@ def notebook_page(solved: Path, learner: Path, links: Links) -> Page:
     """The page of a notebook, from its executed solution and from the notebook that learners get."""
     stem, number = solved.stem, solved.stem[:2]
     cells = json.loads(solved.read_text(encoding="utf-8"))["cells"]
-    stubs = {  # by the number of the exercise: it outlives an edit that the solution has not been run again for
+    stubs = {  # by the number of the exercise, which outlives an edit that the solution has not been run for
         c["metadata"]["mechlab"]["id"]: text_of(c["source"])
         for c in json.loads(learner.read_text(encoding="utf-8"))["cells"]
         if c["metadata"].get("mechlab", {}).get("kind") == "exercise"
@@ -121,7 +121,8 @@ def _code(cell: dict, stubs: dict[str, str], shown: Shown) -> str:
         stub = code(stubs.get(meta["id"], "# This exercise has gone from the learner's notebook."))
         return f'<div class="exercise"><p class="label">Your turn</p>{stub}{answer}</div>'
     if kind == "check":
-        return f'<div class="check">{code(source)}<p class="label">What the check says of the solution</p>{out}</div>'
+        label = '<p class="label">What the check says of the solution</p>'
+        return f'<div class="check">{code(source)}{label}{out}</div>'
     if kind == "quiz":
         return folded("answer", "Answer", f'{code(source)}<div class="out">{out}</div>')
     if kind == "predict":

@@ -1,4 +1,4 @@
-"""What a cell put out, as HTML for a page that cannot compute: figures that answer, tables, verdicts, words."""
+"""What a cell put out, as HTML for a page that cannot compute: live figures, tables, verdicts, words."""
 
 import ast
 import base64
@@ -80,7 +80,7 @@ def _rich(data: dict, source: str, shown: Shown) -> tuple[str, str] | None:
 
 
 def _figure(data: dict, twin: str, shown: Shown) -> str:
-    """A picture with its words. Where there is data, the script of the page draws it and it answers to the mouse."""
+    """A picture with its words. Where there is data, the page's script draws it, and it answers the mouse."""
     shown.figures += 1
     number, picture = shown.figures, base64.b64decode(text_of(data["image/png"]))
     width, height = struct.unpack(">II", picture[16:24])

@@ -1,4 +1,4 @@
-"""Markdown and code to HTML: headings with anchors, tables that scroll, links that lead to pages of the site."""
+"""Markdown and code to HTML: headings with anchors, tables that scroll, links to pages of the site."""
 
 import html
 import posixpath
@@ -30,7 +30,7 @@ class Links:
     terms: list[tuple[str, str, str, str]] = field(default_factory=list)  # word, meaning, notebook, anchor
 
     def target(self, link: str, folder: str) -> str | None:
-        """The address on the site of a link that stands in `folder` of the repository; None if it leads nowhere."""
+        """The address on the site of a link in `folder` of the repository; None if there is none."""
         if link.startswith(("http:", "https:", "mailto:")):
             return None if "/OWNER/" in link else link  # a copy that nobody has published
         path, _, anchor = link.partition("#")
@@ -148,7 +148,7 @@ def _anchor(target: str | None, text: str, **attributes: str) -> Tag | None:
 
 
 def _replace(node: NavigableString, piece: re.Pattern, make, within: re.Pattern) -> None:
-    """Replace each `piece` that stands within a match of `within` by what `make` says, unless that is None."""
+    """Replace each `piece` within a match of `within` by what `make` says, if it says anything."""
     text, parts, end = str(node), [], 0
     for outer in within.finditer(text):
         for found in piece.finditer(text, outer.start(), outer.end()):

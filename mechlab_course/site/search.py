@@ -1,4 +1,4 @@
-"""The search index: which sections hold which word, as a script, since a page from a folder may not fetch a file."""
+"""The search index: which sections hold which word. A script, since a page in a folder may fetch no file."""
 
 import json
 import re
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from mechlab_course.site.notebook import Page
 
 WORD = re.compile(r"[a-z0-9_]+(?:[.+×-][a-z0-9_]+)*")
-DULL = """a an and are as at be but by can do does for from has have how if in into is it its no not of on one or so than
-that the their them then there they this to two was we what when which with you your"""
+DULL = """a an and are as at be but by can do does for from has have how if in into is it its no not of on one
+or so than that the their them then there they this to two was we what when which with you your"""
 EXCERPT = 150
 
 
 def words(text: str) -> set[str]:
-    """The words of a text as somebody may type them: "ml.head_scores" is also "head_scores", "head" and "scores"."""
+    """The words of a text as typed: "ml.head_scores" is also "head_scores", "head" and "scores"."""
     found = set()
     for whole in WORD.findall(text.lower()):
         found |= {whole, *re.split(r"[.+×-]", whole), *re.split(r"[.+×_-]", whole)}

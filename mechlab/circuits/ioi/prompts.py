@@ -4,9 +4,9 @@
     When John and Mary went to the store, John gave a drink to
          S1  S1+1                         S2                end
 
-Prompts come in balanced pairs: the same sentence with either person named again, so that whatever the model thinks
-of a name or of a place in the sentence cancels, and a model without the ability has a mean of zero. The templates
-are our own, in the manner of Wang et al. 2022.
+Prompts come in balanced pairs: the same sentence with either person named again, so that whatever the model
+thinks of a name or of a place in the sentence cancels, and a model without the ability has a mean of zero.
+The templates are our own, in the manner of Wang et al. 2022.
 """
 
 import warnings
@@ -41,7 +41,8 @@ CORRUPTIONS = {
 
 @dataclass(frozen=True)
 class IOIPrompts:
-    """IOI prompts of one model, right-padded to one length; what stands after `end` is padding and reads as nothing.
+    """IOI prompts of one model, right-padded to one length; what stands after `end` is padding and reads as
+    nothing.
 
     tokens:    [prompt, pos], with the model's first token (BOS) where it was asked for
     io, s:     [prompt], the answer and its rival; a corruption keeps them, so that one metric serves all
@@ -65,7 +66,7 @@ class IOIPrompts:
     @cached_property
     def metric(self) -> Metric:
         """Logit of the indirect object minus logit of the subject at each prompt's end."""
-        return logit_difference(self.io, self.s, end=self.positions["end"])
+        return logit_difference(self.io, self.s, pos=self.positions["end"])
 
     def text(self, row: int = 0) -> str:
         """One prompt as text, without padding."""
@@ -100,7 +101,8 @@ class IOIPrompts:
     def corrupted(self, how: str = "abc", *, seed: int = 0) -> "IOIPrompts":
         """The same prompts with other names in the same places; templates, lengths and the metric stay.
 
-        how: one of `CORRUPTIONS`. Names drawn anew are none of the prompt's own. Corruptions can follow one another:
+        how: one of `CORRUPTIONS`. Names drawn anew are none of the prompt's own. Corruptions can follow one
+             another:
         `prompts.corrupted("order").corrupted("names")`.
         """
         if how not in CORRUPTIONS:
@@ -141,11 +143,12 @@ def ioi_prompts(
 ) -> IOIPrompts:
     """`count` IOI prompts in balanced pairs, the templates in turn, names and things drawn at random.
 
-    Each pair is one sentence with either person named again: once the subject stands first in it, once the indirect
-    object. Names of several tokens for this model are left out, with a warning that says which; of places and
-    objects, those of the usual number of tokens are kept, so that a template has one length.
+    Each pair is one sentence with either person named again: once the subject stands first in it, once the
+    indirect object. Names of several tokens for this model are left out, with a warning that says which; of
+    places and objects, those of the usual number of tokens are kept, so that a template has one length.
 
-    prepend_bos: whether the model's first token is put before each prompt. TransformerLens does; the paper did not.
+    prepend_bos: whether the model's first token is put before each prompt. TransformerLens does; the paper
+                 did not.
     """
     if count < 2 or count % 2:
         raise PromptError(f"count is {count}: prompts come in pairs, so ask for an even number of them.")
@@ -194,7 +197,8 @@ def _positions(tokens: Tensor, io: int, s: int, text: str) -> dict[str, int]:
     at_io, at_s = ((tokens == name).nonzero()[:, 0].tolist() for name in (io, s))
     if (len(at_io), len(at_s)) != (1, 2):
         raise PromptError(
-            f"The indirect object must stand in the prompt once and the subject twice, as whole tokens; found "
+            "The indirect object must stand in the prompt once and the subject twice, as whole tokens; "
+            "found "
             f"{len(at_io)} and {len(at_s)} in {text!r}"
         )
     return {"IO": at_io[0], "S1": at_s[0], "S1+1": at_s[0] + 1, "S2": at_s[1], "end": len(tokens) - 1}
@@ -207,12 +211,14 @@ def _single_tokens(model, names: Sequence[str]) -> dict[str, int]:
     dropped = [name for name in names if name not in kept]
     if len(kept) < 6:
         raise PromptError(
-            f"Only {len(kept)} of {len(pieces)} names are one token for this model ({', '.join(kept) or 'none'}); six are "
+            f"Only {len(kept)} of {len(pieces)} names are one token for this model "
+            f"({', '.join(kept) or 'none'}); six are "
             "needed, so that corruptions find other ones. Give more `names`."
         )
     if dropped:
         warnings.warn(
-            f"{len(dropped)} of {len(pieces)} names are several tokens for this model and were left out: {', '.join(dropped)}",
+            f"{len(dropped)} of {len(pieces)} names are several tokens for this model and were left out: "
+            f"{', '.join(dropped)}",
             stacklevel=3,
         )
     return kept

@@ -1,9 +1,9 @@
 """Which role does a head play? From three kinds of evidence, by thresholds that are stated.
 
-Where it looks (attention on IOI prompts), what it does with what it sees (copying, for and against), and whom it
-serves (path effects, from the logits backwards: each step asks who is read by the heads found in the step before).
-A head gets a role when all three say so, two roles make it ambiguous, and none leaves it without: looking in the right
-place is not enough.
+Where it looks (attention on IOI prompts), what it does with what it sees (copying, for and against), and whom
+it serves (path effects, from the logits backwards: each step asks who is read by the heads found in the step
+before). A head gets a role when all three say so, two roles make it ambiguous, and none leaves it without:
+looking in the right place is not enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,8 @@ PLACES = {  # where a head of the circuit looks, from where
 class Rule:
     """What a head must show to have a role.
 
-    looks:  a place of `PLACES`, or "end→S" (S1 and S2 together), that gets at least `THRESHOLDS["attention"]` of its attention
+    looks:  a place of `PLACES`, or "end→S" (S1 and S2 together), that gets at least `THRESHOLDS["attention"]`
+            of its attention
     copies: "for", "against": at least `THRESHOLDS["copying"]` of the names; None: not asked
     serves: who reads it, and the sign that the path must have (0: either), at least `THRESHOLDS["path"]`
     at:     the position where it acts
@@ -56,8 +57,8 @@ class Rule:
 
 
 THRESHOLDS = {"attention": 0.15, "copying": 0.25, "path": 0.01}
-# In the order in which they are found, from the logits backwards. The path effects are shares of the way to the ABC
-# run: positive for a head that helps.
+# In the order in which they are found, from the logits backwards. The path effects are shares of the way to
+# the ABC run: positive for a head that helps.
 RULES = {
     "name mover": Rule("end→IO", "for", "logits", +1, "end"),
     "negative name mover": Rule("end→IO", "against", "logits", -1, "end"),
@@ -80,7 +81,8 @@ STEPS = (
 class Roles:
     """The evidence for every head, and the circuit that follows from it.
 
-    table:   one row a head: attention, copying, path effects (NaN where it was not asked: it does not look there), "role"
+    table:   one row a head: attention, copying, path effects (NaN where it was not asked: it does not look
+             there), "role"
     paths:   the path effects of each step, by sender; the last sender is all heads that were not asked alone
     circuit: the heads with a role, with their positions and the edges found on the way
     """
@@ -102,7 +104,8 @@ class Roles:
 
 
 def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
-    """How much of its attention each head gives from one place of the prompt to another (`PLACES`; "end→S" is both S), on average."""
+    """How much of its attention each head gives from one place of the prompt to another (`PLACES`; "end→S" is
+    both S), on average."""
     rows, found = torch.arange(len(prompts)), {name: [] for name in PLACES}
     for layer in range(run.model.cfg.n_layers):
         pattern = run.at("pattern", layer)
@@ -117,10 +120,10 @@ def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "laye
 def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
     """Give every head its role, by the rules of `RULES` and the limits of `THRESHOLDS`.
 
-    Path patching from `prompts` to `reference` (ABC prompts): into the logits, from every head; into the queries of the
-    name movers, into the values of the S-inhibition heads at S2, and into the keys of the induction heads at S1+1, from
-    every head that looks where the role does, and from all others together ("the rest"). A step whose receivers were
-    not found is left out, and so are the roles that depend on it.
+    Path patching from `prompts` to `reference` (ABC prompts): into the logits, from every head; into the
+    queries of the name movers, into the values of the S-inhibition heads at S2, and into the keys of the
+    induction heads at S1+1, from every head that looks where the role does, and from all others together
+    ("the rest"). A step whose receivers were not found is left out, and so are the roles that depend on it.
     """
     import pandas as pd
 

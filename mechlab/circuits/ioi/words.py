@@ -1,6 +1,7 @@
 """Sentences, names, places and things for IOI prompts: our own, in the manner of Wang et al. 2022."""
 
-# Of one shape: with one token a word, names at 2 and 4, the subject again at 10, the end at 14. Quick to run together.
+# Of one shape: with one token a word, names at 2 and 4, the subject again at 10, the end at 14. Quick to run
+# together.
 ALIGNED = (
     "When {first} and {second} walked to the {place}, {subject} gave a {object} to",
     "After {first} and {second} arrived at the {place}, {subject} handed a {object} to",
@@ -25,14 +26,19 @@ OTHERS = (
 TEMPLATES = ALIGNED + OTHERS
 
 NAMES = """
-    James John Robert Michael David William Richard Joseph Thomas Charles Daniel Matthew Anthony Paul Steven Andrew
-    George Kevin Brian Edward Jason Ryan Jacob Eric Stephen Larry Scott Benjamin Samuel Gregory Alexander Patrick
-    Jack Dennis Tyler Aaron Adam Nathan Henry Peter Walter Carl Simon Oliver Arthur Louis Philip Bruce Martin Keith
-    Leo Tom Jim Joe Luke Ian Sean Chris Mary Patricia Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Karen
-    Lisa Nancy Sandra Margaret Emily Michelle Carol Amanda Melissa Stephanie Rebecca Sharon Laura Dorothy Amy Angela
-    Emma Nicole Anna Samantha Katherine Christine Helen Rachel Maria Catherine Heather Diane Olivia Julie Victoria
-    Ruth Lauren Kelly Christina Andrea Hannah Martha Sara Sophia Alice Isabella Julia Charlotte Diana Kate Jane Lucy
-    Claire Ella Jenny Molly Clara Ellen Sally Annie
+    James John Robert Michael David William Richard Joseph Thomas Charles Daniel Matthew Anthony Paul
+    Steven Andrew George Kevin Brian Edward Jason Ryan Jacob Eric Stephen Larry Scott Benjamin Samuel
+    Gregory Alexander Patrick Jack Dennis Tyler Aaron Adam Nathan Henry Peter Walter Carl Simon Oliver
+    Arthur Louis Philip Bruce Martin Keith Leo Tom Jim Joe Luke Ian Sean Chris Mary Patricia Jennifer
+    Linda Elizabeth Barbara Susan Jessica Sarah Karen Lisa Nancy Sandra Margaret Emily Michelle Carol
+    Amanda Melissa Stephanie Rebecca Sharon Laura Dorothy Amy Angela Emma Nicole Anna Samantha Katherine
+    Christine Helen Rachel Maria Catherine Heather Diane Olivia Julie Victoria Ruth Lauren Kelly Christina
+    Andrea Hannah Martha Sara Sophia Alice Isabella Julia Charlotte Diana Kate Jane Lucy Claire Ella Jenny
+    Molly Clara Ellen Sally Annie
 """.split()  # noqa: SIM905 - a list of 124 lines reads worse
-PLACES = "store school park office hospital station garden beach kitchen library market museum".split()  # noqa: SIM905
-OBJECTS = "book ring drink key ticket flower basket camera necklace watch blanket lamp".split()  # noqa: SIM905
+PLACES = """
+    store school park office hospital station garden beach kitchen library market museum
+""".split()  # noqa: SIM905
+OBJECTS = """
+    book ring drink key ticket flower basket camera necklace watch blanket lamp
+""".split()  # noqa: SIM905

@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 STYLE = """<style>
 .mechlab-circuit { --jp-content-font-color1: #222; --jp-ui-font-color1: #222; --jp-widgets-color: #222;
   --jp-widgets-label-color: #222; --jp-widgets-input-color: #222; --jp-widgets-input-background-color: #fff;
-  --jp-widgets-input-border-color: #888; --jp-layout-color0: #fff; --jp-layout-color1: #fff; --jp-layout-color2: #e8e8e8;
+  --jp-widgets-input-border-color: #888; --jp-layout-color0: #fff; --jp-layout-color1: #fff;
+  --jp-layout-color2: #e8e8e8;
   --jp-rendermime-table-row-background: #fff; --jp-rendermime-table-row-hover-background: #f4f4f4;
   color-scheme: light; background: #fff; color: #222; padding: 8px; }
 .mechlab-circuit p, .mechlab-circuit caption { margin: 0 0 6px; line-height: 1.4; }
 .mechlab-circuit td { white-space: nowrap; }
 .mechlab-circuit .mechlab-pattern { overflow-x: auto; }
-.mechlab-circuit .mechlab-pattern td, .mechlab-circuit .mechlab-pattern code { font-size: 11px; line-height: 1.3; }
+.mechlab-circuit .mechlab-pattern td,
+.mechlab-circuit .mechlab-pattern code { font-size: 11px; line-height: 1.3; }
 .mechlab-circuit .mechlab-head { border-radius: 8px; overflow: visible; }
 .mechlab-circuit input[type="checkbox"] { vertical-align: middle; margin-top: 0; }
 .mechlab-circuit button:focus-visible { outline: 3px solid #0072B2; }
 </style>"""
+BUTTON = {"button_color": "transparent", "text_color": "#222222", "font_weight": "bold", "font_size": "12px"}
 
 
 def circuit_explorer(
     knockouts: Knockouts, circuit: Circuit, *, start: Head | None = None
 ) -> "ipywidgets.Box":
-    """The picture of a circuit with heads to click: who reads it, where it looks, what it writes, what goes without it.
+    """The picture of a circuit with heads to click: who reads it, where it looks, what goes without it.
 
-    knockouts: the model on some prompts, ready to run without some heads; positions stand in the order of the prompts'
+    knockouts: the model on some prompts, ready to run without some heads; positions stand in the order of the
+               prompts'
     start:     the head to begin with
 
-    A head is removed at the positions where its role acts, in each prompt its own, and stays removed until it is put
-    back. Raises `CircuitError` for a circuit that does not fit the model or the positions.
+    A head is removed at the positions where its role acts, in each prompt its own, and stays removed until it
+    is put back. Raises `CircuitError` for a circuit that does not fit the model or the positions.
     """
     plan = lay_out(circuit, list(knockouts.prompts.positions))
     if start is not None:
@@ -68,28 +72,33 @@ class _Explorer:
         self.toggle = w.Checkbox(indent=False, layout=w.Layout(width="auto", margin="2px 12px 2px 0"))
         self.role = w.Button(layout=w.Layout(width="auto"))
         self.back = w.Button(description="Put all back", layout=w.Layout(width="auto"))
-        begin = trials.model.tokenizer.bos_token or ""
-        texts = [
-            trials.model.to_string(tokens).removeprefix(begin)
-            for tokens in map(trials.prompt, range(len(trials.prompts)))
-        ]
-        self.prompt = w.Dropdown(
-            options=[(text, n) for n, text in enumerate(texts)], layout=w.Layout(width="auto")
-        )
-        wrap = w.Layout(flex_flow="row wrap")
-        self.controls = w.VBox([w.HBox([self.toggle, self.role, self.back], layout=wrap), self.together])
-        panel = w.VBox(
-            [self.told, self.status, self.removal, self.controls, self.prompt, self.pattern],
-            layout=w.Layout(flex="1 1 360px", min_width="360px", max_width="620px", margin="0 0 0 16px"),
-        )
-        self.box = w.Box([w.HTML(STYLE, layout=w.Layout(display="none")), self._canvas(), panel], layout=wrap)
-        self.box.add_class("mechlab-circuit")
-        self.pattern.add_class("mechlab-pattern")
+        self.prompt = w.Dropdown(options=self._prompts(), layout=w.Layout(width="auto"))
+        self.box = self._arranged()
         self.toggle.observe(self._toggled, names="value")
         self.role.on_click(self._careful(lambda _: self._remove(self.removed | self._fellows())))
         self.back.on_click(self._careful(lambda _: self._remove(set())))
         self.prompt.observe(self._careful(lambda _: self._show_pattern()), names="value")
         self._mark()
+
+    def _prompts(self) -> list[tuple[str, int]]:
+        """The text of each prompt, and its number."""
+        model, begin = self.trials.model, self.trials.model.tokenizer.bos_token or ""
+        prompts = map(self.trials.prompt, range(len(self.trials.prompts)))
+        return [(model.to_string(tokens).removeprefix(begin), n) for n, tokens in enumerate(prompts)]
+
+    def _arranged(self) -> "ipywidgets.Box":
+        """The drawing with its buttons, and beside it what is told."""
+        import ipywidgets as w
+
+        wrap = w.Layout(flex_flow="row wrap")
+        self.controls = w.VBox([w.HBox([self.toggle, self.role, self.back], layout=wrap), self.together])
+        parts = [self.told, self.status, self.removal, self.controls, self.prompt, self.pattern]
+        size = {"flex": "1 1 360px", "min_width": "360px", "max_width": "620px", "margin": "0 0 0 16px"}
+        style = w.HTML(STYLE, layout=w.Layout(display="none"))
+        box = w.Box([style, self._canvas(), w.VBox(parts, layout=w.Layout(**size))], layout=wrap)
+        box.add_class("mechlab-circuit")
+        self.pattern.add_class("mechlab-pattern")
+        return box
 
     def choose(self, head: Head) -> None:
         """Show what there is to know about a head: first what is known already, then what needs a run."""
@@ -105,7 +114,7 @@ class _Explorer:
         self._mark()
         self.together.value = together_told(self.trials, self.removed)
 
-    def _toggled(self, change) -> None:
+    def _toggled(self, change: dict) -> None:
         with self.busy:
             if change["new"] != (self.head in self.removed):  # a person did it, not `_mark`
                 self._careful(self._remove)(self.removed ^ {self.head})
@@ -147,23 +156,16 @@ class _Explorer:
         self.buttons = {}
         for head, (x, y) in sorted(self.plan.heads.items()):
             row, column = round(height - y), 2 + round(2 * x - 1)
-            place = w.Layout(grid_area=f"{row} / {column} / {row + 1} / {column + 2}", width="auto", height="auto",
-                             margin="3px 0", padding="0")  # fmt: skip
-            style = {
-                "button_color": "transparent",
-                "text_color": "#222222",
-                "font_weight": "bold",
-                "font_size": "12px",
-            }
-            button = w.Button(description=named([head]), layout=place, style=style)
+            area = f"{row} / {column} / {row + 1} / {column + 2}"
+            place = w.Layout(grid_area=area, width="auto", height="auto", margin="3px 0", padding="0")
+            button = w.Button(description=named([head]), layout=place, style=BUTTON)
             button.add_class("mechlab-head")
             button.on_click(self._careful(lambda _, head=head: self.choose(head)))
             self.buttons[head] = button
-        layout = w.Layout(
-            grid_template_columns=f"{LEFT}px repeat({round(2 * width)}, {wide(self.plan) // 2}px)",
-            grid_template_rows=f"repeat({round(height)}, {HIGH}px) {foot(self.circuit)}px",
-            grid_gap="0", flex="0 0 auto", overflow="visible",
-        )  # fmt: skip
+        columns = f"{LEFT}px repeat({round(2 * width)}, {wide(self.plan) // 2}px)"
+        rows = f"repeat({round(height)}, {HIGH}px) {foot(self.circuit)}px"
+        grid = {"grid_template_columns": columns, "grid_template_rows": rows, "grid_gap": "0"}
+        layout = w.Layout(**grid, flex="0 0 auto", overflow="visible")
         return w.GridBox([self.drawn, *self.buttons.values()], layout=layout)
 
     def _careful(self, action: Callable) -> Callable:

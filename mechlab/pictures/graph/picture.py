@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import plotly.graph_objects as go
 
 from mechlab.circuits.circuits import Circuit
 from mechlab.pictures import plots
@@ -11,14 +12,9 @@ from mechlab.pictures.graph.words import described, in_words, reader
 from mechlab.results import named
 
 SHAPES = (*plots.SYMBOLS, "hexagon", "triangle-down")
-SIZES = {
-    "square": 32,
-    "diamond": 33,
-    "cross": 33,
-    "triangle-up": 42,
-    "triangle-down": 42,
-}  # of about one area
-# Told apart by every kind of colour vision (Okabe and Ito; Tol); the two that stand for signs are left to the edges.
+# Pixels, of about one area.
+SIZES = {"square": 32, "diamond": 33, "cross": 33, "triangle-up": 42, "triangle-down": 42}
+# Told apart by every kind of colour vision (Okabe and Ito; Tol); the two that stand for signs are the edges'.
 COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#B8A800", "#444444", "#332288")
 ROW = 54  # pixels
 
@@ -26,12 +22,13 @@ ROW = 54  # pixels
 def circuit_picture(
     circuit: Circuit, *, title: str = "Circuit", order: Sequence[str] | None = None, **layout
 ) -> plots.Picture:
-    """Draw a circuit: heads by layer (early at the bottom) and position, colour and shape by role; edges by effect.
+    """Draw a circuit: heads by layer and position, early layers at the bottom, and edges by effect.
 
     order: names of positions from left to right (default: as `circuit.at` names them)
 
-    Edges are as wide as their effect is large: red lines for effects above 0, dashed blue ones below. The letter on an edge
-    says what it enters: queries, keys or values. Raises `CircuitError` for a circuit that cannot be drawn.
+    Colour and shape tell the role. Edges are as wide as their effect is large: red lines for effects above 0,
+    dashed blue ones below. The letter on an edge says what it enters: queries, keys or values. Raises
+    `CircuitError` for a circuit that cannot be drawn.
     """
     plan = lay_out(circuit, order)
     legend = 22 * -(-(len(circuit.roles) + 2) // 4)
@@ -64,18 +61,17 @@ def tint(colour: str, share: float = 0.25) -> str:
     return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)
 
 
-def sign(effect: float) -> dict[str, str]:
+def sign(effect: float | int) -> dict[str, str]:
     """Colour and dash of an edge."""
     return {"color": plots.RED} if effect >= 0 else {"color": plots.BLUE, "dash": "6px,3px"}
 
 
-def _draw_frame(fig, plan: Plan) -> None:
+def _draw_frame(fig: go.Figure, plan: Plan) -> None:
     """The columns and their names, the layers, the logits."""
     width, height = plan.size
     for _, left, right in plan.columns:
-        fig.add_shape(
-            type="rect", x0=left, x1=right, y0=-0.5, y1=height - 1.5, fillcolor="#F4F4F4", line_width=0, layer="below"
-        )  # fmt: skip
+        ends = {"x0": left, "x1": right, "y0": -0.5, "y1": height - 1.5}
+        fig.add_shape(type="rect", fillcolor="#F4F4F4", line_width=0, layer="below", **ends)
     bare = {"showgrid": False, "showline": False, "ticks": "", "fixedrange": True}
     margin = max(0, 8 - width) / 2  # few heads stand together in the middle
     names = [name for name, _, _ in plan.columns]
@@ -88,7 +84,7 @@ def _draw_frame(fig, plan: Plan) -> None:
     fig.add_annotation(x=x, y=y, text="<b>logits</b>", showarrow=False, **box)
 
 
-def _draw_edges(fig, plan: Plan) -> None:
+def _draw_edges(fig: go.Figure, plan: Plan) -> None:
     """Curves as shapes, which take few bytes; on each a letter that tells the rest when pointed at."""
     if not plan.edges:
         return
@@ -100,27 +96,25 @@ def _draw_edges(fig, plan: Plan) -> None:
     x, y = np.array([label for *_, label in plan.edges]).round(2).T.tolist()
     outline = {"color": [sign(edge.effect)["color"] for edge in edges], "width": 1}
     sizes = [7 if edge.receiver is None else 14 for edge in edges]
-    fig.add_scatter(
-        x=x, y=y, mode="markers+text", text=["" if e.receiver is None else e.into for e in edges], textfont_size=10,
-        marker={"size": sizes, "color": "#FFFFFF", "line": outline}, showlegend=False,
-        customdata=[f"{named([e.sender])} into {reader(e)}: {e.effect:+.3f}" for e in edges],
-        hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
+    marker = {"size": sizes, "color": "#FFFFFF", "line": outline}
+    letters = ["" if edge.receiver is None else edge.into for edge in edges]
+    told = [f"{named([e.sender])} into {reader(e)}: {e.effect:+.3f}" for e in edges]
+    hover = {"customdata": told, "hovertemplate": "%{customdata}<extra></extra>", "showlegend": False}
+    fig.add_scatter(x=x, y=y, mode="markers+text", text=letters, textfont_size=10, marker=marker, **hover)
 
 
-def _draw_heads(fig, plan: Plan, circuit: Circuit) -> None:
+def _draw_heads(fig: go.Figure, plan: Plan, circuit: Circuit) -> None:
     narrow = min(1.0, 640 / plan.size[0] / 54)
     for role, (shape, colour) in looks(circuit).items():
         heads = circuit.roles[role]
         if not heads:
             continue
         x, y = zip(*(plan.heads[head] for head in heads), strict=True)
-        outline = {"color": colour, "width": 2.5}
-        fig.add_scatter(
-            x=x, y=y, mode="markers", name=role, text=[described(circuit, head) for head in heads],
-            marker={"symbol": shape, "size": narrow * SIZES.get(shape, 36), "color": tint(colour), "line": outline},
-            hovertemplate="%{text}<extra></extra>",
-        )  # fmt: skip
+        marker = {"symbol": shape, "size": narrow * SIZES.get(shape, 36), "color": tint(colour)}
+        marker |= {"line": {"color": colour, "width": 2.5}}
+        told = [described(circuit, head) for head in heads]
+        hover = {"text": told, "hovertemplate": "%{text}<extra></extra>"}
+        fig.add_scatter(x=x, y=y, mode="markers", name=role, marker=marker, **hover)
     x, y = zip(*plan.heads.values(), strict=True)
     names = [f"<b>{named([head])}</b>" for head in plan.heads]
     fig.add_scatter(x=x, y=y, mode="text", text=names, textfont_size=12, showlegend=False, hoverinfo="skip")

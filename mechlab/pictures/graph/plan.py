@@ -1,6 +1,7 @@
-"""Where the parts of a circuit stand in its picture: heads in rows by layer and columns by position, edges around them.
+"""Where the parts of a circuit stand in its picture: heads by layer and position, edges around them.
 
-Information flows upwards: early layers are at the bottom, the logits on top. Layers without heads take no space.
+Information flows upwards: early layers are at the bottom, the logits on top. Layers without heads take no
+space.
 """
 
 import math
@@ -11,14 +12,16 @@ import numpy as np
 
 from mechlab.circuits.circuits import Circuit, CircuitError, Edge, Head
 
-Point = tuple[float, float]
+Point = tuple[float | int, float | int]
+Column = tuple[str, float | int, float | int]  # name, left, right
+Cell = tuple[tuple[str, ...], int]  # positions, layer
 SIDE_BY_SIDE = 11  # heads in one line, over all columns; more of one layer go into further lines
 BENDS = (0, 0.4, -0.4, 0.8, -0.8, 1.4, -1.4, 2, -2, 3, -3)  # how far a curve may swing out at either end
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One head is one wide and one high; x grows to the right and y upwards, with the layer. Each place is a middle.
+    """One head is one wide and one high; x grows to the right and y upwards. Each place is a middle.
 
     heads:   {(23, 3): (x, y), ...}; x is a multiple of a half, y a whole number
     logits:  (x, y)
@@ -30,8 +33,8 @@ class Plan:
 
     heads: dict[Head, Point]
     logits: Point
-    columns: list[tuple[str, float, float]]
-    layers: list[tuple[int, float]]
+    columns: list[Column]
+    layers: list[tuple[int, float | int]]
     edges: list[tuple[Edge, np.ndarray, Point]]
     size: Point
 
@@ -42,13 +45,16 @@ class Plan:
 
 
 def lay_out(circuit: Circuit, order: Sequence[str] | None = None) -> Plan:
-    """The plan of a circuit. order: names of positions from left to right (default: as `circuit.at` names them).
+    """The plan of a circuit.
 
-    A role that acts at several positions gets a column between them; one that acts everywhere, a column on the left.
-    Raises `CircuitError` for a circuit that cannot be drawn: no heads, an unknown position, an edge that goes back.
+    order: names of positions from left to right (default: as `circuit.at` names them)
+
+    A role that acts at several positions gets a column between them; one that acts everywhere, a column on
+    the left. Raises `CircuitError` for a circuit that cannot be drawn: no heads, an unknown position, an edge
+    that goes back.
     """
     _check(circuit, order)
-    cells: dict[tuple[tuple[str, ...], int], list[Head]] = {}  # (positions, layer) -> heads
+    cells: dict[Cell, list[Head]] = {}
     for head in circuit.heads:
         cells.setdefault((circuit.positions(head) or (), head[0]), []).append(head)
     line, columns = _columns(cells, order or [name for names in circuit.at.values() for name in names])
@@ -87,7 +93,9 @@ def _check(circuit: Circuit, order: Sequence[str] | None) -> None:
             )
 
 
-def _columns(cells: dict, order: Sequence[str]) -> tuple[int, dict]:
+def _columns(
+    cells: dict[Cell, list[Head]], order: Sequence[str]
+) -> tuple[int, dict[tuple[str, ...], Column]]:
     """How many heads go into one line, and (name, left, right) of each column, from left to right."""
     order = list(dict.fromkeys(order))
     middle = lambda names: sum(map(order.index, names)) / len(names) if names else -1
@@ -110,8 +118,8 @@ def _abreast(count: int, line: int) -> int:
     return math.ceil(count / math.ceil(count / line)) if count else 1
 
 
-def _in_row(count: int, column: tuple[str, float, float], y: int, placed: dict[Head, Point]) -> list[Point]:
-    """Heads side by side in the middle of a column; half a place aside where they would stand right above others."""
+def _in_row(count: int, column: Column, y: int, placed: dict[Head, Point]) -> list[Point]:
+    """Heads side by side in the middle of a column; half a place aside where they would cover others."""
     _, left, right = column
     start = (left + right - count) / 2 + 0.5
     below = [x for x, at in placed.values() if at == y - 1 and left <= x <= right]
@@ -120,8 +128,10 @@ def _in_row(count: int, column: tuple[str, float, float], y: int, placed: dict[H
     return [(start + n, float(y)) for n in range(count)]
 
 
-def _routes(edges: Sequence[Edge], places: dict, width: float) -> list[tuple[Edge, np.ndarray, Point]]:
-    """For each edge the best of many curves, short and clear of other heads, and a place for its label that is free."""
+def _routes(
+    edges: Sequence[Edge], places: dict[Head | None, Point], width: float
+) -> list[tuple[Edge, np.ndarray, Point]]:
+    """For each edge the best of many curves, short and clear of heads, and a free place for its label."""
     t = np.linspace(0, 1, 25)[:, None]
     weights = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], 1)
     everyone, labels, found = np.array(list(places.values())), np.full((1, 2), -9.0), []
@@ -137,9 +147,8 @@ def _routes(edges: Sequence[Edge], places: dict, width: float) -> list[tuple[Edg
         cost = cost + 4 * np.clip(0.5 - apart(points, passed), 0, None).sum((1, 2))
         best = int(cost.argmin())
         free = np.minimum(apart(points[best], everyone).min(1) - 0.2, apart(points[best], labels).min(1))
-        label = points[
-            best, (np.minimum(free, 0.4) - 0.3 * np.abs(t[:, 0] - 0.5)).argmax()
-        ]  # near the middle
+        near = np.minimum(free, 0.4) - 0.3 * np.abs(t[:, 0] - 0.5)  # to the middle
+        label = points[best, near.argmax()]
         labels = np.vstack([labels, label])
         found.append((edge, np.array(bent[best]), (float(label[0]), float(label[1]))))
     return found

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechlab.circuits.circuits import Circuit, Edge, Head
 from mechlab.pictures.graph.picture import looks, sign, tint
-from mechlab.pictures.graph.plan import Plan
+from mechlab.pictures.graph.plan import Plan, Point
 from mechlab.pictures.graph.words import in_words, reader
 from mechlab.results import named
 
@@ -16,33 +16,39 @@ LEFT, LINE = 34, 24  # of the layers' numbers, of a line below the drawing
 A_LINE = 3  # roles in one line of the legend
 # Outlines with many or few corners: how many, the turn of the first, how far out.
 POLYGONS = {
-    "square": (4, 45, 1.4), "diamond": (4, 0, 1.3), "hexagon": (6, 0, 1.1),
-    "triangle-up": (3, -90, 1.4), "triangle-down": (3, 90, 1.4),
-}  # fmt: skip
-CROSS = np.array([(-4, -11), (4, -11), (4, -4), (11, -4), (11, 4), (4, 4), (4, 11), (-4, 11), (-4, 4), (-11, 4), (-11, -4), (-4, -4)]) / 9  # fmt: skip
+    "square": (4, 45, 1.4),
+    "diamond": (4, 0, 1.3),
+    "hexagon": (6, 0, 1.1),
+    "triangle-up": (3, -90, 1.4),
+    "triangle-down": (3, 90, 1.4),
+}
+ACROSS = (-4, 4, 4, 11, 11, 4, 4, -4, -4, -11, -11, -4)  # the corners of a cross
+DOWN = (-11, -11, -4, -4, 4, 4, 11, 11, 4, 4, -4, -4)
+CROSS = np.stack([ACROSS, DOWN], 1) / 9
 
 
 def circuit_svg(
     plan: Plan, circuit: Circuit, chosen: Head | None = None, removed: set[Head] = frozenset()
 ) -> str:
-    """The drawing. The chosen head is framed and its edges stand out; removed heads are dashed and marked with a cross."""
+    """The drawing. The chosen head is framed, its edges stand out; removed heads are dashed and crossed."""
     width, height = pixels(circuit, plan)
     parts = [_columns(plan)]
     for mine in (False, True):  # those of the chosen head on top
         parts += [_edge(plan, *it, chosen, removed) for it in plan.edges if (chosen in _ends(it[0])) == mine]
     x, y = _at(plan, plan.logits)
     parts.append(
-        f'<rect x="{x - 28}" y="{y - 13}" width="56" height="26" rx="5" fill="#fff" stroke="#222" stroke-width="2"/>'
-        f'<text x="{x}" y="{y + 4.5}" text-anchor="middle" font-weight="bold">logits</text>'
+        f'<rect x="{x - 28}" y="{y - 13}" width="56" height="26" rx="5" fill="#fff" stroke="#222" '
+        f'stroke-width="2"/><text x="{x}" y="{y + 4.5}" text-anchor="middle" font-weight="bold">logits</text>'
     )
     kinds = looks(circuit)
     for head, place in plan.heads.items():
         kind = kinds[circuit.role(head)]
         parts.append(_head(_at(plan, place), wide(plan), *kind, head == chosen, head in removed))
     parts.append(_legend(plan, circuit))
+    told = html.escape(in_words(circuit), quote=True)
     return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" style="display:block" '
-        f'aria-label="{html.escape(in_words(circuit), quote=True)}" font-family="system-ui, sans-serif" font-size="12" '
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'style="display:block" aria-label="{told}" font-family="system-ui, sans-serif" font-size="12" '
         f'fill="#222">{"".join(parts)}</svg>'
     )
 
@@ -62,7 +68,7 @@ def foot(circuit: Circuit) -> int:
     return LINE * (2 + math.ceil(len(circuit.roles) / A_LINE) + bool(circuit.edges))
 
 
-def _at(plan: Plan, place) -> tuple[float, float]:
+def _at(plan: Plan, place: Point | np.ndarray) -> Point:
     x, y = map(float, place)
     return round(LEFT + wide(plan) * x, 1), round(HIGH * (plan.size[1] - 0.5 - y), 1)
 
@@ -86,7 +92,9 @@ def _columns(plan: Plan) -> str:
     return drawn + '<text x="0" y="14">layer</text>'
 
 
-def _edge(plan: Plan, edge: Edge, curve, label, chosen: Head | None, removed: set[Head]) -> str:
+def _edge(
+    plan: Plan, edge: Edge, curve: np.ndarray, label: Point, chosen: Head | None, removed: set[Head]
+) -> str:
     mine = chosen in _ends(edge)
     gone = bool(removed & set(_ends(edge)))
     faint = 0.08 if gone and not mine else 0.2 if chosen is not None and not mine else 0.8
@@ -100,32 +108,44 @@ def _edge(plan: Plan, edge: Edge, curve, label, chosen: Head | None, removed: se
     if mine and curve[3, 1] - curve[0, 1] < 1:  # short: there is more room nearer to the other end
         t = 0.6 if edge.sender == chosen else 0.4
         label = np.array([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]) @ curve
-    x, y = _at(plan, label)
     return (
         f'<g opacity="{faint}"><title>{told}</title>'
         f'<path d="M{first}C{", ".join(rest)}" fill="none" stroke="{kind["color"]}" {dash} '
         f'stroke-width="{plan.thickness(edge)}"/>'
-        + (f'<rect x="{x - across / 2}" y="{y - 6.5}" width="{across}" height="13" rx="6" fill="#fff" stroke="{kind["color"]}"/>'
-           f'<text x="{x}" y="{y + 3.5}" text-anchor="middle" font-size="10">{text}</text>' if text else "")
-        + "</g>"
-    )  # fmt: skip
+        f"{_label(_at(plan, label), across, kind['color'], text) if text else ''}</g>"
+    )
 
 
-def _head(at, across: int, shape: str, colour: str, chosen: bool, removed: bool) -> str:
-    """The outline of a head; its name is on the button above. In a frame when chosen; dashed, with a cross, when removed."""
+def _label(at: Point, across: int, colour: str, text: str) -> str:
+    """What stands on an edge: a letter, or its effect."""
+    x, y = at
+    return (
+        f'<rect x="{x - across / 2}" y="{y - 6.5}" width="{across}" height="13" rx="6" fill="#fff" '
+        f'stroke="{colour}"/><text x="{x}" y="{y + 3.5}" text-anchor="middle" font-size="10">{text}</text>'
+    )
+
+
+def _head(at: Point, across: int, shape: str, colour: str, chosen: bool, removed: bool) -> str:
+    """The outline of a head; its name is on the button above.
+
+    In a frame when chosen; dashed, with a cross, when removed.
+    """
     x, y = at
     size = across / 3
-    frame = f'<rect x="{x - across / 2 + 1}" y="{y - 24}" width="{across - 2}" height="48" rx="8" fill="#fff" stroke="#222" stroke-width="2.5"/>'
+    frame = (
+        f'<rect x="{x - across / 2 + 1}" y="{y - 24}" width="{across - 2}" height="48" rx="8" fill="#fff" '
+        'stroke="#222" stroke-width="2.5"/>'
+    )
     drawn = frame if chosen else ""
     if not removed:
-        return drawn + _outline(
-            shape, x, y, size, f'fill="{tint(colour)}" stroke="{colour}" stroke-width="2.5"'
-        )
-    drawn += _outline(shape, x, y, size, 'fill="#fff" stroke="#555" stroke-width="2" stroke-dasharray="3 3"')
+        style = f'fill="{tint(colour)}" stroke="{colour}" stroke-width="2.5"'
+        return drawn + _outline(shape, at, size, style)
+    drawn += _outline(shape, at, size, 'fill="#fff" stroke="#555" stroke-width="2" stroke-dasharray="3 3"')
     return drawn + f'<path d="M{x + 11} {y - 20}l9 9m0 -9l-9 9" stroke="#A00000" stroke-width="3"/>'
 
 
-def _outline(shape: str, x: float, y: float, size: float, style: str) -> str:
+def _outline(shape: str, at: Point, size: float | int, style: str) -> str:
+    x, y = at
     if shape == "circle":
         return f'<circle cx="{x}" cy="{y}" r="{1.1 * size}" {style}/>'
     if shape in POLYGONS:
@@ -145,7 +165,7 @@ def _legend(plan: Plan, circuit: Circuit) -> str:
     drawn = ""
     for n, (role, (shape, colour)) in enumerate(looks(circuit).items()):
         x, y = 10 + n % A_LINE * across, top + n // A_LINE * LINE
-        drawn += _outline(shape, x, y, 7, f'fill="{tint(colour)}" stroke="{colour}" stroke-width="2"')
+        drawn += _outline(shape, (x, y), 7, f'fill="{tint(colour)}" stroke="{colour}" stroke-width="2"')
         drawn += f'<text x="{x + 16}" y="{y + 4.5}">{html.escape(role)}</text>'
     if circuit.edges:
         y = top + math.ceil(len(circuit.roles) / A_LINE) * LINE

@@ -1,7 +1,7 @@
-"""What the explorer of a circuit asks of the model: where heads look, what they write, what goes without them.
+"""What the explorer of a circuit asks of the model: where heads look, what they write and are needed for.
 
-No hook is set after the start. JupyterLab answers clicks in threads of their own, where hooks would meet those of a cell
-that is running; `Knockouts` computes with the weights alone.
+No hook is set after the start. JupyterLab answers clicks in threads of their own, where hooks would meet
+those of a cell that is running; `Knockouts` computes with the weights alone.
 """
 
 from collections.abc import Iterable
@@ -10,23 +10,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.logits import require_folded
 from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.knockouts import Knockouts
+from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
-from mechlab.runs.fast import Resume
+from mechlab.runs.matrices import held_norm_slope
+from mechlab.runs.run import Run
 
 
 class Trials:
     """Runs of some prompts, as they are and without some heads; each is made once and kept.
 
-    A head that is removed gives its mean over reference prompts, of the same template and at the same position, at the
-    positions where its role acts, in each prompt its own.
+    A head that is removed gives its mean over reference prompts, of the same template and at the same
+    position, at the positions where its role acts, in each prompt its own.
 
     before: [prompt], the metric with everything in place
     where:  [layer, prompt, pos, head], true where a head of the circuit acts
-    reads:  [prompt, pos, d_model], what the metric reads in the last stream, whose norm is held; None for a metric that
-            is no sum over parts of the stream, such as a probability
+    reads:  [prompt, pos, d_model], what the metric reads in the last stream, whose norm is held; None for a
+            metric that is no sum over parts of the stream, such as a probability
     """
 
     @torch.no_grad()
@@ -34,7 +35,7 @@ class Trials:
         require_folded(knockouts.model)
         self.knockouts, self.circuit, self.model = knockouts, circuit, knockouts.model
         self.prompts, self.positions = knockouts.prompts.tokens, knockouts.prompts.positions
-        self.run: Resume = knockouts.run
+        self.run: Run = knockouts.run
         self.before = knockouts.intact.cpu()
         self.where = knockouts.keeping(circuit)
         self.reads = _direction(self.run, knockouts.metric)
@@ -55,23 +56,24 @@ class Trials:
 
     @torch.no_grad()
     def direct(self, head: Head) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"]]:
-        """What a head itself writes to the metric; and how that changes when it is removed and all else is held.
+        """What a head itself writes to the metric; and how that changes when it alone is removed.
 
-        All else: every other part of the model, and the length by which the last norm divides. Direct logit attribution.
+        All else is held: every other part of the model, and the length by which the last norm divides. This
+        is direct logit attribution.
         """
         layer, index = head
-        z, usual = (each[layer, :, :, index] for each in (self.run.z, self.knockouts.z))
+        z, usual = self.run.at("z", layer)[:, :, index], self.knockouts.z[layer, :, :, index]
         change = torch.where(self.where[layer, :, :, index, None], usual - z, 0.0)
-        W_O = self.run.layers[layer].out[0].unflatten(0, (self.run.heads, -1))[index]
+        W_O = self.model.blocks[layer].attn.W_O[index]
         return tuple(((part @ W_O) * self.reads).sum((1, 2)).cpu() for part in (z, change))
 
     @torch.no_grad()
     def pattern(self, head: Head) -> Float[Tensor, "prompt query_pos key_pos"]:
         """The attention of a head."""
-        return self.run.pattern(head[0])[:, head[1]].cpu()
+        return self.run.at("pattern", head[0])[:, :, head[1]].cpu()
 
     def looks(self, head: Head) -> dict[str, dict[str, float]]:
-        """Mean attention over the prompts, from each position where a head acts to each position that has a name."""
+        """Mean attention over the prompts, from each position where a head acts to each that has a name."""
         pattern, rows = self.pattern(head), torch.arange(len(self.prompts))
         at = {name: place.cpu() for name, place in self.positions.items()}
         share = lambda query, key: pattern[rows, at[query], at[key]].mean().item()
@@ -79,10 +81,9 @@ class Trials:
         return {name: {other: share(name, other) for other in at} for name in names}
 
 
-def _direction(run: Resume, metric: Metric) -> Float[Tensor, "prompt pos d_model"] | None:
-    """The gradient of the metric on the last stream, its norm held, where twice the logits give twice the metric."""
-    stream = run.resid_pre[-1]
-    logits = run.unembed(stream)
+def _direction(run: Run, metric: Metric) -> Float[Tensor, "prompt pos d_model"] | None:
+    """The gradient of a metric on the last stream, its norm held; None unless twice the logits double it."""
+    logits, count = run.logits([], run.tokens.shape[1]), run.model.cfg.n_layers
     once, twice = per_prompt(metric, logits), per_prompt(metric, 2 * logits)
     if not torch.allclose(2 * once, twice, rtol=1e-3, atol=1e-3):
         return None
@@ -92,4 +93,4 @@ def _direction(run: Resume, metric: Metric) -> Float[Tensor, "prompt pos d_model
         if not value.requires_grad:
             return None
         (slope,) = torch.autograd.grad(value, logits)
-    return run.held_norm_slope(stream, slope @ run.model.W_U.T)
+    return held_norm_slope(run.model, run.at("resid_pre", count), slope @ run.model.W_U.T)

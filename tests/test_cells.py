@@ -1,0 +1,70 @@
+"""What a code cell answers, by the one parser that build, working copies, grading and tests share."""
+
+import ast
+
+import pytest
+
+from mechlab_course.build import notebooks as build
+from mechlab_course.build import workspace
+from mechlab_course.build.sources import read
+from mechlab_course.cells import answered, mentioned
+from mechlab_course.grading.answers import find
+
+FORMS = {  # a cell: what it answers
+    '@exercise("12.1")\ndef f(x):\n    return x': ["exercise 12.1"],
+    "@ml.course.exercise('12.1')\ndef f(x):\n    return x": ["exercise 12.1"],
+    "@exercise(12.1)\ndef f(x):\n    return x": ["exercise 12.1"],
+    '@exercise(id="12.1")\n@torch.no_grad()\ndef f(x):\n    return x': ["exercise 12.1"],
+    'if True:\n    @exercise("12.1")\n    def f(x):\n        return x': ["exercise 12.1"],
+    'f = exercise("12.1")(lambda x: x)': ["exercise 12.1"],
+    '%%time\n@exercise("12.1")\ndef f(x):\n    return x': ["exercise 12.1"],
+    'quiz("12.a", "b")': ["quiz 12.a"],
+    'outcome = course.quiz("12.a", answer="b")': ["quiz 12.a"],
+    'predict("12.p", [0.5, -x])': ["predict 12.p"],
+    'quiz("12.a", "b")\npredict("12.p", ...)': ["quiz 12.a", "predict 12.p"],
+    '@exercise(name)\ndef f(x): ...\nquiz(f"12.{letter}", "b")\nexercise = 3': [],
+    "print('@exercise(\"12.1\")')": [],
+    # not Python: by its text
+    '@exercise("12.1")\ndef f(x):\n    return (x': ["exercise 12.1"],
+    '@exercise("12.1)\ndef f(x):\n    return x': ["exercise 12.1"],
+    'quiz("12.a", "b"\npredict("12.p", 0.5)\nquiz("12.a", "c"': ["quiz 12.a", "predict 12.p"],
+    "def (:\n    exercise(f)": [],
+}
+
+
+@pytest.mark.parametrize("code", FORMS)
+def test_what_a_cell_answers(code):
+    assert [f"{found.kind} {found.id}" for found in answered(code)] == FORMS[code]
+
+
+def test_what_a_question_is_answered_with_comes_along():
+    (found,) = answered('x = quiz("12.a", "b")')
+    assert isinstance(found.node, ast.Assign) and [ast.unparse(each) for each in found.given] == ["'b'"]
+
+
+def test_a_mention_counts_where_nothing_else_does():
+    text = "# exercise('12.1'), as I tried it\nprint(quiz('12.a', 'b'))"
+    assert answered(text) == []
+    assert [found.id for found in mentioned(text)] == ["12.1", "12.a"]
+    cell = {"cell_type": "code", "source": [text]}
+    assert (
+        workspace._answer_key(cell) == "exercise 12.1"
+    )  # a learner's words are kept with the exercise they name
+
+
+def test_grading_takes_ids_of_the_course_only():
+    assert (
+        find(['@exercise("mine")\ndef f(x):\n    return x', 'predict("12.1", 3)', 'quiz("12.1", "b")'], "")
+        == []
+    )
+
+
+@pytest.mark.parametrize("stem", build.sources())
+def test_every_cell_of_the_course_answers_what_its_header_says(stem):
+    for cell in read(build.sources()[stem]):
+        if cell.kind in ("exercise", "wrong"):
+            assert [(a.kind, a.id) for a in answered(cell.source)] == [("exercise", cell.meta["id"])]
+        elif cell.kind in ("quiz", "predict"):
+            assert [a.kind for a in answered(cell.stub())] == [cell.kind]
+        elif cell.type == "code":
+            assert answered(cell.source) == []
