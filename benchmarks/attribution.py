@@ -35,7 +35,7 @@ def main() -> bool:
     print("\nAttribution, one prompt\n")
     model = ml.load(quiet=True)
     prompt = model.to_tokens("We won the match, and the whole team felt")
-    source = ml.replaced(model, prompt, "<|endoftext|>")
+    source = ml.baseline_tokens(model, prompt, "<|endoftext|>")
     metric = ml.logit_difference(ml.single_token(model, " happy"), ml.single_token(model, " sad"))
     game = ml.input_game(model, prompt, source, metric)
     n = len(game.players)

@@ -35,7 +35,7 @@ def main() -> bool:
         met.append(
             row(f"path patching, {name}", f"{seconds:.1f}", "", f"at most {BUDGET}", seconds <= BUDGET)
         )
-    knockouts = ml.Knockouts(model, asked, ml.ioi_prompts(model, 96, seed=1).corrupted("abc"))
+    knockouts = ml.CircuitRuns(model, asked, ml.ioi_prompts(model, 96, seed=1).corrupted("abc"))
     seconds, _ = cpu(lambda: knockouts.measure([ml.Circuit({})]))
     row("everything knocked out, 16 prompts", f"{seconds:.1f}", "", "", True)
     return all([*met, attribution(model, asked), edges(model, asked)])

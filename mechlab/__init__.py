@@ -27,7 +27,8 @@ __version__ = "0.1.0"
 def _listed() -> dict[str, str]:
     """Each public name and the module that has it, as `__init__.pyi` says."""
     lines = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
-    return {line.names[0].name: str(line.module) for line in lines if isinstance(line, ast.ImportFrom)}
+    imports = [line for line in lines if isinstance(line, ast.ImportFrom)]
+    return {name.name: str(line.module) for line in imports for name in line.names}
 
 
 _PUBLIC = _listed()

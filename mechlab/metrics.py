@@ -7,6 +7,7 @@ the usual ones. Zero and sign: `logit_difference` is positive when the model pre
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +40,7 @@ class PositionMetric:
 
     def ids(self, batch: int, device=None) -> Int[Tensor, "batch token"]:
         """The ids it reads, for each prompt."""
-        return torch.stack([_for_each(ids, batch, device) for ids in self.tokens], dim=-1)
+        return torch.stack([_for_each(ids, batch, device) for ids in self.tokens or ()], dim=-1)
 
 
 @was(wrong="incorrect", end="pos")
@@ -126,5 +127,7 @@ def _for_each(ids: Ids, batch: int, device) -> Int[Tensor, "batch"]:
     return ids.expand(batch)
 
 
-def __getattr__(name: str):
-    return old_name(__name__, name, {"Reading": "PositionMetric"})
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str):
+        return old_name(__name__, name, {"Reading": "PositionMetric"})

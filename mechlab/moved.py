@@ -51,7 +51,8 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = module.__spec__.loader_state  # importing has put the old name there
+        if module.__spec__ is not None:  # importing has put the old name there
+            module.__spec__ = module.__spec__.loader_state
 
 
 def _new(fullname: str) -> str:
@@ -84,14 +85,12 @@ def old_name(module: str, name: str, names: dict[str, str]) -> Any:
 
 def resume(model: Any, base: Any, **given: Any) -> Any:
     """`ml.Resume`, which is `ml.run_of` now, with what notebooks asked of it."""
-    from mechlab.runs.engines import run_of
-
     _say(
         "ml.Resume is now ml.run_of; its .pattern(layer) is .at('pattern', layer), with positions before "
         "heads.",
         3,
     )
-    run: Any = run_of(model, base, **given)
+    run: Any = import_module("mechlab.runs.engines").run_of(model, base, **given)
     run.base, run.ends = run.tokens, run.value
     run.pattern = lambda layer: run.at("pattern", layer).transpose(1, 2)
     return run
@@ -110,12 +109,13 @@ def was(
     def decorate(function: Callable) -> Callable:
         @wraps(function)
         def called(*args, **given):
+            name = getattr(function, "__name__", "this")
             if when is not None and when(args):
-                _say(f"{function.__name__} is now called as {function.__name__}{signature(function)}.", 3)
+                _say(f"{name} is now called as {name}{signature(function)}.", 3)
                 given |= dict(zip(positions, args, strict=False))
                 args = ()
             for old in [name for name in given if name in keywords]:
-                _say(f"{function.__name__}({old}=...) is now {keywords[old]}=...", 3)
+                _say(f"{name}({old}=...) is now {keywords[old]}=...", 3)
                 given[keywords[old]] = given.pop(old)
             return function(*args, **given)
 

@@ -4,6 +4,7 @@ Everything that goes wrong silently in later experiments is refused here, with i
 different lengths, answers of two tokens, a clean and a corrupted prompt that are the same.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechlab.metrics import Metric, logit_difference
+from mechlab.moved import was
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -29,14 +31,14 @@ class PromptPair:
     """Aligned prompts, tokenised and checked. Make one with `prompt_pair`.
 
     clean, corrupted: token ids, one row per prompt, all rows of one length, BOS included
-    answers, wrong:   token ids of the answer on the clean prompt and of its rival
+    answers, incorrect: token ids of the answer on the clean prompt and of its rival
     """
 
     model: "TransformerBridge"
     clean: Int[Tensor, "batch pos"]
     corrupted: Int[Tensor, "batch pos"]
     answers: Int[Tensor, "batch"]
-    wrong: Int[Tensor, "batch"]
+    incorrect: Int[Tensor, "batch"]
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -44,7 +46,13 @@ class PromptPair:
     @property
     def metric(self) -> Metric:
         """Logit of the answer minus logit of its rival, at the last position."""
-        return logit_difference(self.answers, self.wrong)
+        return logit_difference(self.answers, self.incorrect)
+
+    @property
+    def wrong(self) -> Int[Tensor, "batch"]:
+        """What `incorrect` was called."""
+        warnings.warn("pair.wrong is now pair.incorrect.", FutureWarning, stacklevel=2)
+        return self.incorrect
 
     def labels(self, row: int = 0) -> list[str]:
         """Names of the positions of one clean prompt, all different: `' John' 2`."""
@@ -67,22 +75,25 @@ class PromptPair:
         return torch.tensor(found)
 
 
+@was(wrong="incorrect")
 def prompt_pair(
     model: "TransformerBridge",
     clean: str | Sequence[str],
     corrupted: str | Sequence[str],
     answers: str | Sequence[str],
-    wrong: str | Sequence[str],
+    incorrect: str | Sequence[str],
 ) -> PromptPair:
     """Tokenise and check pairs of prompts. One string, or one string for each prompt.
 
     Answers must be one token each, written with their leading space: " Mary". Raises `PromptError`.
     """
-    texts = [[part] if isinstance(part, str) else list(part) for part in (clean, corrupted, answers, wrong)]
+    texts = [
+        [part] if isinstance(part, str) else list(part) for part in (clean, corrupted, answers, incorrect)
+    ]
     counts = [len(part) for part in texts]
     if len(set(counts)) > 1 or not counts[0]:
         raise PromptError(
-            "clean, corrupted, answers and wrong have {}, {}, {} and {} entries.".format(*counts)
+            "clean, corrupted, answers and incorrect have {}, {}, {} and {} entries.".format(*counts)
         )
     rows = [[model.to_tokens(text)[0] for text in part] for part in texts[:2]]
     _check_lengths(model, rows[0] + rows[1])
@@ -94,7 +105,7 @@ def prompt_pair(
                 f"Prompt {row}: clean and corrupted are the same text, so nothing can be learned by patching "
                 f"one into the other: {text!r}"
             )
-        if pair.answers[row] == pair.wrong[row]:
+        if pair.answers[row] == pair.incorrect[row]:
             raise PromptError(f"Prompt {row}: the answer and the wrong answer are both {answer!r}.")
     return pair
 

@@ -7,7 +7,7 @@ holds what was measured on the model of the course, with the command that measur
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ def data_dir() -> Path:
     )
 
 
-def table(notebook: str, yours: Mapping[str, float] | None = None) -> "pd.DataFrame":
+def table(notebook: str, yours: Mapping[str, SupportsFloat] | None = None) -> "pd.DataFrame":
     """Rows of one notebook: quantity, the paper's figure and model, SmolLM2 as stored, and yours.
 
     Further published figures of the same quantity have a row each, with the quantity left blank.

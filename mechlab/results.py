@@ -8,18 +8,23 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mechlab.statistics import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
 
     from mechlab.pictures.plots import Picture
+
+    Values = Float[torch.Tensor, "..."]
+else:
+    Values = Any  # lists, arrays and whole numbers are taken too, and become tensors
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,14 @@ class Scores:
     whole:      for each prompt, what the values ought to add up to, where a method promises or hopes that
     """
 
-    values: Float[torch.Tensor, "..."]
+    values: Values
     dims: tuple[str, ...]
     name: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
-    per_prompt: Float[torch.Tensor, "prompt ..."] | None = None
+    per_prompt: Values | None = None
     signed: bool = True
-    whole: Float[torch.Tensor, "prompt"] | None = None
+    whole: Values | None = None
 
     def __post_init__(self):
         set_ = lambda key, value: object.__setattr__(self, key, value)
@@ -143,7 +148,7 @@ class Scores:
 
         size = self.values.abs() if self.signed else self.values
         order = size.flatten().argsort(descending=True, stable=True)[:k]
-        places = [np.unravel_index(int(i), tuple(self.values.shape)) for i in order]
+        places = [[int(k) for k in np.unravel_index(int(i), tuple(self.values.shape))] for i in order]
         rows = {"place": [self.place(p) for p in places], self.name: self.values.flatten()[order].numpy()}
         if self.per_prompt is not None and len(self.per_prompt) > 1:
             shown = self.per_prompt.flatten(1)[:, order]  # only these: intervals of all places cost much more
@@ -227,7 +232,7 @@ def share_of_way(
 
 
 @dataclass(frozen=True)
-class KnockOut:
+class AblationResult:
     """The metric before and after some parts of the model are taken away, and after random sets matched to
     them.
 
@@ -262,12 +267,12 @@ def named(heads: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{layer}.{head}" for layer, head in heads) or "nothing"
 
 
-def token_labels(model, tokens) -> list[str]:
+def token_labels(model: "TransformerBridge", tokens: Int[torch.Tensor, "..."] | str) -> list[str]:
     """Labels for the positions of one prompt: each token in quotes, with its position: `' John' 2`."""
     return [f"{text!r} {i}" for i, text in enumerate(model.to_str_tokens(tokens))]
 
 
-def position_labels(model, tokens) -> list[str]:
+def position_labels(model: "TransformerBridge", tokens: Int[torch.Tensor, "batch pos"]) -> list[str]:
     """Labels for the positions of several prompts of one length: the token where all agree, else `position
     4`."""
     rows = [model.to_str_tokens(row) for row in tokens]

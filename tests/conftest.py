@@ -6,25 +6,11 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-MODULES = [f"mechlab.attribution.{name}" for name in ("inputs", "rollout", "deletion", "logits")]
-MODULES += [
-    f"mechlab.{path.parent.name}.{path.stem}"
-    for family in ("discovery", "intervention", "ioi")
-    for path in Path(__file__).parents[1].glob(f"mechlab/{family}/[a-z]*.py")
-]
-# In tests the shapes written in the signatures are checked at every call; learners do not pay for it.
-install_import_hook(
-    [
-        "mechlab.metrics",
-        "mechlab.runs.forward",
-        "mechlab.pictures.plots",
-        "mechlab.pictures.patterns",
-        "mechlab.runs.fast",
-        "mechlab.runs.matrices",
-        *MODULES,
-    ],
-    "beartype.beartype",
-)
+ROOT = Path(__file__).parents[1]
+# In tests the shapes written in the signatures are checked at every call, in every module; learners do not pay for it.
+UNCHECKED = ("course", "sweeps")  # what is handed on; what is told with a sentence of its own
+FILES = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "mechlab").rglob("[a-z]*.py"))]
+install_import_hook([".".join(path.parts) for path in FILES if path.name not in UNCHECKED], "beartype.beartype")
 
 import mechlab as ml  # noqa: E402
 

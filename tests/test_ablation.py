@@ -25,7 +25,7 @@ def test_zero_and_mean_write_what_they_say(tiny):
     _, clean = run(tiny, [], name)
     _, cache = tiny.run_with_cache(REFERENCE)
     for how, expected in (("zero", torch.zeros(7, 8)), ("mean", cache[name][:, :, 2].mean(0))):
-        hooks = ml.ablation_hooks(tiny, BASE, [(1, 2)], how, reference=REFERENCE)
+        hooks = ml.ablation_hooks(tiny, BASE, [(1, 2)], how, source=REFERENCE)
         _, after = run(tiny, hooks, name)
         assert torch.allclose(after[:, :, 2], expected.expand(4, 7, 8), atol=1e-5)
         assert torch.equal(after[:, :, [0, 1, 3]], clean[:, :, [0, 1, 3]])
@@ -36,13 +36,11 @@ def test_zero_and_mean_write_what_they_say(tiny):
 def test_resample_takes_rows_of_the_reference_and_noise_its_spread(tiny):
     name = "blocks.0.hook_mlp_out"
     _, cache = tiny.run_with_cache(REFERENCE)
-    _, after = run(
-        tiny, ml.ablation_hooks(tiny, BASE, [0], "resample", unit="mlp", reference=REFERENCE), name
-    )
+    _, after = run(tiny, ml.ablation_hooks(tiny, BASE, [0], "resample", unit="mlp", source=REFERENCE), name)
     assert all(any(torch.allclose(row, other, atol=1e-5) for other in cache[name]) for row in after)
     many = torch.cat([REFERENCE] * 1)
     noisy = torch.cat([
-        run(tiny, ml.ablation_hooks(tiny, BASE, [0], "noise", unit="mlp", reference=many, seed=s), name)[1] for s in range(60)
+        run(tiny, ml.ablation_hooks(tiny, BASE, [0], "noise", unit="mlp", source=many, seed=s), name)[1] for s in range(60)
     ])  # fmt: skip
     assert (noisy.mean(0) - cache[name].mean(0)).abs().mean() < 0.1 * cache[name].std()
     assert torch.allclose(noisy.std(0).mean(), cache[name].std(0, correction=0).mean(), rtol=0.1)
@@ -53,11 +51,11 @@ def test_templates_keep_their_own_means(tiny):
     name = "blocks.2.attn.hook_z"
     _, cache = tiny.run_with_cache(REFERENCE)
     of = (["b", "a", "b", "b"], ["a", "a", "b", "b", "b", "a"])
-    _, after = run(tiny, ml.ablation_hooks(tiny, BASE, [(2, 0)], reference=REFERENCE, templates=of), name)
+    _, after = run(tiny, ml.ablation_hooks(tiny, BASE, [(2, 0)], source=REFERENCE, templates=of), name)
     assert torch.allclose(after[1, :, 0], cache[name][[0, 1, 5], :, 0].mean(0), atol=1e-5)
     assert torch.allclose(after[0, :, 0], cache[name][[2, 3, 4], :, 0].mean(0), atol=1e-5)
     with pytest.raises(ValueError, match="No reference prompt has the template 'c' of prompt 2"):
-        ml.ablation_hooks(tiny, BASE, [(2, 0)], reference=REFERENCE, templates=(["a", "b", "c", "a"], of[1]))
+        ml.ablation_hooks(tiny, BASE, [(2, 0)], source=REFERENCE, templates=(["a", "b", "c", "a"], of[1]))
 
 
 @torch.no_grad()
@@ -84,9 +82,9 @@ def test_a_value_head_serves_all_query_heads_that_share_it(gqa):
 def test_every_unit_can_be_taken_away_in_every_way(tiny, unit, how):
     part = 1 if UNITS[unit][1] is None else (1, 0)
     before = tiny(BASE)
-    effects = ml.ablation_effects(tiny, BASE, METRIC, [part], how, unit=unit, reference=REFERENCE)
+    effects = ml.ablation_effects(tiny, BASE, METRIC, [part], how, unit=unit, source=REFERENCE)
     assert effects.per_prompt.shape == (4, 1) and effects.values.abs().max() > 0
-    together = ml.ablate_together(tiny, BASE, METRIC, [part], how, unit=unit, reference=REFERENCE, draws=3)
+    together = ml.ablate_together(tiny, BASE, METRIC, [part], how, unit=unit, source=REFERENCE, draws=3)
     assert together.random.shape == (3, 4)
     if how != "resample":
         assert torch.allclose(together.after - together.before, effects.per_prompt[:, 0], atol=1e-4)
@@ -127,7 +125,7 @@ def test_what_cannot_be_taken_away_is_refused(tiny):
     with pytest.raises(ValueError, match="`parts` is empty"):
         ml.ablation_hooks(tiny, BASE, [])
     with pytest.raises(ValueError, match="base has 7 tokens and the reference 5"):
-        ml.ablation_hooks(tiny, BASE, [(0, 0)], reference=REFERENCE[:, :5])
+        ml.ablation_hooks(tiny, BASE, [(0, 0)], source=REFERENCE[:, :5])
     with pytest.raises(ValueError, match="Every head of layer 0 is chosen"):
         ml.ablate_together(tiny, BASE, METRIC, [(0, n) for n in range(4)])
     with pytest.raises(ValueError, match="points nowhere"):

@@ -43,7 +43,7 @@ def test_activity_is_the_encoding_entry_by_entry(read, tmp_path):
         dense = sae.encode(cache[HOOK])
     dense[:, 0] = 0  # left out
     again = torch.zeros(texts.numel(), sae.d_sae)
-    again[activity.token, activity.feature] = activity.strength
+    again[activity.token, activity.feature] = activity.activation
     assert torch.allclose(again.view_as(dense), dense, atol=1e-4)
     assert activity.tokens == 13 * 13
     assert torch.allclose(activity.density, (dense > 0).float().sum((0, 1)) / activity.tokens)
@@ -57,7 +57,7 @@ def test_activity_is_the_encoding_entry_by_entry(read, tmp_path):
     back = ml.Activity.load(tmp_path / "a.safetensors")
     assert torch.equal(back.token, activity.token) and torch.equal(back.feature, activity.feature)
     assert torch.equal(back.texts, texts) and (back.d_sae, back.skip) == (48, 1)
-    assert torch.allclose(back.strength, activity.strength, rtol=1e-3)
+    assert torch.allclose(back.activation, activity.activation, rtol=1e-3)
     for wrong in (-1, 48):
         with pytest.raises(ValueError, match="features 0 to 47"):
             activity.loudest(wrong)
@@ -70,7 +70,7 @@ def test_features_of_a_word(read):
     same = [i for i in texts.unique().tolist() if model.tokenizer.decode([i]).strip().lower() == said]
     here = torch.isin(texts[:, 1:], torch.tensor(same))
     dense = torch.zeros(texts.numel(), sae.d_sae).index_put(
-        (activity.token, activity.feature), activity.strength
+        (activity.token, activity.feature), activity.activation
     )
     mean = dense.view(*texts.shape, -1)[:, 1:][here].mean(0)
     mean[activity.density >= 0.1] = 0
@@ -141,7 +141,7 @@ def test_a_page_says_what_is_there(read):
     bad = FeaturePage(0, 0.1, [("<b>", "&", "</b>", 1.0)], [], [], [], [])
     assert "<b>&" not in bad._repr_html_() and "&lt;b&gt;" in bad._repr_html_()
     silent = ml.Activity(
-        texts, *(t[:0] for t in (activity.token, activity.feature, activity.strength)), sae.d_sae, 1
+        texts, *(t[:0] for t in (activity.token, activity.feature, activity.activation)), sae.d_sae, 1
     )
     empty = ml.feature_page(model, sae, silent, 3)
     assert empty.density == 0 and empty.examples == empty.quieter == empty.needed == [] and empty.raises

@@ -33,7 +33,7 @@ ANSWERS, WRONG = torch.tensor([20, 21, 22, 23]), torch.tensor([30, 31, 32, 33])
 METRIC = ml.logit_difference(ANSWERS, WRONG)
 
 
-def ready(model, metric=METRIC, positions=POSITIONS, templates=TEMPLATES) -> ml.Knockouts:
+def ready(model, metric=METRIC, positions=POSITIONS, templates=TEMPLATES) -> ml.CircuitRuns:
     """Any tokens, with templates and positions, as a task."""
     task = lambda tokens, templates: SimpleNamespace(
         tokens=tokens,
@@ -42,7 +42,7 @@ def ready(model, metric=METRIC, positions=POSITIONS, templates=TEMPLATES) -> ml.
         positions=positions,
         pairs=torch.arange(len(tokens)),
     )
-    return ml.Knockouts(model, task(PROMPTS, templates[0]), task(REFERENCE, templates[1]))
+    return ml.CircuitRuns(model, task(PROMPTS, templates[0]), task(REFERENCE, templates[1]))
 
 
 def big(heads: int = 26) -> Circuit:
@@ -160,7 +160,7 @@ def without(model, heads) -> float:
             at = [int(POSITIONS["S2"][n]) if name == "S2" else 6 for name in names]
             templates = ([TEMPLATES[0][n]], TEMPLATES[1])
             hooks += ml.ablation_hooks(
-                model, prompt[None], [head], reference=REFERENCE, templates=templates, positions=at
+                model, prompt[None], [head], source=REFERENCE, templates=templates, positions=at
             )
         with ml.intervene(model, hooks):
             logits = model(prompt[None])[0, -1]
@@ -308,7 +308,7 @@ def test_metrics_that_are_no_sum_have_no_direct_contribution(gqa):
 
 def test_heads_that_act_everywhere_need_no_positions(gqa):
     hands = Hands(gqa, Circuit({"all": [(1, 1)]}), templates=([""] * 4, [""] * 6), positions={}, start=(1, 1))
-    with torch.no_grad(), ml.intervene(gqa, ml.ablation_hooks(gqa, PROMPTS, [(1, 1)], reference=REFERENCE)):
+    with torch.no_grad(), ml.intervene(gqa, ml.ablation_hooks(gqa, PROMPTS, [(1, 1)], source=REFERENCE)):
         expected = METRIC(gqa(PROMPTS)).mean().item()
     assert hands.numbers(hands.removal)[-1] == pytest.approx(expected, abs=0.006)
     assert "No edge of this circuit touches it." in hands.told.value

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.attribution.masking import CHUNK, FIXED, cheapest_stretches, input_game, replaced
+from mechlab.attribution.masking import CHUNK, FIXED, baseline_tokens, cheapest_stretches, input_game
 from mechlab.prompts import PromptError
 from tests.test_hooks import hooks_left
 
@@ -18,7 +18,7 @@ ONE = ml.logit_difference(50, 70)  # of the first prompt
 
 
 def slow_value(model, mask, row=0, metric=ONE) -> torch.Tensor:
-    """The metric of one prompt with some tokens replaced, by ids, in a plain run."""
+    """The metric of one prompt with some tokens baseline_tokens, by ids, in a plain run."""
     tokens = BASE[row].clone()
     for place, stands in zip(range(1, 5), mask, strict=True):
         if not stands:
@@ -204,10 +204,10 @@ def test_exact_shapley_of_ten_tokens_runs_a_fraction_of_the_tokens(gqa):
 
 
 def test_replaced_keeps_the_first_token_and_makes_vectors_no_token_has(tiny):
-    commas = replaced(tiny, BASE, ",")
+    commas = baseline_tokens(tiny, BASE, ",")
     assert (commas[:, 0] == 0).all() and (commas[:, 1:] == ml.single_token(tiny, ",")).all()
     for by, row in (("zero", torch.zeros(tiny.cfg.d_model)), ("mean", tiny.W_E.mean(0))):
-        source = replaced(tiny, BASE, by, keep=(0, -1))
+        source = baseline_tokens(tiny, BASE, by, keep=(0, -1))
         assert torch.allclose(source[0, 2], row, atol=1e-6)
         assert torch.equal(source[:, [0, -1]], tiny.embed(BASE)[:, [0, -1]])
         assert (ml.occlusion(tiny, BASE, source, METRIC).per_prompt[:, 1:4] != 0).all()
@@ -236,16 +236,16 @@ def test_prompts_of_unequal_length_are_refused(tiny):
         input_game(tiny, BASE[0], SOURCE[0], METRIC)
     base = tiny.to_tokens(["a b c", "a b c d e"])
     with pytest.raises(PromptError, match="different lengths: they are padded at the end"):
-        ml.occlusion(tiny, base, replaced(tiny, base, ","), METRIC)
+        ml.occlusion(tiny, base, baseline_tokens(tiny, base, ","), METRIC)
     with pytest.raises(PromptError, match="padded at the beginning"):
         left = torch.tensor([[0, 0, 0, 5, 6], [0, 1, 2, 5, 6]])
-        ml.lime(tiny, left, replaced(tiny, left, ","), METRIC)
+        ml.lime(tiny, left, baseline_tokens(tiny, left, ","), METRIC)
 
 
 def test_a_prompt_too_long_for_exact_shapley_values_names_the_way_out(tiny):
     base = torch.tensor([[0, *range(100, 113)]])
     with pytest.raises(PromptError, match=r"2\^13 = 8,192 runs.*kernel_shap"):
-        ml.shapley_values(tiny, base, replaced(tiny, base, ","), ONE)
+        ml.shapley_values(tiny, base, baseline_tokens(tiny, base, ","), ONE)
     few = base.clone()
     few[0, [3, 9]] = 77  # a source that differs in two tokens only
     found = ml.shapley_values(tiny, base, few, ONE)
@@ -269,7 +269,7 @@ def test_rollout_is_the_product_of_half_attention_half_identity(tiny):
     found = ml.attention_rollout(tiny, BASE)
     assert torch.allclose(found.per_prompt[1], rolled[-1], atol=1e-6)
     assert found.gap.abs().max() < 1e-5 and not found.signed
-    third = ml.attention_rollout(tiny, BASE, position=2)
+    third = ml.attention_rollout(tiny, BASE, pos=2)
     assert torch.allclose(third.per_prompt[1], rolled[2], atol=1e-6) and (third.values[3:] == 0).all()
 
 
@@ -338,6 +338,6 @@ def test_labels_name_tokens_on_which_all_prompts_agree(tiny):
 def test_every_method_runs_on_a_folder_in_hugging_face_format(folder):
     model = ml.load(folder[0], quiet=True)
     base = model.to_tokens("the cat")[:, :6]
-    source = replaced(model, base, ",")
+    source = baseline_tokens(model, base, ",")
     found = {name: method(model, base, source, ONE) for name, method in ml.INPUT_METHODS.items()}
     assert ml.deletion_curves(model, base, source, ONE, found).table().shape[0] == len(found)

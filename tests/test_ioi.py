@@ -208,7 +208,7 @@ def test_the_whole_way_on_a_folder_in_hugging_face_format(folder):
         edges = ml.edge_attribution(model, prompts.tokens, prompts.corrupted("s2").tokens, prompts.metric)
     assert len(roles.table) == model.cfg.n_layers * model.cfg.n_heads
     assert torch.isfinite(edges.values).all()
-    knockouts = ml.Knockouts(model, prompts, reference)
+    knockouts = ml.CircuitRuns(model, prompts, reference)
     circuit = ml.Circuit({"some": [(0, 1), (1, 0)]}, {"some": ["end"]})
     assert knockouts.measure([circuit]).shape == (1, 4)
     assert "gap" in ml.completeness(knockouts, circuit, circuit.roles)
@@ -255,7 +255,7 @@ def test_the_found_circuit_is_faithful_on_other_prompts(smollm2):
     names = NAMES[1::2]
     prompts = ml.ioi_prompts(smollm2, 16, names=names, seed=5)
     reference = ml.ioi_prompts(smollm2, 16 * 8, names=names, seed=6).corrupted("abc")
-    knockouts = ml.Knockouts(smollm2, prompts, reference)
+    knockouts = ml.CircuitRuns(smollm2, prompts, reference)
     found = ml.faithfulness(knockouts, [ml.ioi.found_circuit()])[0]
     stored = ml.ioi.found_figures()["faithfulness"]["names"]["circuit"]["share"][0]
     assert abs(found.share.mean - stored) < 0.25

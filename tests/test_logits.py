@@ -61,7 +61,7 @@ def test_components_heads_and_running_sum_are_transformer_lens(biased):
 
 
 def test_neurons_are_their_rows_written_out(biased):
-    found = ml.direct_logit_attribution(biased, BASE, RIGHT, WRONG, unit="neuron", position=3)
+    found = ml.direct_logit_attribution(biased, BASE, RIGHT, WRONG, unit="neuron", pos=3)
     with torch.no_grad():
         _, cache = biased.run_with_cache(BASE)
         for row, layer, neuron in ((0, 0, 5), (2, 2, 17)):

@@ -96,20 +96,20 @@ def test_query_scores_and_everything_else_make_up_the_pre_activation(row, tiny):
 def test_knock_out_is_zeros_in_the_named_places(tiny):
     metric, chosen = ml.log_prob(RIGHT), [(0, 3), (2, 1), (2, 7)]
     for position in (None, -1):
-        found = ml.knock_out(tiny, BASE, metric, chosen, position=position, draws=4)
+        found = ml.ablate_neurons(tiny, BASE, metric, chosen, pos=position, draws=4)
 
-        def zero(x, hook, position=position):
+        def zero(x, hook, pos=position):
             x = x.clone()
             for layer, index in chosen:
                 if hook.name == f"blocks.{layer}.mlp.hook_post":
-                    x[:, slice(None) if position is None else position, index] = 0
+                    x[:, slice(None) if pos is None else pos, index] = 0
             return x
 
         with tiny.hooks(fwd_hooks=[(f"blocks.{n}.mlp.hook_post", zero) for n in range(3)]):
             by_hand = metric(tiny(BASE))
         assert torch.allclose(found.after, by_hand) and torch.allclose(found.before, metric(tiny(BASE)))
         assert found.random.shape == (4, 3) and "in 4 draws" in repr(found)
-    nothing = ml.knock_out(tiny, BASE, metric, [], draws=2)
+    nothing = ml.ablate_neurons(tiny, BASE, metric, [], draws=2)
     assert torch.equal(nothing.after, nothing.before) and hooks_left(tiny) == 0
 
 
@@ -138,14 +138,14 @@ def test_value_tokens_are_the_row_through_the_unembedding(tiny):
 def test_bad_input_is_one_clear_sentence(tiny):
     count = tiny.cfg.d_mlp
     with pytest.raises(ValueError, match=f"no neuron {count} in layer 0"):
-        ml.knock_out(tiny, BASE, ml.log_prob(RIGHT), [(0, count)])
+        ml.ablate_neurons(tiny, BASE, ml.log_prob(RIGHT), [(0, count)])
     with pytest.raises(ValueError, match="no neuron 0 in layer 3: layers go from 0 to 2"):
         ml.value_tokens(tiny, (3, 0))
     every = [(1, n) for n in range(count)]
     with pytest.raises(ValueError, match="Every neuron of layer 1 is chosen"):
-        ml.knock_out(tiny, BASE, ml.log_prob(RIGHT), every)
+        ml.ablate_neurons(tiny, BASE, ml.log_prob(RIGHT), every)
     with pytest.raises(ValueError, match="one number per prompt"):
-        ml.knock_out(tiny, BASE, lambda logits: logits.mean(), [(0, 1)])
+        ml.ablate_neurons(tiny, BASE, lambda logits: logits.mean(), [(0, 1)])
     with pytest.raises(ValueError, match="this model has layers 0 to 2"):
         ml.value_neuron_scores(tiny, BASE, RIGHT, layers=[3])
 
@@ -157,4 +157,4 @@ def test_they_run_on_a_folder_in_hugging_face_format(folder):
         (int(i) // model.cfg.d_mlp, int(i) % model.cfg.d_mlp) for i in scores.values.flatten().topk(3).indices
     ]
     ml.query_neuron_scores(model, BASE, best, [1.0] * 3, row="in")
-    assert ml.knock_out(model, BASE, ml.log_prob(RIGHT), best, draws=2).after.shape == (3,)
+    assert ml.ablate_neurons(model, BASE, ml.log_prob(RIGHT), best, draws=2).after.shape == (3,)

@@ -38,7 +38,7 @@ def test_a_planted_direction_is_found(probe):
 def test_numbers_are_scored_by_r_squared():
     x = random(200, 10)
     truth = np.stack([(x @ random(10, seed=1)).numpy(), random(200, seed=2).numpy()], 1)
-    found = ml.probe_layers(x[None], truth, probe="ridge", strength=1.0)
+    found = ml.probe_layers(x[None], truth, probe="ridge", penalty=1.0)
     assert found.score.dims == ("layer", "target") and found.directions is None
     assert found.score.values[0, 0] > 0.98 and found.score.values[0, 1] < 0.1
     mean = ml.r_squared(np.broadcast_to(truth.mean(0), (1, 200, 2)), truth)
@@ -84,7 +84,7 @@ def test_streams_of_texts_of_different_lengths(tiny):
         assert torch.allclose(found[1, row], cache["resid_pre", 1][0, -1], atol=1e-5)
         assert torch.allclose(found[3, row], cache["resid_post", 2][0, -1], atol=1e-5)
     with pytest.raises(ValueError, match="no position 30"):
-        ml.residual_streams(tiny, texts, position=30)
+        ml.residual_streams(tiny, texts, pos=30)
     with pytest.raises(ValueError, match="list of at least one text"):
         ml.residual_streams(tiny, "one text")
 

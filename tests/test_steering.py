@@ -25,7 +25,7 @@ def text():
 
 @pytest.mark.parametrize("position", [-1, "mean"])
 def test_the_vector_is_the_difference_of_means(tiny, position):
-    vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE, position=position)
+    vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE, pos=position)
     for layer in range(3):
         means = []
         for texts in (POSITIVE, NEGATIVE):
@@ -140,14 +140,14 @@ def test_no_direction_is_refused(gqa):
     with pytest.raises(ValueError, match="at least one text"):
         ml.contrast_vectors(gqa, POSITIVE, [])
     with pytest.raises(ValueError, match='a number, or "mean"'):
-        ml.contrast_vectors(gqa, POSITIVE, NEGATIVE, position="last")
+        ml.contrast_vectors(gqa, POSITIVE, NEGATIVE, pos="last")
 
 
 @pytest.mark.model
 def test_more_cheerful_on_the_model_of_the_course(smollm2):
     good = [f"The film was {word}." for word in ("wonderful", "great", "excellent", "lovely")]
     bad = [f"The film was {word}." for word in ("terrible", "bad", "awful", "boring")]
-    vectors = ml.contrast_vectors(smollm2, good, bad, position="mean")
+    vectors = ml.contrast_vectors(smollm2, good, bad, pos="mean")
     base = smollm2.to_tokens(["I think the new restaurant is", "My friend said the play was"])
     metric = ml.logit_difference(ml.single_token(smollm2, " great"), ml.single_token(smollm2, " terrible"))
     text = ml.own_text(smollm2, length=33, count=2)

@@ -25,7 +25,7 @@
 
 # %%
 base = model.to_tokens("The capital of France is")
-source = ml.replaced(model, base, ",")
+source = ml.baseline_tokens(model, base, ",")
 metric = ml.logit_difference(ml.single_token(model, " Paris"), ml.single_token(model, " Rome"))
 found = {name: method(model, base, source, metric) for name, method in ml.INPUT_METHODS.items()}
 
@@ -135,7 +135,7 @@ def occlusion_scores(value, n):
 # %%
 sentence = model.to_tokens("When John and Mary went to the store, John gave a drink to")
 asks_mary = ml.logit_difference(ml.single_token(model, " Mary"), ml.single_token(model, " John"))
-commas = ml.replaced(model, sentence, ",")
+commas = ml.baseline_tokens(model, sentence, ",")
 ioi = ml.input_game(model, sentence, commas, asks_mary)
 cases = {"whole": (), "first John": (2,), "second John": (10,), "both": (2, 10)}
 masks = torch.tensor([[float(place not in out) for place in ioi.players] for out in cases.values()])
@@ -680,7 +680,7 @@ table
 #
 # | term | meaning | here | elsewhere |
 # |---|---|---|---|
-# | baseline, replacement | what a token is replaced by | `ml.replaced` | captum `baselines` |
+# | baseline, replacement | what a token is replaced by | `ml.baseline_tokens` | captum `baselines` |
 # | occlusion | fall of the metric without one token | `ml.occlusion` | captum `FeatureAblation` |
 # | Shapley value | what a token adds, over all orders | `ml.shapley_values` | captum `ShapleyValues` |
 # | LIME, kernel SHAP | one slope a token, fitted to random masks | `ml.lime`, `ml.kernel_shap` | captum `Lime`, `KernelShap` |

@@ -355,7 +355,7 @@ def silence(neurons):
 
 
 # %% [markdown]
-# `ml.knock_out` does this and adds what makes it a result: sets of *random* neurons. How random? Depth matters, and so does
+# `ml.ablate_neurons` does this and adds what makes it a result: sets of *random* neurons. How random? Depth matters, and so does
 # loudness. So each random neuron is of the same layer and one of the 20 nearest in how much it writes. The chosen are
 # often the loudest of their layer, so their stand-ins are quieter. Below we also silence the *loudest* neurons that were
 # not chosen. The exercise matches the layers only:
@@ -441,7 +441,7 @@ predict("13.p", 0.3)
 
 # %%
 metric = ml.log_prob(answers)
-gone = ml.knock_out(model, base, metric, paris)
+gone = ml.ablate_neurons(model, base, metric, paris)
 print(f"Paris: {gone.before[0].exp():.2f}, without the ten {gone.after[0].exp():.2f}, ", end="")
 print(f"without ten random ones {gone.random.exp().mean(0)[0]:.2f}")
 
@@ -453,7 +453,7 @@ for layer, _ in paris:
     size = one["post", layer][0, -1].abs() * model.blocks[layer].mlp.W_out.norm(dim=-1)
     order = [(layer, int(n)) for n in size.argsort(descending=True)]
     loudest.append(next(n for n in order if n not in paris + loudest))
-loud = ml.knock_out(model, base, metric, loudest, draws=1)
+loud = ml.ablate_neurons(model, base, metric, loudest, draws=1)
 print(f"without the ten loudest others {loud.after[0].exp():.2f}")
 
 # %% kind="compare"
@@ -476,7 +476,7 @@ claim(model, "p of Paris without random ones", gone.random.exp().mean(0)[0], say
 # %%
 matrix = torch.stack(
     [
-        ml.knock_out(model, base, metric, best(scores.per_prompt[row]), draws=1).after.exp()
+        ml.ablate_neurons(model, base, metric, best(scores.per_prompt[row]), draws=1).after.exp()
         for row in range(len(facts))
     ]
 )
@@ -521,7 +521,7 @@ quiz("13.a", "c")
 # %%
 rest = lambda row: scores.per_prompt[[n for n in range(len(facts)) if n != row]].mean(0)
 special = [best(scores.per_prompt[row] - rest(row)) for row in range(len(facts))]
-narrow = torch.stack([ml.knock_out(model, base, metric, ten, draws=1).after.exp() for ten in special])
+narrow = torch.stack([ml.ablate_neurons(model, base, metric, ten, draws=1).after.exp() for ten in special])
 narrow = narrow / gone.before.exp()
 ml.Scores(
     narrow,
@@ -568,7 +568,7 @@ race = {"log-probability increase": scores, "direct effect": effects}
 kept, by_chance = {}, {}
 for name, result in race.items():
     tests = [
-        ml.knock_out(model, base[r : r + 1], ml.log_prob(answers[r]), best(result.per_prompt[r]), draws=3)
+        ml.ablate_neurons(model, base[r : r + 1], ml.log_prob(answers[r]), best(result.per_prompt[r]), draws=3)
         for r in range(len(facts))
     ]
     kept[name] = sum(one.after.exp().item() for one in tests) / len(facts)
@@ -642,7 +642,7 @@ query = {row: ml.query_neuron_scores(model, base[:1], paris, weights, row=row) f
 p_left = {}
 for row, result in query.items():
     ten = best(result.values)
-    test = ml.knock_out(model, base[:1], ml.log_prob(answers[0]), ten, position=-1)
+    test = ml.ablate_neurons(model, base[:1], ml.log_prob(answers[0]), ten, pos=-1)
     p_left[row] = test.after.exp().item()
     listed = ", ".join(f"L{layer}N{index}" for layer, index in ten[:4])
     print(f"{row}: {listed} ... p {p_left[row]:.2f}, random {test.random.exp().mean():.2f}")
@@ -691,7 +691,7 @@ lost.top(6)
 
 # %%
 most = best(lost.values)
-test = ml.knock_out(model, asked, ml.log_prob(totals), most, position=-1)
+test = ml.ablate_neurons(model, asked, ml.log_prob(totals), most, pos=-1)
 print(f"p {test.before.exp().mean():.2f}, without the ten {test.after.exp().mean():.2f}, ", end="")
 print(f"without random ones {test.random.exp().mean():.2f}")
 
@@ -701,7 +701,7 @@ claim(model, "p without head 20.8", damaged, says=0.34, within=0.05)
 
 # %% kind="assert"
 intact_scores = ml.value_neuron_scores(model, asked, totals, layers=range(21, 30))
-high = ml.knock_out(model, asked, ml.log_prob(totals), best(intact_scores.values), position=-1, draws=1)
+high = ml.ablate_neurons(model, asked, ml.log_prob(totals), best(intact_scores.values), pos=-1, draws=1)
 claim(model, "p without the ten highest of the intact model", high.after.exp().mean(), says=0.01, within=0.02)
 claim(model, "p without the ten that lose most", test.after.exp().mean(), says=0.26, within=0.06)
 claim(model, "p without random neurons", test.random.exp().mean(), says=0.77, within=0.06)
@@ -736,7 +736,7 @@ def reciprocal_rank(answer):
 
 
 tests = [
-    ml.knock_out(model, base[r : r + 1], reciprocal_rank(answers[r]), best(scores.per_prompt[r]), draws=1)
+    ml.ablate_neurons(model, base[r : r + 1], reciprocal_rank(answers[r]), best(scores.per_prompt[r]), draws=1)
     for r in range(len(facts))
 ]
 rank = {when: sum(getattr(one, when).item() for one in tests) / len(facts) for when in ("before", "after")}
@@ -760,7 +760,7 @@ ml.reference.table("13", yours)
 # | value neuron | one that raises the answer's log-probability | `ml.value_neuron_scores` | Yu and Ananiadou 2024 |
 # | query neuron | one that switches value neurons on | `ml.query_neuron_scores` | the same |
 # | comparative neuron analysis | scores with and without an intervention | `ml.comparative_neuron_scores` | Yu and Ananiadou 2024, arithmetic |
-# | knock-out | neurons set to zero | `ml.knock_out` | |
-# | matched random neurons | same layer, as loud as can be found | `ml.knock_out(...).random` | |
+# | knock-out | neurons set to zero | `ml.ablate_neurons` | |
+# | matched random neurons | same layer, as loud as can be found | `ml.ablate_neurons(...).random` | |
 #
 # This ends part 1. You can say which tokens, parts and neurons pushed. Part 2 asks what they know.

@@ -52,7 +52,7 @@ reference = model.to_tokens([sentence.format(*draw.sample(others, 3)) for _ in r
 
 # %%
 heads = [(17, 4), (20, 0), (23, 0), (23, 3), (29, 0), (29, 1)]
-mean = ml.ablation_effects(model, base, metric, heads, "mean", reference=reference)
+mean = ml.ablation_effects(model, base, metric, heads, "mean", source=reference)
 mean.plot(title="change of the logit difference without the head (logits)")
 
 # %% kind="assert"
@@ -186,7 +186,7 @@ assert abs(effect.mean() - mean.values[1]) < 1e-3
 # %%
 layers = [1, 10, 20, 25, 29]
 table = torch.stack([
-    ml.ablation_effects(model, base, metric, layers, how, unit="mlp", reference=reference).values
+    ml.ablation_effects(model, base, metric, layers, how, unit="mlp", source=reference).values
     for how in ("zero", "mean", "resample", "noise")
 ])  # fmt: skip
 labels = {"way": ["zero", "mean", "resample", "noise"], "MLP of layer": [str(layer) for layer in layers]}
@@ -375,7 +375,7 @@ predict("24.p", 5.0)
 
 # %%
 movers = [(23, 0), (23, 1), (23, 2), (23, 7)]
-together = ml.ablate_together(model, base, metric, movers, reference=reference, draws=4)
+together = ml.ablate_together(model, base, metric, movers, source=reference, draws=4)
 print(together)
 
 # %% kind="assert"
@@ -408,7 +408,7 @@ quiz("24.a", "b")
 # %%
 shared = [(17, 1), (20, 0), (23, 0), (23, 1)]
 kv = {
-    how: ml.ablation_effects(model, base, metric, shared, how, unit="kv_head", reference=reference).values
+    how: ml.ablation_effects(model, base, metric, shared, how, unit="kv_head", source=reference).values
     for how in ("zero", "resample")
 }
 kv_labels = {"way": list(kv), "value head": [f"{layer}.{head}" for layer, head in shared]}

@@ -613,7 +613,7 @@ stranger = ml.random_weights(model)
 noise = ml.token_activations(stranger, texts[40:140], sae.hook)
 of_noise = ml.train_sae(noise, width=1152, k=16, steps=200, batch=384, hook=sae.hook).sae
 noise_activity = ml.feature_activity(stranger, of_noise, texts[40:70])
-loudest = noise_activity.feature[noise_activity.strength.argsort(descending=True)].tolist()
+loudest = noise_activity.feature[noise_activity.activation.argsort(descending=True)].tolist()
 for feature in list(dict.fromkeys(loudest))[:3]:
     print(f"\nFeature {feature} of the random model")
     for before, token, after, strength in ml.feature_page(

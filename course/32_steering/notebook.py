@@ -33,7 +33,7 @@ It is a beautiful, friendly town. | It is an ugly, dangerous town.
 The book was a joy to read. | The book was a pain to read.
 Everything went perfectly. | Everything went horribly wrong."""
 positive, negative = zip(*(line.split(" | ") for line in PAIRS.splitlines()), strict=True)
-vectors = ml.contrast_vectors(model, positive, negative, position="mean")
+vectors = ml.contrast_vectors(model, positive, negative, pos="mean")
 assert len(positive) == len(negative) == 10
 
 # %% [markdown]
@@ -285,7 +285,7 @@ rows = {}
 given = {"layers": [8], "strengths": [0.4], "text": text}
 mixed = [(a, b) if n % 2 else (b, a) for n, (a, b) in enumerate(zip(positive, negative, strict=True))]
 drawn = {f"random {seed}": vectors.random(seed=seed) for seed in range(3)}
-drawn["mixed pairs"] = ml.contrast_vectors(model, *zip(*mixed, strict=True), position="mean")
+drawn["mixed pairs"] = ml.contrast_vectors(model, *zip(*mixed, strict=True), pos="mean")
 for name, other in drawn.items():
     done = ml.steering_sweep(model, base, metric, vectors=other, **given)
     rows[name] = {"effect": done.effect.values.item(), "perplexity ×": done.cost.values.item()}
@@ -532,7 +532,7 @@ def counted(texts, which):
 
 # %%
 french, english = zip(*(line.split(" | ") for line in FRENCH.splitlines()), strict=True)
-tongue = ml.contrast_vectors(model, french, english, position="mean")
+tongue = ml.contrast_vectors(model, french, english, pos="mean")
 turned = [0, 0.2, 0.25, 0.3, 0.5]
 heard = written(tongue, 12, turned, beginnings)
 share = torch.tensor([
@@ -585,7 +585,7 @@ Sailors fear the storm at sea. | Drivers fear the ice on roads.
 Shells lay on the sandy shore. | Papers lay on the wooden desk.
 The tide rose over the rocks. | The smoke rose over the houses."""
 sea, land = zip(*(line.split(" | ") for line in SEA.splitlines()), strict=True)
-tide = ml.contrast_vectors(model, sea, land, position="mean")
+tide = ml.contrast_vectors(model, sea, land, pos="mean")
 topic = written(tide, 12, [0, 0.2, 0.4], beginnings)
 found = {s: counted(texts, "sea") for s, texts in topic.items()}
 paid = ml.steering_sweep(model, base[:2], metric, vectors=tide, layers=[12], strengths=[0.2, 0.4], text=text)

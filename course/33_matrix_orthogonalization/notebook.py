@@ -768,7 +768,7 @@ fresh = """The soup was fantastic. | The soup was revolting. | Our guide was cha
 It was a lovely evening. | It was a dreadful evening. | Her voice is beautiful. | Her voice is ugly."""
 fresh = [sentence.strip() for line in fresh.splitlines() for sentence in line.split("|")]
 mood = ml.contrast_vectors(
-    model, *zip(*(line.split(" | ") for line in pairs.splitlines()), strict=True), position="mean"
+    model, *zip(*(line.split(" | ") for line in pairs.splitlines()), strict=True), pos="mean"
 )
 words = [ml.single_token(model, f" {word}") for word in "great good excellent terrible bad awful".split()]
 

@@ -626,7 +626,7 @@ late = [
     ml.path_patching(*runs, [head], "v", at=at["end"], senders=[[h] for h in wrote])
     for head in ((29, 0), (29, 1))
 ]
-own = base.pattern(29)[:, :2, 14, 14].mean(0)  # the end is position 14
+own = base.at("pattern", 29)[:, 14, :2, 14].mean(0)  # the end is position 14
 claim(model, "29.1 at the end itself", own[1], says=0.50, within=0.03)
 claim(model, "29.0 at the end itself", own[0], says=0.52, within=0.03)
 labels = {"values of": ["29.0", "29.1"], "sender": [named([h]) for h in wrote]}
@@ -837,7 +837,7 @@ assert max(looks["end→IO"][23, 3], looks["end→IO"][20, 0]) < 0.06
 
 # %%
 reference = ml.ioi_prompts(model, 64, seed=5).corrupted("abc")
-knockouts = ml.Knockouts(model, half, reference)
+knockouts = ml.CircuitRuns(model, half, reference)
 six = [(23, 3), (23, 0), (23, 1), (20, 0), (29, 1), (29, 0)]
 lost = knockouts.removing([ml.Circuit.of([head]) for head in six]).mean(1) - knockouts.intact.mean()
 adds = ml.direct_contributions(knockouts).values[[h[0] for h in six], [h[1] for h in six]]

@@ -53,7 +53,7 @@ from mechlab.results import named
 names = ml.ioi.NAMES[1::2]  # the search used NAMES[::2]
 prompts = ml.ioi_prompts(model, 32, names=names)
 abc = ml.ioi_prompts(model, 128, names=names, seed=1).corrupted("abc")
-knockouts = ml.Knockouts(model, prompts, abc)
+knockouts = ml.CircuitRuns(model, prompts, abc)
 print(prompts.text(0), abc.text(0), sep="\n")
 print(f"logit difference of the model: {knockouts.mean(knockouts.intact)}")
 
@@ -225,7 +225,7 @@ assert torch.allclose(knockouts.measure([everything])[0], knockouts.intact)
 # They agree; and with nothing knocked out, said either way, the model is intact. The mask of 42.1 in the library:
 
 # %%
-ml.show_source(ml.Knockouts.keeping)
+ml.show_source(ml.CircuitRuns.keeping)
 
 # %% [markdown]
 # ## Faithful?
@@ -506,7 +506,7 @@ pd.concat(gaps).drop(columns="heads")
 
 # %%
 theirs = ml.ioi.NAMES[::2]
-found_on = ml.Knockouts(
+found_on = ml.CircuitRuns(
     model,
     ml.ioi_prompts(model, 16, names=theirs, seed=3),
     ml.ioi_prompts(model, 64, names=theirs, seed=4).corrupted("abc"),
@@ -829,8 +829,8 @@ ml.circuit_explorer(knockouts, circuit, start=(23, 3))
 
 # %%
 ioi = ml.ioi_prompts(model, 64, names=names, seed=1)
-ways = {"mean over ABC": knockouts, "zero": ml.Knockouts(model, prompts, abc, "zero")}
-ways["mean over IOI"] = ml.Knockouts(model, prompts, ioi)
+ways = {"mean over ABC": knockouts, "zero": ml.CircuitRuns(model, prompts, abc, "zero")}
+ways["mean over IOI"] = ml.CircuitRuns(model, prompts, ioi)
 tried = {"26 heads": circuit, "23.3 and name movers": only([(23, 3), *movers])}
 shares = [[each.share.mean for each in ml.faithfulness(way, list(tried.values()))] for way in ways.values()]
 lost = {name: (way.removing([only([(20, 0)])])[0] - way.intact).mean() for name, way in ways.items()}
@@ -964,7 +964,7 @@ if torch.cuda.is_available():
     gpt2 = ml.load("gpt2")
     its_prompts = ml.ioi_prompts(gpt2, 128, prepend_bos=False)
     its_abc = ml.ioi_prompts(gpt2, 384, prepend_bos=False, seed=1).corrupted("abc")
-    its = ml.Knockouts(gpt2, its_prompts, its_abc)
+    its = ml.CircuitRuns(gpt2, its_prompts, its_abc)
     print(ml.faithfulness(its, [ml.ioi.PAPER_CIRCUIT])[0])
     print(ml.completeness(its, ml.ioi.PAPER_CIRCUIT, ml.ioi.PAPER_CIRCUIT.roles))
 else:

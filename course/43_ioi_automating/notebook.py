@@ -481,7 +481,7 @@ def largest(values, many=26):
 
 ours = ml.ioi.found_circuit()
 reference = ml.ioi_prompts(model, 64, seed=5).corrupted("abc")
-search = ml.Knockouts(model, few, reference)
+search = ml.CircuitRuns(model, few, reference)
 pruned = {0.02: ml.prune(search, 0.02, candidates=largest(scores["all new"].values, 20))}
 pruned[0.06] = ml.prune(search, 0.06, candidates=pruned[0.02].heads)
 for limit, circuit in pruned.items():
@@ -491,7 +491,7 @@ for limit, circuit in pruned.items():
 # What is left on other prompts? (The first three stay in at all positions, ours only at its own.)
 
 # %%
-fresh = ml.Knockouts(model, ml.ioi_prompts(model, 24, seed=21), reference)
+fresh = ml.CircuitRuns(model, ml.ioi_prompts(model, 24, seed=21), reference)
 tried = {
     "26 largest guesses": ml.Circuit.of(largest(scores["all new"].values)),
     "pruned, 0.02": pruned[0.02],
@@ -839,7 +839,7 @@ def task(text, other, right, wrong, subject, usual):
     base, source = ml.run_of(model, tokens), ml.run_of(model, model.to_tokens(other))
     asked = SimpleNamespace(tokens=tokens, ids=ids, metric=metric, base=base, source=source, subject=subject)
     asked.without = {
-        how: ml.Knockouts(model, alike(tokens), alike(model.to_tokens(usual)), how)
+        how: ml.CircuitRuns(model, alike(tokens), alike(model.to_tokens(usual)), how)
         for how in ("zero", "mean")
     }
     asked.largest = largest(ml.attribution_patching(model, source, base, metric).values, 12)
@@ -863,7 +863,7 @@ dictionary = ml.SparseAutoencoder.load(ml.reference.data_dir() / "sae" / "smollm
 
 
 def looks(t):
-    seen = torch.stack([t.base.pattern(layer)[0, :, -1, t.subject] for layer in range(30)])
+    seen = torch.stack([t.base.at("pattern", layer)[0, -1, :, t.subject] for layer in range(30)])
     return top(ml.Scores(seen, ("layer", "head"), "attention", signed=False))
 
 
@@ -895,7 +895,7 @@ patched = lambda t: ml.activation_patching(
     model, t.source.base, t.tokens, t.metric, "z", layers=range(20, 30)
 )
 methods = {
-    "occlusion (11)": lambda t: top(ml.occlusion(model, t.tokens, ml.replaced(model, t.tokens, ","), t.metric)),
+    "occlusion (11)": lambda t: top(ml.occlusion(model, t.tokens, ml.baseline_tokens(model, t.tokens, ","), t.metric)),
     "rollout (11)": lambda t: top(ml.attention_rollout(model, t.tokens)),
     "direct contribution (12)": lambda t: top(ml.direct_logit_attribution(model, t.tokens, *t.ids, unit="head")),
     "neurons (13)": lambda t: top(ml.value_neuron_scores(model, t.tokens, t.ids[0], layers=range(27, 30))),

@@ -65,8 +65,8 @@ def prompts(model, name: str):
     return ml.ioi_prompts(model, count, seed=seed, **given), abc
 
 
-def knockouts(model, name: str, how: str = "mean") -> ml.Knockouts:
-    return ml.Knockouts(model, *prompts(model, name), how)
+def knockouts(model, name: str, how: str = "mean") -> ml.CircuitRuns:
+    return ml.CircuitRuns(model, *prompts(model, name), how)
 
 
 def row(measured) -> list[float]:
@@ -199,7 +199,7 @@ def faithful(model) -> dict:
         ("probability of IO", ml.probability(asked.io, pos=end)),
         ("log-probability of IO", ml.log_prob(asked.io, pos=end)),
     ):
-        some = ml.Knockouts(model, asked, abc, metric=metric)
+        some = ml.CircuitRuns(model, asked, abc, metric=metric)
         left, nothing = some.measure([CIRCUIT, Circuit({})])
         found[f"names, {label}"] = {
             "model": row(some.mean(some.intact)), "circuit": row(some.mean(left)), "nothing": row(some.mean(nothing)),

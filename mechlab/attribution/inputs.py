@@ -2,10 +2,10 @@
 
     method(model, base, source, metric) -> Scores with one number a token
 
-`base` are the prompts, `source` what their tokens are replaced by (`replaced(model, base, ",")`, or any
-prompts of the same length, such as corrupted ones). A score above zero: the token raised the metric, compared
-with its replacement. Scores are in the unit of the metric. (Gradient norm and rollout have no sign and units
-of their own.) Tokens that are equal in base and source do not play; they score 0.
+`base` are the prompts, `source` what their tokens are replaced by (`baseline_tokens(model, base, ",")`, or
+any prompts of the same length, such as corrupted ones). A score above zero: the token raised the metric,
+compared with its replacement. Scores are in the unit of the metric. (Gradient norm and rollout have no sign
+and units of their own.) Tokens that are equal in base and source do not play; they score 0.
 
 `Scores.whole` is metric(base) − metric(source), and `Scores.gap` is what the scores fall short of it. Shapley
 values close the gap always, kernel SHAP nearly, integrated gradients with enough steps; the others do not

@@ -7,13 +7,14 @@ all parts make together; it is held at its value. Positive: the part speaks for 
 A term is what a part says itself, to the output. What it makes later parts say is not in it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import one_of
+from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores
 from mechlab.runs.caching import only
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WRITTEN = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out", "ln_final.hook_scale")
 
 
+@was(position="pos")
 @torch.no_grad()
 def direct_logit_attribution(
     model: "TransformerBridge",
@@ -32,7 +34,7 @@ def direct_logit_attribution(
     wrong: Answers | None = None,
     *,
     unit: str = "component",
-    position: int = -1,
+    pos: int = -1,
 ) -> Scores:
     """What each part adds to the logit of `answers`, or to its difference to `wrong`, in logits.
 
@@ -49,7 +51,7 @@ def direct_logit_attribution(
     one_of("unit", unit, UNITS)
     right = answer_ids(model, answers, len(base))
     rival = None if wrong is None else answer_ids(model, wrong, len(base))
-    return UNITS[unit](model, base, right, rival, position)
+    return UNITS[unit](model, base, right, rival, pos)
 
 
 def _layers(model: "TransformerBridge", *asked) -> Scores:
@@ -99,15 +101,15 @@ class _Logit:
         base: Int[Tensor, "batch pos"],
         right: Int[Tensor, "batch"],
         rival: Int[Tensor, "batch"] | None,
-        position: int,
+        pos: int,
         keep: tuple[str, ...] = (),
     ):
         logits, self.cache = model.run_with_cache(base, names_filter=only(*WRITTEN, *keep))
-        self.model, self.position, rows = model, position, torch.arange(len(base), device=base.device)
-        self.asked = {"answer_tokens": right, "incorrect_tokens": rival, "pos": position}
+        self.model, self.pos, rows = model, pos, torch.arange(len(base), device=base.device)
+        self.asked: dict[str, Any] = {"answer_tokens": right, "incorrect_tokens": rival, "pos": pos}
         self.name = f"direct effect on the logit{'' if rival is None else ' difference'} (logits)"
         difference = lambda of: of(right) - (0 if rival is None else of(rival))
-        self.total = difference(lambda ids: logits[rows, position, ids])
+        self.total = difference(lambda ids: logits[rows, pos, ids])
         self.constant = difference(lambda ids: model.b_U[ids])
         self.direction = difference(lambda ids: model.W_U.T[ids])
         self.scale, parts = self.at("ln_final.hook_scale"), self.terms("component")
@@ -127,7 +129,7 @@ class _Logit:
 
     def at(self, hook: str) -> Float[Tensor, "batch ..."]:
         """What was kept of a hook, at the position of the logit."""
-        return self.cache[hook][:, self.position]
+        return self.cache[hook][:, self.pos]
 
     def adds(self, written: Float[Tensor, "d_model"]) -> Float[Tensor, "batch"]:
         """What a vector in the last stream adds to the logit."""

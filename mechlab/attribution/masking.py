@@ -7,7 +7,7 @@ gradient methods for slopes of the same function; so what they say can be compar
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ CHUNK = 256  # masks run together: more are hardly faster, and cost memory
 FIXED = 60  # what calling the model costs, however few the tokens, counted in tokens (0.1 s here)
 
 
-def replaced(
+def baseline_tokens(
     model: "TransformerBridge", base: Tokens, by: str = ",", *, keep: tuple[int, ...] = (0,)
 ) -> Tokens | Float[Tensor, "batch pos d_model"]:
     """The baseline of an attribution: `base` with every token replaced, except at the positions in `keep`.
@@ -83,7 +83,8 @@ class Game:
         """Run the prompts in two halves, the second on the kept past of the first: is the metric the same?"""
         from transformers import DynamicCache
 
-        model, half = self.model.original_model, self.x.shape[1] // 2
+        model: Any = self.model.original_model  # of transformers
+        half = self.x.shape[1] // 2
         past = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "logits_to_keep": 1}
         for part in (self.x[:, :half], self.x[:, half:]):
             logits = model(inputs_embeds=part, **past).logits
@@ -121,19 +122,23 @@ class Game:
         """Stretch by stretch, each distinct beginning once; the past is kept as keys and values."""
         from transformers import DynamicCache
 
-        model, x = self.model.original_model, self.mixed(row, masks)
+        model: Any = self.model.original_model  # of transformers
+        x = self.mixed(row, masks)
         cache = DynamicCache(config=model.config)
         past = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         beginnings = [self._beginnings(masks, end) for end in range(1, x.shape[1] + 1)]
-        earlier = torch.zeros(len(masks), dtype=torch.long, device=x.device)
-        for start, end in cheapest_stretches([int(of.max()) + 1 for of in beginnings]):
+
+        def logits(start: int, end: int) -> Float[Tensor, "beginning pos d_vocab"]:
             mine = beginnings[end - 1]
             first = torch.stack([(mine == n).nonzero()[0, 0] for n in range(int(mine.max()) + 1)])
             if start:
-                cache.batch_select_indices(earlier[first])
-            out = model(inputs_embeds=x[first, start:end], **past)
-            earlier = mine
-        return self._measure(row, out.logits)[mine]
+                cache.batch_select_indices(beginnings[start - 1][first])
+            return model(inputs_embeds=x[first, start:end], **past).logits
+
+        *earlier, last = cheapest_stretches([int(of.max()) + 1 for of in beginnings])
+        for start, end in earlier:
+            logits(start, end)
+        return self._measure(row, logits(*last))[beginnings[-1]]
 
     def _beginnings(self, masks: Float[Tensor, "mask player"], end: int) -> Int[Tensor, "mask"]:
         """For each mask, the number of its beginning: masks with the same number agree before `end`."""
@@ -165,7 +170,7 @@ def input_game(
     if source.shape[:2] != base.shape:
         raise PromptError(
             f"base is {tuple(base.shape)} [prompts, tokens] and source {tuple(source.shape[:2])}. Every "
-            "token needs its own replacement: `replaced(model, base)` makes a source that fits."
+            "token needs its own replacement: `baseline_tokens(model, base)` makes a source that fits."
         )
     with torch.no_grad():
         x = model.embed(base)

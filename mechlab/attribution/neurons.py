@@ -16,8 +16,9 @@ from torch import Tensor
 from mechlab.arguments import check_layer, layer_of
 from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
+from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
-from mechlab.results import KnockOut, Scores
+from mechlab.results import AblationResult, Scores
 from mechlab.runs.caching import only
 from mechlab.runs.hooks import Hook, intervene
 
@@ -50,6 +51,7 @@ def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd
     return pd.DataFrame(columns).round(2)
 
 
+@was(position="pos")
 @torch.no_grad()
 def value_neuron_scores(
     model: "TransformerBridge",
@@ -58,7 +60,7 @@ def value_neuron_scores(
     *,
     layers: Sequence[int] | None = None,
     hooks: Sequence[Hook] = (),
-    position: int = -1,
+    pos: int = -1,
 ) -> Scores:
     """How much each MLP neuron raises the log-probability of the answer, read from its layer, in nats.
 
@@ -76,11 +78,11 @@ def value_neuron_scores(
     names = only("hook_resid_mid", "mlp.hook_post", "ln_final.hook_scale")
     with intervene(model, hooks):
         _, cache = model.run_with_cache(base, names_filter=names)
-    scale = cache["ln_final.hook_scale"][:, position]
-    scores = torch.zeros(len(base), model.cfg.n_layers, model.cfg.d_mlp, device=model.cfg.device)
+    scale = cache["ln_final.hook_scale"][:, pos]
+    scores = torch.zeros(len(base), model.cfg.n_layers, _width(model), device=model.cfg.device)
     for layer in chosen:
-        before = _readout(model, cache["resid_mid", layer][:, position]) / scale @ model.W_U + model.b_U
-        active = cache["post", layer][:, position] / scale
+        before = _readout(model, cache["resid_mid", layer][:, pos]) / scale @ model.W_U + model.b_U
+        active = cache["post", layer][:, pos] / scale
         written = _readout(model, model.blocks[layer].mlp.W_out)
         for row, answer in enumerate(right.tolist()):
             scores[row, layer] = _raised(model, before[row], active[row], written, answer)
@@ -101,7 +103,7 @@ def _raised(
     raised = written @ model.W_U[:, likely]  # [neuron, likely token]
     curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
     scores = active * (written @ slope) - 0.5 * active.pow(2) * curve
-    loud = (active.abs() * written.norm(dim=-1)).topk(min(EXACT, model.cfg.d_mlp)).indices
+    loud = (active.abs() * written.norm(dim=-1)).topk(min(EXACT, len(active))).indices
     after = before + active[loud, None] * (written[loud] @ model.W_U)  # [neuron, d_vocab]
     scores[loud] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
     return scores
@@ -125,6 +127,7 @@ def comparative_neuron_scores(
     return Scores.over_prompts(lost, plain.dims, "log-probability increase lost (nats)")
 
 
+@was(position="pos")
 @torch.no_grad()
 def query_neuron_scores(
     model: "TransformerBridge",
@@ -133,7 +136,7 @@ def query_neuron_scores(
     importance: Sequence[float],
     *,
     row: str = "gate",
-    position: int = -1,
+    pos: int = -1,
 ) -> Scores:
     """Which earlier MLP neurons switched the value neurons on, at the same position.
 
@@ -149,30 +152,31 @@ def query_neuron_scores(
         )
     require_folded(model)
     _, cache = model.run_with_cache(base, names_filter=only("hook_resid_mid", "mlp.hook_post"))
-    scores = torch.zeros(len(base), model.cfg.n_layers, model.cfg.d_mlp)
+    scores = torch.zeros(len(base), model.cfg.n_layers, _width(model))
     for (layer, index), weight in zip(value_neurons, importance, strict=True):
         layer, index = _checked(model, (layer, index))
         mlp = model.blocks[layer].mlp
         key = (mlp.W_gate if row == "gate" else mlp.W_in)[:, index]
-        total = _readout(model, cache["resid_mid", layer][:, position]) @ key  # [batch]
+        total = _readout(model, cache["resid_mid", layer][:, pos]) @ key  # [batch]
         for earlier in range(layer):
             read = _readout(model, model.blocks[earlier].mlp.W_out) @ key  # [neuron]
-            written = cache["post", earlier][:, position] * read
+            written = cache["post", earlier][:, pos] * read
             scores[:, earlier] += (weight * written / total[:, None]).cpu()
     return Scores.over_prompts(scores, ("layer", "neuron"), f"share of the value neurons' {row} (nats)")
 
 
+@was(position="pos")
 @torch.no_grad()
-def knock_out(
+def ablate_neurons(
     model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
     metric: Metric,
     neurons: Sequence[Neuron],
     *,
-    position: int | None = None,
+    pos: int | None = None,
     draws: int = 10,
     seed: int = 0,
-) -> KnockOut:
+) -> AblationResult:
     """Set neurons to zero, at one position or everywhere, and compare with random neurons of the same layers.
 
     Each random neuron is of the same layer as the one it stands for, and one of the 20 nearest to it in how
@@ -183,12 +187,12 @@ def knock_out(
     """
     neurons = [_checked(model, neuron) for neuron in neurons]
     logits, cache = model.run_with_cache(base, names_filter=only("mlp.hook_post"))
-    places = slice(None) if position is None else position
+    places = slice(None) if pos is None else pos
     generator = torch.Generator().manual_seed(seed)
     draw = [_matched(model, cache, neurons, places, generator) for _ in range(draws)]
     run = lambda chosen: per_prompt(metric, _without(model, base, chosen, places)).cpu()
     random = torch.stack([run(chosen) for chosen in draw])
-    return KnockOut(per_prompt(metric, logits).cpu(), run(neurons), random)
+    return AblationResult(per_prompt(metric, logits).cpu(), run(neurons), random)
 
 
 def _matched(
@@ -201,7 +205,7 @@ def _matched(
     """For each neuron another one of its layer, about as loud."""
     taken, drawn = set(neurons), []
     for layer, index in neurons:
-        active = cache["post", layer][:, places].abs().reshape(-1, model.cfg.d_mlp).mean(0)
+        active = cache["post", layer][:, places].abs().flatten(0, -2).mean(0)
         loud = active * model.blocks[layer].mlp.W_out.norm(dim=-1)
         near = [n for n in (loud - loud[index]).abs().argsort().tolist() if (layer, n) not in taken][:20]
         if not near:
@@ -229,14 +233,21 @@ def _without(
 
 def _readout(model: "TransformerBridge", x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
     """What a norm reads of a vector before dividing: LayerNorm takes the mean away, RMS norm nothing."""
-    return x - x.mean(-1, keepdim=True) if model.cfg.normalization_type.startswith("LN") else x
+    return x - x.mean(-1, keepdim=True) if str(model.cfg.normalization_type).startswith("LN") else x
+
+
+def _width(model: "TransformerBridge") -> int:
+    """How many neurons a layer has."""
+    if model.cfg.d_mlp is None:
+        raise ValueError("This model has no MLPs, so it has no neurons.")
+    return model.cfg.d_mlp
 
 
 def _checked(model: "TransformerBridge", neuron: Neuron) -> Neuron:
-    layer, index = int(neuron[0]), int(neuron[1])
-    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.d_mlp):
+    layer, index, width = int(neuron[0]), int(neuron[1]), _width(model)
+    if not (0 <= layer < model.cfg.n_layers and 0 <= index < width):
         raise ValueError(
             f"There is no neuron {index} in layer {layer}: layers go from 0 to {model.cfg.n_layers - 1}, "
-            f"neurons from 0 to {model.cfg.d_mlp - 1}."
+            f"neurons from 0 to {width - 1}."
         )
     return layer, index

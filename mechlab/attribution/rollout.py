@@ -6,6 +6,7 @@ import torch
 
 from mechlab.attribution.masking import Source, Tokens
 from mechlab.metrics import Metric
+from mechlab.moved import was
 from mechlab.results import Scores, position_labels
 from mechlab.runs.caching import only
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@was(position="pos")
 @torch.no_grad()
 def attention_rollout(
     model: "TransformerBridge",
@@ -20,9 +22,9 @@ def attention_rollout(
     source: Source | None = None,
     metric: Metric | None = None,
     *,
-    position: int = -1,
+    pos: int = -1,
 ) -> Scores:
-    """The share of each token in `position`, if attention were all that moves information.
+    """The share of each token in `pos`, if attention were all that moves information.
 
     Abnar and Zuidema 2020. In each layer a position is half itself and half what the mean head attends to;
     the layers are multiplied. Shares are between 0 and 1 and add up to 1. `source` and `metric` are not used,
@@ -36,7 +38,7 @@ def attention_rollout(
     for layer in range(model.cfg.n_layers):
         rolled = (0.5 * cache["pattern", layer].mean(1) + 0.5 * itself) @ rolled
     return Scores.over_prompts(
-        rolled[:, position],
+        rolled[:, pos],
         ("pos",),
         "attention rollout (share)",
         labels={"pos": position_labels(model, base)},

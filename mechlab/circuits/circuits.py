@@ -100,10 +100,10 @@ class Circuit:
 
 def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
     """Jaccard index of two sets of heads: shared / in either. 1: the same; 0: nothing in common."""
-    one, other = {*map(tuple, one)}, {*map(tuple, other)}
-    if not one | other:
+    mine, theirs = {*map(tuple, one)}, {*map(tuple, other)}
+    if not mine | theirs:
         raise CircuitError("Both circuits are empty, so their overlap has no meaning.")
-    return len(one & other) / len(one | other)
+    return len(mine & theirs) / len(mine | theirs)
 
 
 def roc(scores: Scores, truth: Sequence[Head]):

@@ -16,8 +16,10 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.circuits.circuits import Circuit, Head
-from mechlab.circuits.knockouts import Knockouts, check_ability
+from mechlab.arguments import Head
+from mechlab.circuits.circuits import Circuit, CircuitError
+from mechlab.circuits.knockouts import CircuitRuns, check_ability
+from mechlab.metrics import PositionMetric
 from mechlab.results import Scores, named
 from mechlab.runs.matrices import held_norm_slope
 from mechlab.statistics import Estimate
@@ -46,7 +48,7 @@ class Faithfulness:
         )
 
 
-def faithfulness(knockouts: Knockouts, circuits: Sequence[Circuit]) -> list[Faithfulness]:
+def faithfulness(knockouts: CircuitRuns, circuits: Sequence[Circuit]) -> list[Faithfulness]:
     """How much of the model's metric is left when everything outside the circuit is knocked out, for each
     circuit."""
     check_ability(knockouts)
@@ -65,7 +67,7 @@ def faithfulness(knockouts: Knockouts, circuits: Sequence[Circuit]) -> list[Fait
 
 
 def completeness(
-    knockouts: Knockouts, circuit: Circuit, sets: Mapping[str, Sequence[Head]]
+    knockouts: CircuitRuns, circuit: Circuit, sets: Mapping[str, Sequence[Head]]
 ) -> "pd.DataFrame":
     """F(M without K) beside F(C without K), for each set K of the circuit's heads: a table, one row a set.
 
@@ -96,7 +98,7 @@ def completeness(
 
 
 def greedy_gap(
-    knockouts: Knockouts, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
+    knockouts: CircuitRuns, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
 ) -> tuple[list[Head], float]:
     """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022,
     appendix M.
@@ -119,7 +121,7 @@ def greedy_gap(
 
 
 def minimality(
-    knockouts: Knockouts, circuit: Circuit, sets: Mapping[Head, Sequence[Head]] | None = None
+    knockouts: CircuitRuns, circuit: Circuit, sets: Mapping[Head, Sequence[Head]] | None = None
 ) -> "pd.DataFrame":
     """For each head v, a set K so that C without K changes most when v goes too: a table, one row a head.
 
@@ -164,7 +166,7 @@ def minimality(
 
 
 @torch.no_grad()
-def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -> Scores:
+def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None) -> Scores:
     """What each head says to the logits itself, with some heads removed from the whole model: dims ("layer",
     "head").
 
@@ -173,6 +175,10 @@ def direct_contributions(knockouts: Knockouts, removed: Circuit | None = None) -
     et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
+    if not isinstance(metric, PositionMetric):
+        raise CircuitError(
+            "Direct contributions need a metric that reads two logits, such as `logit_difference`."
+        )
     run = run.changed(knockouts.edits(~knockouts.keeping(removed or Circuit({}))[None]))
     rows, last = torch.arange(len(prompts)), run.model.cfg.n_layers
     end = torch.as_tensor(metric.pos).expand(len(prompts)) % prompts.shape[1]

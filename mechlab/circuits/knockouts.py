@@ -35,7 +35,7 @@ class Task(Protocol):
     pairs: Int[Tensor, "batch"]
 
 
-class Knockouts:
+class CircuitRuns:
     """The model on a task's prompts, kept so that it can be run with any heads knocked out.
 
     intact: [prompt], the metric of the whole model
@@ -152,9 +152,9 @@ class Knockouts:
     ) -> list[Put]:
         """What stands in for the heads and MLPs that are not kept, as edits of the run."""
         puts = [Put("z", layer, self.z[layer][None], ~kept[:, layer]) for layer in range(len(self.z))]
-        for layer in range(len(self.z) if mlps is not None else 0):
-            if not mlps[:, layer].all():
-                gone = ~mlps[:, layer, None, None].to(self.z.device)
+        for layer, kept_mlp in enumerate([] if mlps is None else mlps.T):
+            if not kept_mlp.all():
+                gone = ~kept_mlp[:, None, None].to(self.z.device)
                 puts.append(Put("mlp_out", layer, self.mlp_out[layer][None], gone))
         return puts
 
@@ -169,7 +169,7 @@ class Knockouts:
         return estimate(top, self.prompts.pairs, over=bottom, draws=draws, seed=seed)
 
 
-def check_ability(knockouts: Knockouts) -> None:
+def check_ability(knockouts: CircuitRuns) -> None:
     """A `CircuitError` when the model does not do the task: then there is no circuit to find."""
     ability = knockouts.mean(knockouts.intact)
     if ability.low <= 0 <= ability.high:

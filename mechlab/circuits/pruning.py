@@ -2,7 +2,7 @@
 is.
 
 The search of ACDC (Conmy et al. 2023) over heads at positions instead of edges, with mean or resample
-ablation as the `Knockouts` say. Going from the last layer to the first, all that comes before the part in
+ablation as the `CircuitRuns` say. Going from the last layer to the first, all that comes before the part in
 question is still whole, so every trial is taken up in its layer.
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mechlab.arguments import one_of
 from mechlab.circuits.circuits import Circuit, Head
-from mechlab.circuits.knockouts import Knockouts, check_ability
+from mechlab.circuits.knockouts import CircuitRuns, check_ability
 
 ERRORS = ("mean", "prompt")
 
 
 def prune(
-    knockouts: Knockouts,
+    knockouts: CircuitRuns,
     threshold: float,
     *,
     candidates: Mapping[Head, Sequence[str]] | Sequence[Head] | None = None,
@@ -58,7 +58,7 @@ def prune(
     return _circuit(left)
 
 
-def _error(knockouts: Knockouts, found: Float[Tensor, "batch"], how: str) -> Tensor:
+def _error(knockouts: CircuitRuns, found: Float[Tensor, "batch"], how: str) -> Tensor:
     off = found - knockouts.intact
     return off.mean().abs() if how == "mean" else off.abs().mean()
 
@@ -70,8 +70,9 @@ def _circuit(left: Mapping[Head, Sequence[str | None]]) -> Circuit:
     for head, names in left.items():
         if not names:
             continue
-        role = "everywhere" if names == [None] else "at " + ", ".join(names)
+        places = tuple(name for name in names if name is not None)
+        role = "at " + ", ".join(places) if places else "everywhere"
         roles.setdefault(role, []).append(head)
-        if names != [None]:
-            at[role] = tuple(names)
+        if places:
+            at[role] = places
     return Circuit(roles, at)

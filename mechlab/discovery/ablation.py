@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mechlab.arguments import key_value_heads, layers_of, one_of
 from mechlab.metrics import Metric, per_prompt
-from mechlab.results import KnockOut, Scores
+from mechlab.moved import was
+from mechlab.results import AblationResult, Scores
 from mechlab.runs.hooks import Hook, intervene, set_component, unit_direction
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ UNITS = {
 Part = tuple[int, int] | int
 
 
+@was(reference="source")
 @torch.no_grad()
 def ablation_hooks(
     model: "TransformerBridge",
@@ -44,7 +46,7 @@ def ablation_hooks(
     how: str = "mean",
     *,
     unit: str = "head",
-    reference: Int[Tensor, "reference its_pos"] | Mapping[str, Tensor] | None = None,
+    source: Int[Tensor, "reference its_pos"] | Mapping[str, Tensor] | None = None,
     templates: tuple[Sequence, Sequence] | None = None,
     positions: Sequence[int] | None = None,
     seed: int = 0,
@@ -53,23 +55,25 @@ def ablation_hooks(
 
     parts:     (layer, index) for heads, key/value heads and neurons; a layer for "attention" and "mlp". A
                key/value head is taken away through its values, for all query heads that share it
-    reference: prompts of the same length that say what is usual (default: `base` itself), or what they were
+    source:    prompts of the same length that say what is usual (default: `base` itself), or what they were
                run to: `reference_run(...)`, when many parts are tried
-    templates: the template of each prompt of `base` and of `reference`; means and draws stay within a
-               template
+    templates: the template of each prompt of `base` and of `source`; means and draws stay within a template
     positions: where (default: everywhere)
     """
     chosen: dict[int, list[int]] = {}
     for layer, index in _checked(model, parts, how, unit):
         chosen.setdefault(layer, []).append(index)
-    if how != "zero" and not isinstance(reference, Mapping):
-        reference = reference_run(model, base, base if reference is None else reference, list(chosen), unit)
+    found: Mapping[str, Tensor] = {}
+    if isinstance(source, Mapping):
+        found = source
+    elif how != "zero":
+        found = reference_run(model, base, base if source is None else source, list(chosen), unit)
     hooks = []
     for layer, indices in chosen.items():
         name, usual = _hook(layer, unit), None
         if how != "zero":
-            which = ([0] * len(base), [0] * len(reference[name])) if templates is None else templates
-            usual = _stand_in(reference[name], how, which, seed + layer)
+            which = ([0] * len(base), [0] * len(found[name])) if templates is None else templates
+            usual = _stand_in(found[name], how, which, seed + layer)
         hooks.append((name, _replacing(usual, None if UNITS[unit][1] is None else indices, positions)))
     return hooks
 
@@ -94,6 +98,7 @@ def reference_run(
     return {name: cache[name] for name in names}
 
 
+@was(reference="source")
 @torch.no_grad()
 def ablation_effects(
     model: "TransformerBridge",
@@ -103,8 +108,10 @@ def ablation_effects(
     how: str = "mean",
     *,
     unit: str = "head",
-    reference: Int[Tensor, "reference its_pos"] | None = None,
-    **given,
+    source: Int[Tensor, "reference its_pos"] | None = None,
+    templates: tuple[Sequence, Sequence] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Scores:
     """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",).
 
@@ -113,18 +120,19 @@ def ablation_effects(
     resample.
     """
     layers = [layer for layer, _ in _checked(model, parts, how, unit)]
-    usual = reference_run(model, base, base if reference is None else reference, layers, unit)
+    usual = reference_run(model, base, base if source is None else source, layers, unit)
     intact = per_prompt(metric, model(base))
     changes = []
+    where = {"unit": unit, "templates": templates, "positions": positions, "seed": seed}
     for part in parts:
-        hooks = ablation_hooks(model, base, [part], how, unit=unit, reference=usual, **given)
-        with intervene(model, hooks):
+        with intervene(model, ablation_hooks(model, base, [part], how, source=usual, **where)):
             changes.append(per_prompt(metric, model(base)) - intact)
     labels = {"part": [f"{unit} {p}" if isinstance(p, int) else f"{p[0]}.{p[1]}" for p in parts]}
     name = f"change of the metric, {how} ablation"
     return Scores.over_prompts(torch.stack(changes, dim=1), ("part",), name, labels=labels)
 
 
+@was(reference="source")
 @torch.no_grad()
 def ablate_together(
     model: "TransformerBridge",
@@ -134,27 +142,28 @@ def ablate_together(
     how: str = "mean",
     *,
     unit: str = "head",
-    reference: Int[Tensor, "reference its_pos"] | None = None,
+    source: Int[Tensor, "reference its_pos"] | None = None,
+    templates: tuple[Sequence, Sequence] | None = None,
+    positions: Sequence[int] | None = None,
     draws: int = 10,
     seed: int = 0,
-    **given,
-) -> KnockOut:
+) -> AblationResult:
     """The metric with all parts taken away at once, beside as many random other parts of the same layers.
 
     draws: how many times others are drawn. Keywords as in `ablation_hooks`.
     """
-    layers = [layer for layer, _ in _checked(model, parts, how, unit)]
-    layers = layers_of(model) if UNITS[unit][1] is None else layers
-    usual = reference_run(model, base, base if reference is None else reference, layers, unit)
-    given |= {"unit": unit, "reference": usual, "seed": seed}
+    checked = _checked(model, parts, how, unit)
+    layers = layers_of(model) if UNITS[unit][1] is None else [layer for layer, _ in checked]
+    usual = reference_run(model, base, base if source is None else source, layers, unit)
+    where = {"unit": unit, "templates": templates, "positions": positions, "seed": seed}
 
     def run(chosen: Sequence[Part]) -> Float[Tensor, "batch"]:
-        with intervene(model, ablation_hooks(model, base, chosen, how, **given)):
+        with intervene(model, ablation_hooks(model, base, chosen, how, source=usual, **where)):
             return per_prompt(metric, model(base)).cpu()
 
     generator = torch.Generator().manual_seed(seed)
-    random = [run(_others(model, parts, unit, generator)) for _ in range(draws)]
-    return KnockOut(per_prompt(metric, model(base)).cpu(), run(parts), torch.stack(random))
+    random = [run(_others(model, checked, unit, generator)) for _ in range(draws)]
+    return AblationResult(per_prompt(metric, model(base)).cpu(), run(parts), torch.stack(random))
 
 
 @torch.no_grad()
@@ -235,11 +244,11 @@ def _at(
 
 
 def _others(
-    model: "TransformerBridge", parts: Sequence[Part], unit: str, generator: torch.Generator
-) -> list[Part]:
+    model: "TransformerBridge", parts: Sequence[tuple[int, int]], unit: str, generator: torch.Generator
+) -> Sequence[Part]:
     """As many other parts of the same layers; of other layers, for units that are one a layer."""
     if UNITS[unit][1] is None:
-        free = [layer for layer in range(model.cfg.n_layers) if layer not in parts]
+        free = [layer for layer in range(model.cfg.n_layers) if layer not in {at for at, _ in parts}]
         return [free[i] for i in torch.randperm(len(free), generator=generator)[: len(parts)]]
     drawn = []
     for layer, _ in parts:
@@ -253,7 +262,8 @@ def _others(
 
 
 def _count(model: "TransformerBridge", unit: str) -> int:
-    counts = {"head": model.cfg.n_heads, "kv_head": key_value_heads(model), "neuron": model.cfg.d_mlp}
+    neurons = model.cfg.d_mlp or 0  # None in a model without MLPs
+    counts = {"head": model.cfg.n_heads, "kv_head": key_value_heads(model), "neuron": neurons}
     return counts[unit]
 
 

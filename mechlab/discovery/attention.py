@@ -122,12 +122,17 @@ def both_copying_scores(
                 found[turned, layer, head] = (above < k).float().mean()
     name = "copying score (share of tokens in the {} {})"
     ends = zip(found, ("top", "bottom"), strict=True)
-    return tuple(Scores(each, ("layer", "head"), name.format(end, k), signed=False) for each, end in ends)
+    most, least = (Scores(each, ("layer", "head"), name.format(end, k), signed=False) for each, end in ends)
+    return most, least
 
 
 @torch.no_grad()
 def matching_scores(
-    model, tokens: Int[Tensor, "token"], *, through: tuple[int, int] | None = None, distance: int = 0
+    model: "TransformerBridge",
+    tokens: Int[Tensor, "token"],
+    *,
+    through: tuple[int, int] | None = None,
+    distance: int = 0,
 ) -> Scores:
     """QK circuit: for how many tokens does each head's query suit the key of the same token best, among all
     `tokens`?

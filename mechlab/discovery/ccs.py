@@ -65,6 +65,7 @@ def _descend(
     """The direction and offset that gradient descent reaches, and their loss."""
     weights.requires_grad_()
     optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
+    loss = torch.tensor(torch.inf)  # of no step at all
     with torch.enable_grad():
         for _ in range(steps):
             p, q = (torch.sigmoid(x @ weights[:-1] + weights[-1]) for x in (yes, no))

@@ -7,6 +7,7 @@ the dictionary is worth reading.
 
 import html
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,22 @@ Ranked = tuple[str, float]  # a token, and a number
 class Activity:
     """Where the features of a dictionary are active: an entry for each token and feature active on it.
 
-    token: which token, counted through `texts` row by row; strength: how active
+    token: which token, counted through `texts` row by row; activation: how active
     skip:  how many positions of each text were left out
     """
 
     texts: Int[Tensor, "batch pos"]
     token: Int[Tensor, "entry"]
     feature: Int[Tensor, "entry"]
-    strength: Float[Tensor, "entry"]
+    activation: Float[Tensor, "entry"]
     d_sae: int
     skip: int
+
+    @property
+    def strength(self) -> Float[Tensor, "entry"]:
+        """What `activation` was called."""
+        warnings.warn("activity.strength is now activity.activation.", FutureWarning, stacklevel=2)
+        return self.activation
 
     @property
     def tokens(self) -> int:
@@ -58,9 +65,9 @@ class Activity:
         """Text, position and strength of the k places where a feature is most active, loudest first."""
         _check(feature, self.d_sae)
         mine = self.feature == feature
-        strength, order = self.strength[mine].sort(descending=True, stable=True)
+        activation, order = self.activation[mine].sort(descending=True, stable=True)
         token = self.token[mine][order][:k]
-        return token // self.texts.shape[1], token % self.texts.shape[1], strength[:k]
+        return token // self.texts.shape[1], token % self.texts.shape[1], activation[:k]
 
     def on_word(self, model: "TransformerBridge", word: str, k: int = 5) -> list[tuple[int, float]]:
         """The k features most active on a word of one token, with their mean strength there.
@@ -73,7 +80,7 @@ class Activity:
         same = torch.tensor([i for i in self.texts.unique().tolist() if wanted and said(i) == wanted]).long()
         here = torch.isin(self.texts.flatten()[self.token], same)
         places = torch.isin(self.texts[:, self.skip :], same).sum()
-        total = torch.zeros(self.d_sae).index_add(0, self.feature[here], self.strength[here])
+        total = torch.zeros(self.d_sae).index_add(0, self.feature[here], self.activation[here])
         best = torch.where(self.density < 0.1, total, 0).topk(min(k, self.d_sae))
         return [(int(n), float(sum_ / places)) for sum_, n in zip(*best, strict=True) if sum_ > 0]
 
@@ -84,7 +91,7 @@ class Activity:
         active = torch.bincount(self.token, minlength=self.texts.numel())
         size = torch.tensor([self.d_sae, self.skip])
         feature = self.feature.short() if self.d_sae < 2**15 else self.feature.int()
-        parts = {"active": active.short(), "feature": feature, "strength": self.strength.half()}
+        parts = {"active": active.short(), "feature": feature, "strength": self.activation.half()}
         save_file({"texts": self.texts.int(), **parts, "size": size}, path)
 
     @classmethod
@@ -116,8 +123,8 @@ def feature_activity(
         text, position, feature = (features > 0).nonzero(as_tuple=True)
         token = (text + start * batch) * length + position + skip
         parts.append([part.cpu() for part in (token, feature, features[text, position, feature])])
-    token, feature, strength = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Activity(texts.cpu(), token, feature, strength, sae.d_sae, skip)
+    token, feature, activation = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Activity(texts.cpu(), token, feature, activation, sae.d_sae, skip)
 
 
 def feature_hooks(
@@ -142,7 +149,8 @@ def feature_hooks(
 
     def change(x: Tensor, hook) -> Tensor:
         old = sae.encode(x)[..., feature]
-        step = (torch.full_like(old, value) if times is None else times * old) - old
+        new = old if value is None else torch.full_like(old, value)
+        step = (new if times is None else times * new) - old
         if x.shape[1] > 1:
             step = torch.cat([torch.zeros_like(step[:, :skip]), step[:, skip:]], dim=1)
         return x + step[..., None] * direction

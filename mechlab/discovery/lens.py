@@ -10,7 +10,7 @@ A lens shows what can be read, not what the model uses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from torch import Tensor
 from mechlab.arguments import one_of
 from mechlab.discovery.streams import residual_entries
 from mechlab.discovery.tuned_lens import TunedLens
+from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores, token_labels
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 QUANTITIES = {"rank": "rank of the answer (0 is first)", "log_prob": "log-probability of the answer (nats)"}
 
 
+@was(position="pos")
 @torch.no_grad()
 def logit_lens(
     model: "TransformerBridge",
@@ -37,7 +39,7 @@ def logit_lens(
     answers: Answers,
     *,
     lens: TunedLens | None = None,
-    position: int = -1,
+    pos: int = -1,
     what: str = "rank",
 ) -> Scores:
     """How far up `answers` stand at each layer, at one position of each prompt.
@@ -54,9 +56,10 @@ def logit_lens(
     from transformer_lens.tools.analysis import logit_lens as read
 
     one_of("what", what, QUANTITIES)
-    asked = {"targets": answer_ids(model, answers, len(base)), "return_type": "log_probs"}
-    found = read(model, base, positions=position, lens=_fitting(model, lens), **asked)
-    values = found.readout.target_ranks if what == "rank" else found.readout.values
+    asked: dict[str, Any] = {"targets": answer_ids(model, answers, len(base)), "return_type": "log_probs"}
+    found = read(model, base, positions=pos, lens=_fitting(model, lens), **asked).readout
+    values = found.target_ranks if what == "rank" else found.values
+    assert values is not None  # there are ranks where there are targets
     return Scores.over_prompts(values[..., 0].T.float(), ("layer",), QUANTITIES[what], signed=False)
 
 
@@ -87,12 +90,13 @@ def lens_table(
     if len(base) != 1:
         raise ValueError(f"A table shows one prompt, and there are {len(base)}. Give one: base[:1].")
     entries = sorted({*range(0, model.cfg.n_layers, every), model.cfg.n_layers})
-    asked = {"layers": entries, "top_k": 1, "return_type": "probs"}
+    asked: dict[str, Any] = {"layers": entries, "top_k": 1, "return_type": "probs"}
     found = read(model, base, positions=None, lens=_fitting(model, lens), **asked).readout
+    assert found.top_ids is not None  # asked for with top_k
     words = [[repr(model.tokenizer.decode(int(i))) for i in row] for row in found.top_ids[:, 0, :, 0]]
-    labels = {"layer": [str(entry) for entry in entries], "position": token_labels(model, base[0])}
+    labels = {"layer": [str(entry) for entry in entries], "pos": token_labels(model, base[0])}
     name, likeliest = "probability of the likeliest token", found.values[:, 0, :, 0]
-    return LensTable(words, Scores(likeliest, ("layer", "position"), name, labels, signed=False))
+    return LensTable(words, Scores(likeliest, ("layer", "pos"), name, labels, signed=False))
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def lens_quality(
             same[row, place] = (final.argmax(-1) == found.argmax(-1)).float().mean()
             mean[place] += found.exp().mean(0).cpu() / len(texts)
     bias = (mean_final * (mean_final.log() - mean.log())).nan_to_num(0).sum(-1)
-    given = {
+    given: dict[str, Any] = {
         "labels": {} if layers is None else {"layer": [str(entry) for entry in entries]},
         "signed": False,
     }

@@ -8,7 +8,7 @@ features of the text's surface.
 Decodable is not used: a probe says that the information is there, never that the model reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,12 @@ from numpy.typing import ArrayLike
 from sklearn import model_selection as ms
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_regressor
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mechlab.discovery.streams import residual_entries
+from mechlab.moved import was
 from mechlab.results import Scores
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ PROBES = ("logistic", "ridge", "mass_mean")
 Split = tuple[np.ndarray, np.ndarray]  # the examples to fit to, and those to score on
 
 
+@was(position="pos")
 @torch.no_grad()
 def residual_streams(
-    model: "TransformerBridge", texts: Sequence[str], *, position: int | str = -1, batch: int = 32
+    model: "TransformerBridge", texts: Sequence[str], *, pos: int | str = -1, batch: int = 32
 ) -> Float[Tensor, "layer text d_model"]:
     """The residual stream of each text at one position, on entering each layer and after the last.
 
@@ -43,26 +45,26 @@ def residual_streams(
     is no padding. Position -1 is the last token; "mean" is the mean over all but the first, which is the
     model's own.
     """
-    if position != "mean" and not isinstance(position, int):
-        raise ValueError(f'position is {position!r}: a number, or "mean".')
+    if pos != "mean" and not isinstance(pos, int):
+        raise ValueError(f'pos is {pos!r}: a number, or "mean".')
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError("Give a list of at least one text.")
     tokens = [model.to_tokens(text)[0] for text in texts]
     found = torch.zeros(model.cfg.n_layers + 1, len(texts), model.cfg.d_model)
     for length in sorted({len(row) for row in tokens}):
-        if position == "mean" and length < 2:
+        if pos == "mean" and length < 2:
             raise ValueError("A text is empty, so there is nothing to take the mean of.")
-        if position != "mean" and not -length <= position < length:
-            raise ValueError(f"A text has {length} tokens, so it has no position {position}.")
+        if pos != "mean" and not -length <= pos < length:
+            raise ValueError(f"A text has {length} tokens, so it has no position {pos}.")
         rows = [n for n, row in enumerate(tokens) if len(row) == length]
         streams = residual_entries(model, torch.stack([tokens[n] for n in rows]), batch)
-        at = lambda stream: stream[:, :, 1:].mean(2) if position == "mean" else stream[:, :, position]
+        at = lambda stream: stream[:, :, 1:].mean(2) if pos == "mean" else stream[:, :, pos]
         found[:, rows] = torch.cat([at(stream).float().cpu() for stream in streams], dim=1)
     return found
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What the probes of each layer said about examples that they had not seen.
 
     score:       share right (classes), or R² (numbers; 0 is as good as always saying the mean, below 0 is
@@ -77,17 +79,18 @@ class Probed:
     directions: Float[Tensor, "layer d_model"] | None
 
 
+@was(strength="penalty")
 def probe_layers(
     features: Float[Tensor, "layer example d_model"],
     labels: ArrayLike,
     *,
     probe: str | BaseEstimator = "logistic",
-    groups: ArrayLike | None = None,
+    groups: Collection | None = None,
     on: tuple[Float[Tensor, "layer other d_model"], ArrayLike] | None = None,
     folds: int = 5,
-    strength: float | None = None,
+    penalty: float | None = None,
     seed: int = 0,
-) -> Probed:
+) -> ProbeResult:
     """Fit one probe for each layer and score it on held-out examples.
 
     probe:  "logistic" or "mass_mean" (direction between the two class means, Marks and Tegmark 2023) for
@@ -95,7 +98,8 @@ def probe_layers(
     groups: examples of one group are held out together (all sentences about one city, say); a probe can
             otherwise recognise the example instead of the property
     on:     other features and labels: fit on all examples, score on these (transfer)
-    strength: the penalty (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below is
+    penalty: how strong it is (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below
+             is
               cheating
 
     Features are standardised on the training part. Each example is held out once (`folds` parts); classes
@@ -103,7 +107,7 @@ def probe_layers(
     """
     labels = np.asarray(labels)
     _check(features, labels, groups)
-    estimator = _estimator(probe, strength)
+    estimator = _estimator(probe, penalty)
     numbers = is_regressor(estimator)
     layers = features.numpy()
     splits = [] if on else _splits(labels, groups, folds, numbers, seed)
@@ -116,8 +120,8 @@ def probe_layers(
         said = [probe.predict(np.asarray(layer)) for probe, layer in zip(fitted, on[0], strict=False)]
     predictions, directions = np.stack(said), [_direction(probe) for probe in fitted]
     score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth)
-    whole = all(direction is not None for direction in directions)
-    return Probed(score, predictions, torch.stack(directions) if whole else None)
+    known = [direction for direction in directions if direction is not None]
+    return ProbeResult(score, predictions, torch.stack(known) if len(known) == len(directions) else None)
 
 
 def _held_out(
@@ -130,7 +134,7 @@ def _held_out(
     return said
 
 
-def control_labels(groups: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> np.ndarray:
+def control_labels(groups: Collection, labels: ArrayLike, *, seed: int = 0) -> np.ndarray:
     """A control task: every group gets a label drawn at random, in the proportions of the real ones.
 
     What a probe can learn here it learned by memory; the real accuracy less this one is its selectivity
@@ -179,13 +183,15 @@ class MassMean(ClassifierMixin, BaseEstimator):
         return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
 
 
-def _estimator(probe: str | BaseEstimator, strength: float | None) -> BaseEstimator:
+def _estimator(probe: str | BaseEstimator, penalty: float | None) -> BaseEstimator:
     if not isinstance(probe, str):
         return probe
     if probe == "logistic":
-        return make_pipeline(StandardScaler(), LogisticRegression(C=1 / (strength or 1), max_iter=1000))
+        return make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / (1 if penalty is None else penalty), max_iter=1000)
+        )
     if probe == "ridge":
-        return make_pipeline(StandardScaler(), Ridge(alpha=strength or 1000))
+        return make_pipeline(StandardScaler(), Ridge(alpha=1000 if penalty is None else penalty))
     if probe == "mass_mean":
         return MassMean()
     raise ValueError(
@@ -194,7 +200,7 @@ def _estimator(probe: str | BaseEstimator, strength: float | None) -> BaseEstima
 
 
 def _splits(
-    labels: np.ndarray, groups: ArrayLike | None, folds: int, numbers: bool, seed: int
+    labels: np.ndarray, groups: Collection | None, folds: int, numbers: bool, seed: int
 ) -> list[Split]:
     if groups is not None:
         count = len(set(groups))
@@ -218,7 +224,7 @@ def _splits(
     return splits
 
 
-def _check(features: Float[Tensor, "..."], labels: np.ndarray, groups: ArrayLike | None) -> None:
+def _check(features: Float[Tensor, "..."], labels: np.ndarray, groups: Collection | None) -> None:
     if features.ndim != 3:
         raise ValueError(f"features are {tuple(features.shape)}; they must be [layer, example, d_model].")
     if len(labels) != features.shape[1] or (groups is not None and len(groups) != len(labels)):
@@ -242,8 +248,8 @@ def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:
 
 def _direction(fitted: BaseEstimator) -> Float[Tensor, "d_model"] | None:
     """What a fitted linear probe reads, in the units of the features; None when it is not one direction."""
-    last = fitted[-1] if hasattr(fitted, "steps") else fitted
+    last = fitted[-1] if isinstance(fitted, Pipeline) else fitted
     rows = np.atleast_2d(getattr(last, "coef_", np.zeros((2, 1))))
     if len(rows) != 1:
         return None
-    return torch.tensor(rows[0] / (fitted[0].scale_ if hasattr(fitted, "steps") else 1)).float()
+    return torch.tensor(rows[0] / (fitted[0].scale_ if isinstance(fitted, Pipeline) else 1)).float()

@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,7 +59,11 @@ class SparseAutoencoder:
         if self.kind == "topk":
             best = before.topk(min(self.k, self.d_sae), dim=-1)
             return torch.zeros_like(before).scatter(-1, best.indices, best.values.relu())
-        return torch.where(before > self.threshold, before, 0) if self.kind == "jumprelu" else before.relu()
+        if self.kind != "jumprelu":
+            return before.relu()
+        if self.threshold is None:
+            raise ValueError('This dictionary is of the kind "jumprelu" and has no threshold.')
+        return torch.where(before > self.threshold, before, 0)
 
     def decode(self, features: Float[Tensor, "... feature"]) -> Acts:
         return features @ self.W_dec + self.b_dec
@@ -136,7 +141,7 @@ def _sparsify(config: dict, found: dict[str, Tensor]) -> dict:
 
 
 @dataclass(frozen=True)
-class Trained:
+class SaeTraining:
     """A dictionary and how its training went: one dictionary of numbers for every hundred steps."""
 
     sae: SparseAutoencoder
@@ -156,7 +161,7 @@ def train_sae(
     resample: bool = True,
     seed: int = 0,
     hook: str = "",
-) -> Trained:
+) -> SaeTraining:
     """Train a dictionary of `width` directions on activations (position 0 left out: it is an attention sink).
 
     kind "topk" keeps the k largest features; "standard" has a ReLU and the penalty `l1` times the sum of
@@ -184,7 +189,7 @@ def train_sae(
             training.restart(x, error, generator)
         if step in (steps // 4, steps // 2, 3 * steps // 4):
             training.fired.zero_()
-    return Trained(_folded_back(training.sae, scale, mean), history)
+    return SaeTraining(_folded_back(training.sae, scale, mean), history)
 
 
 def _check_training(activations: Float[Tensor, "..."], kind: str, batch: int) -> None:
@@ -202,7 +207,7 @@ def _check_training(activations: Float[Tensor, "..."], kind: str, batch: int) ->
 class _Training:
     """A dictionary on its way, its optimiser, and how often each feature was active lately."""
 
-    def __init__(self, data: Acts, width: int, generator: torch.Generator, given: dict[str, str | int]):
+    def __init__(self, data: Acts, width: int, generator: torch.Generator, given: dict[str, Any]):
         d = data.shape[1]
         W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1).to(data)
         biases = {"b_enc": data.new_zeros(width), "b_dec": data.new_zeros(d)}
@@ -210,7 +215,8 @@ class _Training:
         for part in self.parts.values():
             part.requires_grad_()
         self.optimiser = torch.optim.Adam(self.parts.values(), betas=(0.9, 0.99))
-        self.sae, self.fired = SparseAutoencoder(**self.parts, **given), data.new_zeros(width)
+        whole: dict[str, Any] = {**self.parts, **given}
+        self.sae, self.fired = SparseAutoencoder(**whole), data.new_zeros(width)
 
     def step(
         self, x: Float[Tensor, "token d_in"], rate: float, l1: float

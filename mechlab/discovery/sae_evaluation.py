@@ -103,7 +103,7 @@ def splice(
     back = sae.decode(features)
     instead = {"mean": mean.expand_as(x), "zero": torch.zeros_like(x)} if beside is None else {}
     for what, value in {"spliced": back, **instead}.items():
-        with intervene(model, replaced(name, value, skip)):
+        with intervene(model, _from(name, value, skip)):
             loss[what] = _loss(model, texts, skip)
     return Splice(
         loss,
@@ -128,7 +128,7 @@ def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: in
     return [(hook_of(model, sae), write)]
 
 
-def replaced(name: str, value: Float[Tensor, "batch pos d_in"], skip: int) -> list[Hook]:
+def _from(name: str, value: Float[Tensor, "batch pos d_in"], skip: int) -> list[Hook]:
     """Write `value` over an activation at all positions but the first `skip`."""
     return [(name, lambda x, hook: torch.cat([x[:, :skip], value.to(x)], dim=1))]
 

@@ -59,12 +59,12 @@ def key_covariance(
 ) -> Float[Tensor, "d_mlp d_mlp"]:
     """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text; the first `skip` positions are left
     out."""
-    name, total, count = f"blocks.{layer}.mlp.hook_post", 0.0, 0
+    name, total, count = f"blocks.{layer}.mlp.hook_post", torch.zeros(()), 0
     with torch.no_grad():
         for rows in base.split(batch):
             _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
             keys = cache[name][:, skip:].flatten(0, 1).double()
-            total, count = total + keys.T @ keys, count + len(keys)
+            total, count = total.to(keys) + keys.T @ keys, count + len(keys)
     return (total / count).float()
 
 
@@ -201,12 +201,14 @@ def edit_scores(
 ) -> dict[str, float]:
     """How an edited model answers, in the paper's terms, all shares from 0 to 1.
 
-    probability: of the new answer; efficacy: it is likelier than the old one; paraphrase: so it is in other
-                 words ({}
-    for the subject); neighbourhood: for prompts about other subjects, with their answers before the edit,
-    that answer is likelier than the new one; kept: it is still the likeliest of all.
+    probability:   of the new answer
+    efficacy:      it is likelier than the old one
+    paraphrase:    so it is in other words ({} for the subject)
+    neighbourhood: for prompts about other subjects, with their answers before the edit, that answer is
+                   likelier than the new one
+    kept:          it is still the likeliest of all
     """
-    new, old = single_token(model, fact.answer), single_token(model, old)
+    new, before = single_token(model, fact.answer), single_token(model, old)
     said = lambda prompt: model(prompt)[0, -1].softmax(-1)
     asked = said(fact.text)
     told = [said(prompt.format(fact.subject)) for prompt in paraphrases]
@@ -214,8 +216,8 @@ def edit_scores(
     share = lambda found: sum(map(bool, found)) / len(found)
     return {
         "probability": asked[new].item(),
-        "efficacy": float(asked[new] > asked[old]),
-        "paraphrase": share([p[new] > p[old] for p in told]),
+        "efficacy": float(asked[new] > asked[before]),
+        "paraphrase": share([p[new] > p[before] for p in told]),
         "neighbourhood": share([p[own] > p[new] for p, own in others]),
         "kept": share([p.argmax() == own for p, own in others]),
     }

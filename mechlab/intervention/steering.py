@@ -28,6 +28,7 @@ from mechlab.runs.run import Put
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
 
     from mechlab.pictures.plots import Picture
 
@@ -53,7 +54,7 @@ class SteeringVectors:
         """Hooks that add strength × the stream's length along the direction, at every position but the first
         token.
 
-        With a cache of keys and values a single new token is a later position, so generated text is steered
+        With a cache of keys and values a single new token is a later pos, so generated text is steered
         too.
         """
         vector = self.step(layer, strength)
@@ -89,14 +90,15 @@ class SteeringVectors:
         return replace(self, directions=unit)
 
 
+@was(position="pos")
 def contrast_vectors(
-    model, positive: Sequence[str], negative: Sequence[str], *, position: int | str = -1
+    model: "TransformerBridge", positive: Sequence[str], negative: Sequence[str], *, pos: int | str = -1
 ) -> SteeringVectors:
     """Mean stream over `positive` texts minus mean over `negative`, on entering each layer.
 
-    position: -1 is the last token; "mean" all tokens but the first.
+    pos: -1 is the last token; "mean" all tokens but the first.
     """
-    streams = [residual_streams(model, texts, position=position)[:-1] for texts in (positive, negative)]
+    streams = [residual_streams(model, texts, pos=pos)[:-1] for texts in (positive, negative)]
     difference = streams[0].mean(1) - streams[1].mean(1)
     gaps = difference.norm(dim=-1)
     lengths = torch.cat(streams, dim=1).norm(dim=-1).mean(1)
@@ -121,6 +123,7 @@ class SteeringResult:
         import pandas as pd
 
         low, high = self.effect.interval()
+        each = torch.as_tensor(self.effect.per_prompt)
         rows = [
             {
                 "layer": layer,
@@ -128,7 +131,7 @@ class SteeringResult:
                 "effect": self.effect.values[i, j].item(),
                 "95 % low": low[i, j].item(),
                 "95 % high": high[i, j].item(),
-                "moved up": (self.effect.per_prompt[:, i, j] > 0).float().mean().item(),
+                "moved up": (each[:, i, j] > 0).float().mean().item(),
                 "perplexity ×": self.cost.values[i, j].item(),
             }
             for i, layer in enumerate(self.effect.labels["layer"])
@@ -196,7 +199,7 @@ class Monitor:
     @classmethod
     def fit(
         cls,
-        model,
+        model: "TransformerBridge",
         vectors: SteeringVectors,
         layer: int,
         positive: Sequence[str],
@@ -218,11 +221,11 @@ class Monitor:
             )
         return replace(monitor, threshold=threshold)
 
-    def projections(self, model, texts: Sequence[str]) -> Float[Tensor, "text"]:
+    def projections(self, model: "TransformerBridge", texts: Sequence[str]) -> Float[Tensor, "text"]:
         """How far along the direction each text's last token lies."""
         return residual_streams(model, texts)[self.layer] @ self.direction
 
-    def flags(self, model, texts: Sequence[str]) -> Bool[Tensor, "text"]:
+    def flags(self, model: "TransformerBridge", texts: Sequence[str]) -> Bool[Tensor, "text"]:
         return self.projections(model, texts) >= self.threshold
 
 
@@ -237,7 +240,7 @@ def _loss_of(text: Int[Tensor, "text pos"]) -> Callable[[Tensor], Tensor]:
 
 
 def _measured(
-    model,
+    model: "TransformerBridge",
     tokens: Int[Tensor, "prompt pos"],
     metric: Metric,
     moves: dict[int, Float[Tensor, "strength d_model"]],

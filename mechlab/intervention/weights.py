@@ -12,6 +12,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -20,11 +21,14 @@ from torch import Tensor
 from mechlab.runs.hooks import Hook, set_component, unit_direction
 from mechlab.runs.matrices import layer_matrices
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 
 class WeightEdit:
     """Parameters of a model that were replaced, and the tensors they had before."""
 
-    def __init__(self, model, what: str):
+    def __init__(self, model: "TransformerBridge", what: str):
         self.model, self.what = model, what
         self._kept: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []  # parameter, before, after
         self._untied: list[tuple[torch.nn.Module, torch.nn.Parameter, torch.nn.Parameter, int]] = []
@@ -71,7 +75,7 @@ class WeightEdit:
     def undo(self) -> None:
         """Put the old tensors back. Edits on top of this one must be undone first."""
         moved = [parameter.data_ptr() != after.data_ptr() for parameter, _, after in self._kept]
-        moved += [m._parameters["weight"].data_ptr() != place for m, _, _, place in self._untied]
+        moved += [m.get_parameter("weight").data_ptr() != place for m, _, _, place in self._untied]
         if any(moved):
             raise ValueError("The same weights were edited again since; undo the later edit first.")
         for parameter, before, _ in reversed(self._kept):
@@ -87,7 +91,9 @@ class WeightEdit:
         self.undo()
 
 
-def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> WeightEdit:
+def orthogonalize(
+    model: "TransformerBridge", direction: Float[Tensor, "d_model"], *, level: float | int = 0.0
+) -> WeightEdit:
     """Make it impossible to write along a direction: take it out of every matrix and bias that writes to the
     stream.
 
@@ -117,7 +123,9 @@ def orthogonalize(model, direction: Float[Tensor, "d_model"], *, level: float | 
     return edit
 
 
-def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | int = 0.0) -> list[Hook]:
+def write_hooks(
+    model: "TransformerBridge", direction: Float[Tensor, "d_model"], *, level: float | int = 0.0
+) -> list[Hook]:
     """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the
     edit."""
     unit = unit_direction(model, direction)
@@ -134,7 +142,9 @@ def write_hooks(model, direction: Float[Tensor, "d_model"], *, level: float | in
     ]
 
 
-def load_adapter(model, folder: str | os.PathLike, *, scale: float | int = 1.0) -> WeightEdit:
+def load_adapter(
+    model: "TransformerBridge", folder: str | os.PathLike, *, scale: float | int = 1.0
+) -> WeightEdit:
     """Add a LoRA adapter in peft's format to the weights: W ← W + scale · α/r · B A (Hu et al. 2021).
 
     The adapter must have been trained on these weights; those in data/organisms belong to the folded SmolLM2.
@@ -169,7 +179,7 @@ def load_adapter(model, folder: str | os.PathLike, *, scale: float | int = 1.0) 
 
 
 @torch.no_grad()
-def save_model(model, folder: str | os.PathLike) -> None:
+def save_model(model: "TransformerBridge", folder: str | os.PathLike) -> None:
     """Save the model as it is now in Hugging Face format; `mechlab.load(folder)` and transformers open it.
 
     Folded weights are saved folded. The file is written only if a model made from it predicts the same.
@@ -177,13 +187,14 @@ def save_model(model, folder: str | os.PathLike) -> None:
     from transformers import AutoModelForCausalLM
 
     own = {"tie_word_embeddings": False, "output_attentions": False}  # TransformerLens turns the second on
-    config = type(model.original_model.config).from_dict(model.original_model.config.to_dict() | own)
+    theirs: Any = model.original_model.config
+    config = type(theirs).from_dict(theirs.to_dict() | own)
     plain = AutoModelForCausalLM.from_config(config).eval()
     have, state = _named(model), {}
     for name, like in plain.state_dict().items():
         state[name] = have.get(name, like)
         if ".c_attn." in name:  # TransformerLens keeps queries, keys and values apart
-            layer = layer_matrices(model, int(re.search(r"\d+", name)[0]))
+            layer = layer_matrices(model, int(re.findall(r"\d+", name)[0]))
             state[name] = torch.cat(
                 [part[name.endswith("bias")] for part in (layer.Q, layer.K, layer.V)], dim=-1
             )
@@ -204,7 +215,7 @@ def save_model(model, folder: str | os.PathLike) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def _named(model) -> dict[str, torch.nn.Parameter]:
+def _named(model: "TransformerBridge") -> dict[str, torch.nn.Parameter]:
     """Parameters by the names that Hugging Face's model has for them."""
     found: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.original_model.named_parameters(remove_duplicate=False):

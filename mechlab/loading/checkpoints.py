@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -181,7 +181,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 @contextmanager
-def _one_at_a_time(say: Say) -> Iterator[None]:
+def _one_at_a_time(say: Say) -> Generator[None]:
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache_dir() / "smollm2.lock")
@@ -202,7 +202,7 @@ def _one_at_a_time(say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained() -> Generator[None]:
     """Turn a full disk into one sentence, whoever reports it: the system, pip or safetensors."""
     try:
         yield
@@ -230,7 +230,7 @@ def _no_space(folder: Path) -> None:
 
 
 @contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
+def _staging(parent: Path) -> Generator[Path]:
     """A scratch folder on the same disk, gone afterwards; leftovers of killed runs go too."""
     parent.mkdir(parents=True, exist_ok=True)
     for old in parent.glob("partial-*"):
@@ -245,7 +245,7 @@ def _staging(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _progress(folder: Path, say: Say) -> Iterator[None]:
+def _progress(folder: Path, say: Say) -> Generator[None]:
     """Say every few seconds how much of the wheel has arrived."""
     finished = threading.Event()
 

@@ -1,8 +1,9 @@
 """From the GGUF file to safetensors in Hugging Face format, and the folding of the norms."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def gguf_to_safetensors(gguf: Path, out: Path, fold: bool) -> None:
@@ -11,10 +12,10 @@ def gguf_to_safetensors(gguf: Path, out: Path, fold: bool) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    files = {"gguf_file": gguf.name, "local_files_only": True}
+    files: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **files)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **files)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **files)
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **files)
     # The weights are plain float32 now; transformers refuses to save them while these marks remain.
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
@@ -57,7 +58,7 @@ def fold_norms(tensors: dict, n_layers: int) -> None:
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Generator[None]:
     """Silence transformers' own progress bars for a while, and leave the setting as it was."""
     from transformers.utils import logging
 

@@ -11,7 +11,7 @@ import time
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -93,12 +93,12 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
     """
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    size = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    size: dict[str, Any] = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "gpt2":
         config = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, **size)
     elif kind == "gqa":
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        widths = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
+        heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        widths: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
         # Nobody's default, or a wrong theta would go unnoticed.
         rotary = {"rope_type": "default", "rope_theta": 500.0}
         config = LlamaConfig(

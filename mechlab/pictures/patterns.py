@@ -78,7 +78,10 @@ def _circuitsvis() -> str:
     """CircuitsVis' bundled JavaScript, from the installed package."""
     from importlib.util import find_spec
 
-    folder = Path(find_spec("circuitsvis").origin).parent
+    found = find_spec("circuitsvis")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("CircuitsVis is not installed: pip install circuitsvis")
+    folder = Path(found.origin).parent
     return (folder / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8").replace("</script>", "")
 
 

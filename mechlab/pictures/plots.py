@@ -111,7 +111,7 @@ def _write_numbers(
     fig: go.Figure, x: list[str], values: np.ndarray, low: np.ndarray | None, high: np.ndarray | None
 ) -> None:
     """The number of each bar; beyond its interval, if it has one, which would cross the number elsewhere."""
-    if low is None:
+    if low is None or high is None:
         fig.update_traces(texttemplate="%{y:.2f}", textposition="outside", cliponaxis=False)
         return
     up, gap = values >= 0, 0.02 * float((high - low).max() + np.ptp(values))

@@ -5,7 +5,7 @@ shows as text too.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -88,13 +88,14 @@ def lens_explorer(
     import ipywidgets as w
     from transformer_lens.tools.analysis import logit_lens
 
-    asked = {"top_k": k, "return_type": "probs"}
+    asked: dict[str, Any] = {"top_k": k, "return_type": "probs"}
     read = {name: logit_lens(model, base[:1], lens=lens, **asked).readout for name, lens in lenses.items()}
     slider = w.IntSlider(entry, 0, model.cfg.n_layers, description="layer", continuous_update=False)
     shown = {name: w.HTML(layout=w.Layout(margin="0 32px 0 0")) for name in read}
 
     def update(_=None) -> None:
         for name, found in read.items():
+            assert found.top_ids is not None  # asked for with top_k
             ids, values = (each[slider.value, 0].tolist() for each in (found.top_ids, found.values))
             rows = [(repr(model.tokenizer.decode(i)), p) for i, p in zip(ids, values, strict=True)]
             shown[name].value = drawing.bars(rows, f"{name}: probability on entering layer {slider.value}")

@@ -50,7 +50,7 @@ def run_of(
 def runs_of(
     model: "TransformerBridge",
     base: "Int[Tensor, 'batch pos'] | Run",
-    source: "Int[Tensor, 'batch pos'] | Run",
+    source: "Int[Tensor, 'its_batch its_pos'] | Run",
 ) -> tuple[Run, Run]:
     """The two runs of a patch, of prompts that correspond position by position; others are refused."""
     base = run_of(model, base)

@@ -44,6 +44,13 @@ class Fast:
     z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
 
+    resid_pre: Tensor
+    resid_mid: Tensor
+    queries: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+    z: Tensor
+
     @torch.no_grad()
     def __init__(
         self,
@@ -262,7 +269,7 @@ class Fast:
         """The metric of streams at the end, given at positions `first` and later; those before are the run's
         own."""
         ends, W = self._ends(metric, first), self.weights
-        if ends is not None:
+        if ends is not None and isinstance(metric, PositionMetric):
             rows = torch.arange(len(self.tokens), device=stream.device)
             return self._metric_at(metric, stream[:, rows, ends - first])
         before = W.unembed(self.resid_pre[-1][:, :first])
@@ -335,7 +342,7 @@ class Fast:
     ) -> Float[Tensor, "copy batch place d_model"]:
         """What the heads that are put add to what is held, in each copy."""
         W_O = self.weights.layers[layer].out[0].unflatten(0, (self.weights.heads, -1))
-        change = (put.value[0] - self.z[layer])[rows, places]
+        change = (torch.as_tensor(put.value)[0] - self.z[layer])[rows, places]
         change = einsum(
             change, W_O, "batch place head d_head, head d_head d_model -> batch place head d_model"
         )
@@ -358,7 +365,7 @@ class Fast:
 
     def _held_metric(self, metric: Metric, edits: Sequence[Put]) -> Float[Tensor, "copy batch"]:
         ends, last = self._ends(metric, 0), len(self.weights.layers)
-        if ends is not None:
+        if ends is not None and isinstance(metric, PositionMetric):
             return self._metric_at(metric, self._held_streams(edits, {last}, ends[:, None])[last][:, :, 0])
         every = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand(len(self.tokens), -1)
         return self._metric(metric, self._held_streams(edits, {last}, every)[last], 0)

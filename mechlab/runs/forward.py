@@ -4,11 +4,17 @@ For reading, and for checking the bridge against: equal to it within 1e-4 (teste
 weights, one prompt at a time, and has no hooks; for experiments use the bridge.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.runs import rotary
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor, "... d_model"]:
@@ -36,7 +42,7 @@ def attention_pattern(
     """
     n_pos, heads, d_head = q.shape
     k = k.repeat_interleave(heads // k.shape[1], dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) / d_head**0.5
+    scores = einsum(q, k, "query head d_head, key head d_head -> head query key") / d_head**0.5
     future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1)
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
@@ -48,8 +54,8 @@ def head_outputs(
 ) -> Float[Tensor, "pos head d_model"]:
     """What each head writes into the residual stream: values weighted by the pattern, then through W_O."""
     v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
-    z = torch.einsum("hqk,khd->qhd", pattern, v)
-    return torch.einsum("qhd,hdm->qhm", z, W_O)
+    z = einsum(pattern, v, "head query key, key head d_head -> query head d_head")
+    return einsum(z, W_O, "query head d_head, head d_head d_model -> query head d_model")
 
 
 def gated_mlp(
@@ -63,20 +69,22 @@ def gated_mlp(
     return neurons @ W_out
 
 
-def block(model, layer: int, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-    """One layer: attention reads the stream and adds to it, then the MLP reads the new stream and adds to
-    it."""
-    theta, eps = model.cfg.rope_parameters["rope_theta"], model.cfg.eps
+def block(
+    model: "TransformerBridge", layer: int, resid: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, "pos d_model"]:
+    """One layer: attention reads the stream and adds to it, then the MLP reads the sum and adds to it."""
+    theta, eps = vars(model.cfg)["rope_parameters"]["rope_theta"], model.cfg.eps
     x = rms_norm(resid, eps)
-    q, k, v = (torch.einsum("pm,hmd->phd", x, W[layer]) for W in (model.W_Q, model.W_K, model.W_V))
+    project = "pos d_model, head d_model d_head -> pos head d_head"
+    q, k, v = (einsum(x, W[layer], project) for W in (model.W_Q, model.W_K, model.W_V))
     pattern = attention_pattern(rotate(q, theta), rotate(k, theta))
     resid = resid + head_outputs(pattern, v, model.W_O[layer]).sum(1)
-    x = rms_norm(resid, eps)
-    return resid + gated_mlp(x, model.W_gate[layer], model.W_in[layer], model.W_out[layer])
+    mlp = model.blocks[layer].mlp
+    return resid + gated_mlp(rms_norm(resid, eps), mlp.W_gate, mlp.W_in, mlp.W_out)
 
 
 @torch.no_grad()
-def forward(model, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_vocab"]:
+def forward(model: "TransformerBridge", tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_vocab"]:
     """Logits of one prompt: embed, every block, last norm, unembed."""
     resid = model.W_E[tokens]
     for layer in range(model.cfg.n_layers):

@@ -7,7 +7,7 @@ leaves the model as it found it.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class HookError(RuntimeError):
 
 
 @contextmanager
-def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Iterator[list[int]]:
+def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Generator[list[int]]:
     """Run the model with hooks; yields a list that counts how often each hook fired.
 
     with intervene(model, [("blocks.3.attn.hook_z", fn)]) as fired:

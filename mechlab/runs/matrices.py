@@ -5,7 +5,7 @@ the fast engine compares with the model's own logits before it believes them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,8 +48,12 @@ class Layer:
     down: Affine
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        cast = lambda x: None if x is None else x.to(dtype)
-        return Layer(*(part and (cast(part[0]), cast(part[1])) for part in vars(self).values()))
+        def cast(part: Affine) -> Affine:
+            W, b = part
+            return W.to(dtype), None if b is None else b.to(dtype)
+
+        parts = {name: part and cast(part) for name, part in vars(self).items()}
+        return replace(self, **parts)
 
 
 def project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "copy pos out"]:
@@ -107,7 +111,7 @@ class Weights:
             key_value_heads(model),
             cfg.d_head,
             ACTIVATIONS[cfg.act_fn],
-            cfg.normalization_type.startswith("LN"),
+            str(cfg.normalization_type).startswith("LN"),
             cfg.eps,
             turn_of(model, positions),
         )
@@ -184,6 +188,6 @@ def held_norm_slope(
 ) -> Float[Tensor, "*any d_model"]:
     """The gradient for the last stream x where the norm's length is held, from one for what the norm makes of
     it."""
-    if model.cfg.normalization_type.startswith("LN"):
+    if str(model.cfg.normalization_type).startswith("LN"):
         x, slope = (each - each.mean(-1, keepdim=True) for each in (x, slope))
     return slope * (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()

@@ -95,16 +95,13 @@ class Plain:
     def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
         sites = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_resid_mid", "hook_resid_post")
         names = [f"blocks.{layer}.{site}" for layer in range(self.model.cfg.n_layers) for site in sites]
-        slopes = []
         with _split_inputs(self.model):
-            found = iter(self._gradients(metric, names))
-        for _ in range(self.model.cfg.n_layers):
-            q, k, v, middle, end = (next(found) for _ in sites)
-            mlp = (middle - end)[
-                :, :, None
-            ]  # what of the stream's gradient goes through the MLP, not past it
-            slopes += [q, k, v, mlp]
-        return [*slopes, end[:, :, None]]
+            found, slopes = self._gradients(metric, names), []
+        for layer in range(0, len(found), len(sites)):
+            q, k, v, middle, end = found[layer : layer + len(sites)]
+            through_mlp = middle - end  # what of the stream's gradient goes through the MLP, not past it
+            slopes += [q, k, v, through_mlp[:, :, None]]
+        return [*slopes, found[-1][:, :, None]]
 
     def running(self, hooks: Sequence[Hook] = ()):
         """The model with the run's own hooks and these."""
@@ -140,16 +137,14 @@ class Plain:
         head in question is what is wanted.
         """
         shared = self.model.cfg.n_heads // key_value_heads(self.model)
-        where = put.where.expand(-1, *self.tokens.shape, self.model.cfg.n_heads)[
-            copy if len(put.where) > 1 else 0
-        ]
-        value = put.value[copy if len(put.value) > 1 else 0]
+        one = put.of_copy(copy)
+        value, where = torch.as_tensor(one.value)[0], torch.as_tensor(one.where)
+        where = where.expand(1, *self.tokens.shape, self.model.cfg.n_heads)[0]
         z = []
         for member in range(shared):
-            one = Put(
-                put.site, put.layer, value[None, :, :, member::shared], where[None, :, :, member::shared]
-            )
-            z.append(self._watched("z", [*before, *self.hooks([one])])[put.layer][:, :, member::shared])
+            new, there = (each[None, :, :, member::shared] for each in (value, where))
+            hooks = [*before, *self.hooks([Put(put.site, put.layer, new, there)])]
+            z.append(self._watched("z", hooks)[put.layer][:, :, member::shared])
         found = torch.stack(z, dim=3).flatten(2, 3)
         heads = where.any(1, keepdim=True).expand_as(where)
         return Put("z", put.layer, found[None], heads[None])

@@ -34,7 +34,7 @@ def rotate(
     return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
 
 
-def turn_by(theta: float, positions: int, turned: int, device: torch.device | str = "cpu") -> Turn:
+def turn_by(theta: float | int, positions: int, turned: int, device: torch.device | str = "cpu") -> Turn:
     """Cosines and sines for the first positions, from the base `theta` of the frequencies."""
     frequency = theta ** (-torch.arange(0, turned, 2, device=device) / turned)
     angle = torch.arange(positions, device=device)[:, None] * torch.cat([frequency, frequency])

@@ -74,16 +74,15 @@ class Put:
             x = kept[:, kept.shape[1] - later :].to(x).expand_as(x)
         if self.value is None:
             return x
-        value, where = (_part(each, copies, later) for each in (self.value, self.where))
-        if where is None:
+        value = _part(self.value, copies, later)
+        if self.where is None:
             return value.to(x).expand_as(x)
+        where = _part(self.where, copies, later)
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
 
 
-def _part(each: Tensor | None, copies: slice, later: int) -> Tensor | None:
+def _part(each: Tensor, copies: slice, later: int) -> Tensor:
     """The rows of some copies and the last positions, of something that has either or stands for all."""
-    if each is None:
-        return None
     each = each[copies] if len(each) > 1 else each
     return each if each.shape[2] == 1 else each[:, :, each.shape[2] - later :]
 

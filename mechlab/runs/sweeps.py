@@ -13,6 +13,7 @@ its name.
 
 import functools
 import hashlib
+import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,6 +93,7 @@ def _code_of(function: Any, seen: frozenset = frozenset()) -> Any:
     """
     if isinstance(function, functools.partial):
         return "partial", _code_of(function.func), function.args, sorted(function.keywords.items())
+    function = inspect.unwrap(function)
     if not isinstance(function, FunctionType):
         raise TypeError(
             f"With keep=, give a function (or a partial of one), not a {type(function).__name__}."

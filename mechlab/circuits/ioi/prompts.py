@@ -70,7 +70,7 @@ class IOIPrompts:
 
     def text(self, row: int = 0) -> str:
         """One prompt as text, without padding."""
-        return self.model.to_string(self.tokens[row, : int(self.positions["end"][row]) + 1])
+        return str(self.model.to_string(self.tokens[row, : int(self.positions["end"][row]) + 1]))
 
     def labels(self, row: int = 0) -> list[str]:
         """Names of the positions of one prompt, up to its end: `' John' 2`."""
@@ -177,7 +177,7 @@ def ioi_prompts(
     return _padded(model, rows, list(ids.values()))
 
 
-def _padded(model, rows: list[tuple], names: list[int]) -> IOIPrompts:
+def _padded(model: "TransformerBridge", rows: list[tuple], names: list[int]) -> IOIPrompts:
     longest = max(len(row[0]) for row in rows)
     tokens = torch.stack([torch.cat([row[0], row[0][-1:].repeat(longest - len(row[0]))]) for row in rows])
     device = tokens.device
@@ -204,7 +204,7 @@ def _positions(tokens: Tensor, io: int, s: int, text: str) -> dict[str, int]:
     return {"IO": at_io[0], "S1": at_s[0], "S1+1": at_s[0] + 1, "S2": at_s[1], "end": len(tokens) - 1}
 
 
-def _single_tokens(model, names: Sequence[str]) -> dict[str, int]:
+def _single_tokens(model: "TransformerBridge", names: Sequence[str]) -> dict[str, int]:
     pieces = {name: model.to_tokens(f" {name}", prepend_bos=False)[0].tolist() for name in names}
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     kept = {name: ids[0] for name, ids in pieces.items() if len(ids) == 1 and ids[0] != unknown}
@@ -224,7 +224,7 @@ def _single_tokens(model, names: Sequence[str]) -> dict[str, int]:
     return kept
 
 
-def _of_one_length(model, words: Sequence[str]) -> list[str]:
+def _of_one_length(model: "TransformerBridge", words: Sequence[str]) -> list[str]:
     counts = {word: model.to_tokens(f" {word}", prepend_bos=False).shape[1] for word in words}
     usual = 1 if 1 in counts.values() else max(set(counts.values()), key=list(counts.values()).count)
     return [word for word, count in counts.items() if count == usual]

@@ -25,6 +25,7 @@ from mechlab.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
 
 PLACES = {  # where a head of the circuit looks, from where
     "end→IO": ("end", "IO"),
@@ -117,7 +118,7 @@ def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "laye
     return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
 
-def find_roles(model, prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
+def find_roles(model: "TransformerBridge", prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
     """Give every head its role, by the rules of `RULES` and the limits of `THRESHOLDS`.
 
     Path patching from `prompts` to `reference` (ABC prompts): into the logits, from every head; into the

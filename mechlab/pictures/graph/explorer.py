@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mechlab.circuits.circuits import Circuit, Head
-from mechlab.circuits.knockouts import Knockouts
+from mechlab.circuits.knockouts import CircuitRuns
 from mechlab.pictures import drawing
 from mechlab.pictures.graph.plan import Plan, lay_out
 from mechlab.pictures.graph.svg import HIGH, LEFT, circuit_svg, foot, wide
@@ -38,7 +38,7 @@ BUTTON = {"button_color": "transparent", "text_color": "#222222", "font_weight":
 
 
 def circuit_explorer(
-    knockouts: Knockouts, circuit: Circuit, *, start: Head | None = None
+    knockouts: CircuitRuns, circuit: Circuit, *, start: Head | None = None
 ) -> "ipywidgets.Box":
     """The picture of a circuit with heads to click: who reads it, where it looks, what goes without it.
 
@@ -84,7 +84,7 @@ class _Explorer:
         """The text of each prompt, and its number."""
         model, begin = self.trials.model, self.trials.model.tokenizer.bos_token or ""
         prompts = map(self.trials.prompt, range(len(self.trials.prompts)))
-        return [(model.to_string(tokens).removeprefix(begin), n) for n, tokens in enumerate(prompts)]
+        return [(str(model.to_string(tokens)).removeprefix(begin), n) for n, tokens in enumerate(prompts)]
 
     def _arranged(self) -> "ipywidgets.Box":
         """The drawing with its buttons, and beside it what is told."""
@@ -120,7 +120,7 @@ class _Explorer:
                 self._careful(self._remove)(self.removed ^ {self.head})
 
     def _fellows(self) -> set[Head]:
-        return {*self.circuit.roles[self.circuit.role(self.head)]}
+        return set() if self.head is None else {*self.circuit.roles[self.circuit.role(self.head)]}
 
     def _mark(self) -> None:
         """Mark what is chosen and what is removed, by shape and in words."""
@@ -142,6 +142,8 @@ class _Explorer:
             self.role.disabled, self.back.disabled = fellows <= self.removed, not self.removed
 
     def _show_pattern(self) -> None:
+        if self.head is None:
+            return
         row = self.prompt.value
         tokens = token_labels(self.trials.model, self.trials.prompt(row))
         pattern = self.trials.pattern(self.head)[row, : len(tokens), : len(tokens)]

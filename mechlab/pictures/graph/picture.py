@@ -1,6 +1,7 @@
 """A circuit as a figure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -110,8 +111,8 @@ def _draw_heads(fig: go.Figure, plan: Plan, circuit: Circuit) -> None:
         if not heads:
             continue
         x, y = zip(*(plan.heads[head] for head in heads), strict=True)
-        marker = {"symbol": shape, "size": narrow * SIZES.get(shape, 36), "color": tint(colour)}
-        marker |= {"line": {"color": colour, "width": 2.5}}
+        marker: dict[str, Any] = {"symbol": shape, "size": narrow * SIZES.get(shape, 36)}
+        marker |= {"color": tint(colour), "line": {"color": colour, "width": 2.5}}
         told = [described(circuit, head) for head in heads]
         hover = {"text": told, "hovertemplate": "%{text}<extra></extra>"}
         fig.add_scatter(x=x, y=y, mode="markers", name=role, marker=marker, **hover)

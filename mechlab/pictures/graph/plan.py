@@ -84,7 +84,7 @@ def _check(circuit: Circuit, order: Sequence[str] | None) -> None:
     for role, names in circuit.at.items():
         unknown = [name for name in names if order is not None and name not in order]
         if unknown:
-            given = ", ".join(order) or "none"
+            given = ", ".join(order or ()) or "none"
             raise CircuitError(f"{role!r} acts at {unknown[0]!r}, and the positions given are {given}.")
     for edge in circuit.edges:
         if edge.receiver is not None and edge.receiver[0] <= edge.sender[0]:

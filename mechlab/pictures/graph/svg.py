@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Set
 
 import numpy as np
 
@@ -28,7 +29,7 @@ CROSS = np.stack([ACROSS, DOWN], 1) / 9
 
 
 def circuit_svg(
-    plan: Plan, circuit: Circuit, chosen: Head | None = None, removed: set[Head] = frozenset()
+    plan: Plan, circuit: Circuit, chosen: Head | None = None, removed: Set[Head] = frozenset()
 ) -> str:
     """The drawing. The chosen head is framed, its edges stand out; removed heads are dashed and crossed."""
     width, height = pixels(circuit, plan)
@@ -93,7 +94,12 @@ def _columns(plan: Plan) -> str:
 
 
 def _edge(
-    plan: Plan, edge: Edge, curve: np.ndarray, label: Point, chosen: Head | None, removed: set[Head]
+    plan: Plan,
+    edge: Edge,
+    curve: np.ndarray,
+    label: Point | np.ndarray,
+    chosen: Head | None,
+    removed: Set[Head],
 ) -> str:
     mine = chosen in _ends(edge)
     gone = bool(removed & set(_ends(edge)))

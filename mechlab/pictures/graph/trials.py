@@ -1,7 +1,7 @@
 """What the explorer of a circuit asks of the model: where heads look, what they write and are needed for.
 
 No hook is set after the start. JupyterLab answers clicks in threads of their own, where hooks would meet
-those of a cell that is running; `Knockouts` computes with the weights alone.
+those of a cell that is running; `CircuitRuns` computes with the weights alone.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.circuits.circuits import Circuit, Head
-from mechlab.circuits.knockouts import Knockouts
+from mechlab.circuits.knockouts import CircuitRuns
 from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.matrices import held_norm_slope
@@ -31,7 +31,7 @@ class Trials:
     """
 
     @torch.no_grad()
-    def __init__(self, knockouts: Knockouts, circuit: Circuit):
+    def __init__(self, knockouts: CircuitRuns, circuit: Circuit):
         require_folded(knockouts.model)
         self.knockouts, self.circuit, self.model = knockouts, circuit, knockouts.model
         self.prompts, self.positions = knockouts.prompts.tokens, knockouts.prompts.positions
