@@ -14,13 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or a ratio of means, with its 95 % bootstrap interval."""
+    """A mean, or a ratio of means, with its 95 % bootstrap interval; NaN where one cluster has no spread."""
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if self.low != self.low:
+            return f"{self.mean:.2f} [no interval]"
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
@@ -66,7 +68,10 @@ def estimate(
 ) -> Estimate:
     """The mean of `rows`, or its ratio to the mean of `over`, with a 95 % bootstrap interval over
     clusters."""
-    low, high = bootstrap(rows, units, over=over, draws=draws, seed=seed).tolist()
+    several = len(rows if units is None else units.unique()) > 1
+    low, high = float("nan"), float("nan")
+    if several:
+        low, high = bootstrap(rows, units, over=over, draws=draws, seed=seed).tolist()
     mean = rows.float().mean() if over is None else rows.float().mean() / over.float().mean()
     return Estimate(mean.item(), low, high)
 

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 # In tests the shapes written in the signatures are checked at every call, in every module; learners do not pay for it.
 UNCHECKED = ("course", "sweeps")  # what is handed on; what is told with a sentence of its own
 FILES = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "mechlab").rglob("[a-z]*.py"))]
-install_import_hook([".".join(path.parts) for path in FILES if path.name not in UNCHECKED], "beartype.beartype")
+install_import_hook(
+    [".".join(path.parts) for path in FILES if path.name not in UNCHECKED], "beartype.beartype"
+)
 
 import mechlab as ml  # noqa: E402
 

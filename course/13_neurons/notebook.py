@@ -568,7 +568,9 @@ race = {"log-probability increase": scores, "direct effect": effects}
 kept, by_chance = {}, {}
 for name, result in race.items():
     tests = [
-        ml.ablate_neurons(model, base[r : r + 1], ml.log_prob(answers[r]), best(result.per_prompt[r]), draws=3)
+        ml.ablate_neurons(
+            model, base[r : r + 1], ml.log_prob(answers[r]), best(result.per_prompt[r]), draws=3
+        )
         for r in range(len(facts))
     ]
     kept[name] = sum(one.after.exp().item() for one in tests) / len(facts)
@@ -736,7 +738,9 @@ def reciprocal_rank(answer):
 
 
 tests = [
-    ml.ablate_neurons(model, base[r : r + 1], reciprocal_rank(answers[r]), best(scores.per_prompt[r]), draws=1)
+    ml.ablate_neurons(
+        model, base[r : r + 1], reciprocal_rank(answers[r]), best(scores.per_prompt[r]), draws=1
+    )
     for r in range(len(facts))
 ]
 rank = {when: sum(getattr(one, when).item() for one in tests) / len(facts) for when in ("before", "after")}

@@ -468,7 +468,9 @@ claim(model, "direct share, layer 28", direct[3] / whole[3], says=0.69, within=0
 
 # %%
 from_last = ml.contrast_vectors(model, positive, negative)
-last = ml.steering_sweep(model, base, metric, vectors=from_last, layers=layers[:2], strengths=[0.4], text=text)
+last = ml.steering_sweep(
+    model, base, metric, vectors=from_last, layers=layers[:2], strengths=[0.4], text=text
+)
 rows = [
     {
         "layer": layer,
@@ -608,7 +610,9 @@ truth = ml.contrast_vectors(model, said(0), said(5))
 questions = model.to_tokens([f"{name} is a city in" for name in city[16:]])
 right = [ml.single_token(model, f" {name}") for name in country[16:]]
 knows = ml.logit_difference(right, right[5:] + right[:5])
-honest = ml.steering_sweep(model, questions, knows, vectors=truth, layers=[12, 16], strengths=[0.4], text=text)
+honest = ml.steering_sweep(
+    model, questions, knows, vectors=truth, layers=[12, 16], strengths=[0.4], text=text
+)
 honest.table()
 
 # %% kind="assert"

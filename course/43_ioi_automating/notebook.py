@@ -878,7 +878,8 @@ def lens(t):
 
 
 def feature(t):
-    return f"feature {int(dictionary.encode(t.base.resid_pre[13][0, t.subject]).argmax())} of layer 12"
+    stream = t.base.at("resid_pre", 13)[0, t.subject]
+    return f"feature {int(dictionary.encode(stream).argmax())} of layer 12"
 
 
 # %%
@@ -892,7 +893,7 @@ def traced(t):
 
 
 patched = lambda t: ml.activation_patching(
-    model, t.source.base, t.tokens, t.metric, "z", layers=range(20, 30)
+    model, t.source.tokens, t.tokens, t.metric, "z", layers=range(20, 30)
 )
 methods = {
     "occlusion (11)": lambda t: top(ml.occlusion(model, t.tokens, ml.baseline_tokens(model, t.tokens, ","), t.metric)),

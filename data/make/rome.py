@@ -111,7 +111,9 @@ def main() -> None:
         ]
         if wanted:  # the sweep does with less text
             covariance = (
-                ml.load_covariance(stored) if layer == LAYER else ml.key_covariance(model, texts[:250], layer=layer)
+                ml.load_covariance(stored)
+                if layer == LAYER
+                else ml.key_covariance(model, texts[:250], layer=layer)
             )
         for how, row, fact, given in wanted:
             with edits[how](fact, layer, covariance):
