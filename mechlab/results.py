@@ -171,7 +171,7 @@ class Scores:
         """One sentence: the range, and where the largest values are."""
         leaders = self.top(3)
         listed = ", ".join(f"{r.iloc[0]} ({r.iloc[1]:+.2f})" for _, r in leaders.iterrows())
-        shape = " × ".join(f"{self.size(d)} ({d})" for d in self.dims)
+        shape = " × ".join(f"{self.size(d)} ({in_words(d)})" for d in self.dims)
         first = "Furthest from zero" if self.signed else "Largest"
         span = f"from {self.values.min():.2f} to {self.values.max():.2f}"
         text = f"{self.name}, {shape}, {span}. {first}: {listed}."
@@ -250,6 +250,11 @@ class AblationResult:
             "random "
             f"others {means.mean():.2f} (from {means.min():.2f} to {means.max():.2f} in {len(means)} draws)"
         )
+
+
+def in_words(dim: str) -> str:
+    """What an axis is called where people read it."""
+    return {"pos": "position"}.get(dim, dim)
 
 
 def distinct(tokens: Sequence[str]) -> list[str]:

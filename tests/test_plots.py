@@ -210,3 +210,10 @@ def test_long_labels_leave_room_for_the_drawing():
     fig = ml.Scores(torch.randn(3), ("run",), "x (logits)", {"run": three}).plot(height=340).figure
     assert fig.layout.height == 340 and fig.layout.xaxis.tickangle == 0
     assert fig.layout.xaxis.ticktext[1] == "first sentence, head 23.3<br>replaced"
+
+
+def test_an_axis_is_called_what_people_call_it():
+    found = ml.Scores(torch.randn(2, 3), ("layer", "pos"), "share")
+    assert "3 (position)" in found.summary()
+    assert found.plot().figure.layout.xaxis.title.text == "position"
+    assert ml.Scores([1.0, 2.0], ("pos",), "share").plot().figure.layout.xaxis.title.text == "position"

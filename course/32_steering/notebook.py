@@ -53,7 +53,7 @@ prompts = [form.format(noun) for form in forms for noun in nouns]
 base, text = model.to_tokens(prompts), ml.own_text(model, length=33, count=4)
 words = " great good excellent wonderful amazing terrible bad awful horrible boring".split()
 ids = tuple(ml.single_token(model, f" {word}") for word in words)
-metric = ml.metrics.Reading(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
+metric = ml.metrics.PositionMetric(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
 layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 0.8, 1.6]
 swept = ml.steering_sweep(model, base, metric, vectors=vectors, layers=layers, strengths=strengths, text=text)
 swept.plot()

@@ -51,10 +51,9 @@ class SteeringVectors:
             raise ValueError("A direction is zero or NaN: are the two sets of texts the same?")
 
     def hooks(self, layer: int, strength: float | int) -> list[Hook]:
-        """Hooks that add strength × the stream's length along the direction, at every position but the first
-        token.
+        """Hooks that add strength × the stream's length along the direction, at all positions but the first.
 
-        With a cache of keys and values a single new token is a later pos, so generated text is steered
+        With a cache of keys and values a single new token is a later position, so generated text is steered
         too.
         """
         vector = self.step(layer, strength)

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
-from mechlab.results import Scores
+from mechlab.results import Scores, in_words
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by every kind of colour vision
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
@@ -89,7 +89,7 @@ def scores(
 
 def _line(result: Scores, layout: dict) -> go.Figure:
     (dim,) = result.dims
-    fig = figure(result.name, dim, _unit(result.name), **layout)
+    fig = figure(result.name, in_words(dim), _unit(result.name), **layout)
     values, error, low, high = _floats(result.values), None, None, None
     if result.per_prompt is not None and len(result.per_prompt) > 1:
         low, high = map(_floats, result.interval())
@@ -129,7 +129,7 @@ def _with_marks(n: int) -> dict:
 
 def _lines(result: Scores, layout: dict) -> go.Figure:
     rows, columns = result.dims
-    fig = figure(result.name, columns, _unit(result.name), **layout)
+    fig = figure(result.name, in_words(columns), _unit(result.name), **layout)
     names = [result.label(columns, i) for i in range(result.size(columns))]
     x = [int(name) for name in names] if all(name.isdecimal() for name in names) else names
     for n, values in enumerate(result.values):
@@ -143,7 +143,7 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
 
 def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None) -> go.Figure:
     rows, columns = result.dims
-    fig = figure(result.name, columns, rows, **layout)
+    fig = figure(result.name, in_words(columns), in_words(rows), **layout)
     limit = float(result.values.abs().max()) or 1.0
     scale = {"colorscale": DIVERGING, "zmid": 0, "zmin": -limit, "zmax": limit}
     if not result.signed:
