@@ -37,8 +37,10 @@ moved.install()
 
 
 def __getattr__(name: str):
-    if name in ("Resume", "course"):  # of earlier versions
-        return moved.resume if name == "Resume" else import_module("mechlab.course")
+    if name == "Resume":  # of earlier versions, as is the next
+        return import_module("mechlab.runs.engines").resume
+    if name == "course":
+        return import_module("mechlab.course")
     name = moved.public_name(name)
     if name not in _PUBLIC:
         raise AttributeError(f"mechlab has no {name!r}. Names: {', '.join(__all__)}.")

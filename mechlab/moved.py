@@ -71,7 +71,7 @@ def install() -> None:
 def public_name(name: str) -> str:
     """The name of today for one that `ml.` had before."""
     if name in NAMES:
-        _say(f"ml.{name} is now ml.{NAMES[name]}.", 4)
+        say(f"ml.{name} is now ml.{NAMES[name]}.", 4)
     return NAMES.get(name, name)
 
 
@@ -79,21 +79,8 @@ def old_name(module: str, name: str, names: dict[str, str]) -> Any:
     """What a module called `name` before; for its `__getattr__`."""
     if name not in names:
         raise AttributeError(f"{module} has no {name!r}.")
-    _say(f"{module}.{name} is now {names[name]}.", 4)
+    say(f"{module}.{name} is now {names[name]}.", 4)
     return getattr(import_module(module), names[name])
-
-
-def resume(model: Any, base: Any, **given: Any) -> Any:
-    """`ml.Resume`, which is `ml.run_of` now, with what notebooks asked of it."""
-    _say(
-        "ml.Resume is now ml.run_of; its .pattern(layer) is .at('pattern', layer), with positions before "
-        "heads.",
-        3,
-    )
-    run: Any = import_module("mechlab.runs.engines").run_of(model, base, **given)
-    run.base, run.ends = run.tokens, run.value
-    run.pattern = lambda layer: run.at("pattern", layer).transpose(1, 2)
-    return run
 
 
 def was(
@@ -111,11 +98,11 @@ def was(
         def called(*args, **given):
             name = getattr(function, "__name__", "this")
             if when is not None and when(args):
-                _say(f"{name} is now called as {name}{signature(function)}.", 3)
+                say(f"{name} is now called as {name}{signature(function)}.", 3)
                 given |= dict(zip(positions, args, strict=False))
                 args = ()
             for old in [name for name in given if name in keywords]:
-                _say(f"{name}({old}=...) is now {keywords[old]}=...", 3)
+                say(f"{name}({old}=...) is now {keywords[old]}=...", 3)
                 given[keywords[old]] = given.pop(old)
             return function(*args, **given)
 
@@ -124,5 +111,5 @@ def was(
     return decorate
 
 
-def _say(text: str, level: int) -> None:
+def say(text: str, level: int) -> None:
     warnings.warn(text, FutureWarning, stacklevel=level)

@@ -26,7 +26,7 @@ from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.ioi import ALIGNED, NAMES, TEMPLATES
 from mechlab.circuits.ioi.found import head_of
 from mechlab.circuits.ioi.roles import RULES, THRESHOLDS
-from mechlab.circuits.knockouts import over_pairs
+from mechlab.statistics import estimate
 
 PATH = Path(__file__).parents[1] / "reference" / "ioi_smollm2.json"
 COMMAND = "python data/make/ioi.py"
@@ -305,7 +305,6 @@ def signal(model) -> dict:
         "other place, names exchanged": ("flip",), "nobody twice": ("s2",),
     }  # fmt: skip
     ends = asked.positions["end"]
-    rows = torch.arange(len(asked))
     SI = CIRCUIT.roles["S-inhibition"]
     for label, how in kinds.items():
         other = asked
@@ -313,20 +312,19 @@ def signal(model) -> dict:
             other = other.corrupted(each)
         source = ml.run_of(model, other.tokens) if how else base
 
-        def edit(kind, layer, value, copies, source=source):
-            if kind != "z" or layer not in [a for a, _ in SI]:
-                return value
-            value = value.clone()
-            late = asked.tokens.shape[1] - value.shape[1]
-            for a, b in SI:
-                if a == layer:
-                    value[rows, ends - late, b] = source.z[layer][rows, ends, b]
-            return value
-
-        metric = base.measure(
-            asked.metric, 19, base.resid_pre[19][None, :, int(ends.min()) :], int(ends.min()), edit=edit
-        )[0]
-        found[label] = row(over_pairs(asked.pairs, metric))
+        at_end = (torch.arange(asked.tokens.shape[1]) == ends[:, None])[None, :, :, None]
+        given = {layer: [head for at, head in SI if at == layer] for layer, _ in SI}
+        puts = [
+            ml.Put(
+                "z",
+                layer,
+                source.at("z", layer)[None],
+                at_end & torch.isin(torch.arange(9), torch.tensor(heads)),
+            )
+            for layer, heads in given.items()
+        ]
+        metric = base.edited(asked.metric, puts)[0]
+        found[label] = row(estimate(metric, asked.pairs))
     return found
 
 

@@ -1,12 +1,13 @@
 """Which engine serves a run: the fast one where it is exact, the plain one for every other model."""
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab import moved
 from mechlab.runs.fast import Fast
 from mechlab.runs.plain import Plain
 from mechlab.runs.run import NotResumable, Run
@@ -64,3 +65,12 @@ def runs_of(
     if torch.equal(base.tokens, theirs):
         raise ValueError("base and source are the same tokens, so a patch changes nothing.")
     return base, run_of(model, source, like=base)
+
+
+def resume(model: "TransformerBridge", base: Int[Tensor, "batch pos"], **given: Any) -> Any:
+    """`ml.Resume`, as `run_of` was called, with what notebooks asked of it."""
+    moved.say("ml.Resume is now ml.run_of; its .pattern(layer) is .at('pattern', layer).", 3)
+    run: Any = run_of(model, base, **given)
+    run.base, run.ends = run.tokens, run.value
+    run.pattern = lambda layer: run.at("pattern", layer).transpose(1, 2)
+    return run
