@@ -3,15 +3,20 @@
 The listing of this package is a table of contents: one technique, one file.
 
 loading/       the model: found, fetched, converted once, loaded
-prompts.py     pairs of prompts    metrics.py  logits to one number a prompt    results.py  what every
-technique returns runs/          what a run is, what can be observed in it, and how to change it without leaks
-and silent misses attribution/   which inputs, parts and neurons made the model answer as it did
+prompts.py     pairs of prompts
+metrics.py     from logits to one number for each prompt
+results.py     what every technique returns
+statistics.py  intervals over clusters, and what chance gives
+runs/          what a run is, what can be observed in it, and how to change it
+attribution/   which inputs, parts and neurons made the model answer as it did
 discovery/     what is going on inside: lenses, probes, attention, ablation, superposition, autoencoders
 intervention/  can it be changed: patching, tracing, steering, removed directions, edited facts
 circuits/      which few parts do the work, and is that all of it; the IOI task
 pictures/      results as figures, and as things to touch
 
-Importing it is cheap: torch comes with the first name you use. `__init__.pyi` lists the public names.
+Importing it is cheap: torch comes with the first name you use. `__init__.pyi` lists the public names. Small
+helpers: arguments.py checks what is given, text.py has the model's own texts, reference.py the papers'
+figures, moved.py old names.
 """
 
 import ast

@@ -5,7 +5,7 @@ import torch
 
 import mechlab as ml
 from mechlab.discovery import tuned_lens as module
-from mechlab.discovery.lens import residual_entries
+from mechlab.discovery.streams import residual_entries
 from tests.test_hooks import hooks_left
 
 

@@ -220,7 +220,7 @@ def _matched(
 def _without(
     model: "TransformerBridge", base: Int[Tensor, "batch pos"], neurons: Sequence[Neuron], places: slice | int
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    def silence(activation: Tensor, hook) -> Tensor:
+    def silence(activation: Float[Tensor, "batch pos neuron"], hook) -> Float[Tensor, "batch pos neuron"]:
         activation = activation.clone()
         for index in [index for layer, index in neurons if layer == layer_of(hook.name)]:
             activation[:, places, index] = 0

@@ -1,7 +1,7 @@
 """Which few parts do the work, who reads whom, and is that all of it?
 
-paths.py                 which head reads what another wrote? Put only that path's activations into the other
-run attribution_patching.py  what every patch would do, guessed from one gradient; heads and edges
+paths.py                 which head reads what another wrote? Patch only the path between the two
+attribution_patching.py  what every patch would do, guessed from one gradient; heads and edges
 circuits.py              a circuit: heads by role, at positions; how two of them agree
 knockouts.py             the model with everything outside a circuit held still
 criteria.py              is it faithful, complete, minimal?

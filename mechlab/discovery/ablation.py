@@ -187,7 +187,9 @@ def direction_hooks(
         _, cache = model.run_with_cache(reference, names_filter=lambda name: name in names)
         level = {name: (cache[name][:, 1:] @ unit.to(cache[name])).mean().item() for name in names}
 
-    def take_out(stream: Tensor, hook, level: float) -> Tensor:
+    def take_out(
+        stream: Float[Tensor, "batch pos d_model"], hook, level: float
+    ) -> Float[Tensor, "batch pos d_model"]:
         return _at(positions, set_component(stream, unit, level), stream)
 
     return [(name, partial(take_out, level=level[name])) for name in names]
@@ -219,7 +221,7 @@ def _replacing(
 ) -> Callable:
     """A hook function that writes `usual` (zero if None) over the chosen parts, or over all."""
 
-    def replace(activation: Tensor, hook) -> Tensor:
+    def replace(activation: Float[Tensor, "batch pos ..."], hook) -> Float[Tensor, "batch pos ..."]:
         value = torch.zeros_like(activation) if usual is None else usual.to(activation)
         if chosen is not None:
             mask = torch.zeros(activation.shape[2], dtype=torch.bool, device=activation.device)

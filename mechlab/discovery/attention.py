@@ -81,7 +81,7 @@ def head_scores(model: "TransformerBridge", base: Int[Tensor, "batch pos"], kind
         )
     found = torch.zeros(len(base), model.cfg.n_layers, model.cfg.n_heads)
 
-    def score(pattern: Tensor, hook) -> None:
+    def score(pattern: Float[Tensor, "batch head query_pos key_pos"], hook) -> None:
         mass = (pattern * mask[:, None]).sum(-1)  # [batch, head, query]
         mean = (mass * has[:, None]).sum(-1) / has.sum(-1)[:, None]
         found[:, layer_of(hook.name)] = mean.float().cpu()
@@ -134,12 +134,11 @@ def matching_scores(
     through: tuple[int, int] | None = None,
     distance: int = 0,
 ) -> Scores:
-    """QK circuit: for how many tokens does each head's query suit the key of the same token best, among all
-    `tokens`?
+    """QK circuit: for what share of `tokens` does a head's query suit the key of the same token best?
 
     through: a (layer, head) whose output about a token stands in for its key, as a previous-token head leaves
-             it on the
-        next position: this is how an induction head finds what came after (K-composition). Later layers only.
+        it on the next position: this is how an induction head finds what came after (K-composition). Later
+        layers only.
     distance: how many positions apart query and key are, for rotary positions.
     1: matches like with like; chance is 1 / number of tokens. dims ("layer", "head"). Elhage et al. 2021.
     """

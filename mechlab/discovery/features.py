@@ -147,7 +147,7 @@ def feature_hooks(
     _check(feature, sae.d_sae)
     direction = sae.W_dec[feature]
 
-    def change(x: Tensor, hook) -> Tensor:
+    def change(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
         old = sae.encode(x)[..., feature]
         new = old if value is None else torch.full_like(old, value)
         step = (new if times is None else times * new) - old

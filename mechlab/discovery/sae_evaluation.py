@@ -122,7 +122,7 @@ def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int
 def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
     """Put the reconstruction in the place of the activation, at all positions but the first `skip`."""
 
-    def write(x: Tensor, hook) -> Tensor:
+    def write(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
         return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:]))], dim=1)
 
     return [(hook_of(model, sae), write)]

@@ -47,8 +47,7 @@ def activation_patching(
     change in the metric's own unit.
 
     site:      one of `runs.run.SITES`. "k" and "v" are counted by key/value head
-    by:        what is patched separately, besides layers: ("pos",), ("head",), ("pos", "head") or
-               ().
+    by:        what is patched separately, besides layers: ("pos",), ("head",), ("pos", "head") or ().
                Default: by position for the stream and what is written to it, by head for what heads have
     positions: where to patch (default: everywhere); or names for places that differ from prompt to prompt,
                {"subject": tensor of one position a prompt}
@@ -90,9 +89,7 @@ def _patched(
     from tqdm.auto import tqdm
 
     differs = torch.arange(base.tokens.shape[1], device=base.tokens.device) >= first_difference(base, source)
-    where = [
-        _masks(place & differs, heads) for place in places
-    ]  # up to there the runs are equal, and so is a patch
+    where = [_masks(place & differs, heads) for place in places]  # until they differ, a patch does nothing
     depth, off = base.model.cfg.n_layers, []
     bar = {"desc": "patching", "unit": "", "bar_format": "{desc} {percentage:3.0f}% |{bar}| {remaining} left"}
     with tqdm(total=sum(depth - layer for layer in layers), delay=3, leave=False, **bar) as shown:
@@ -101,7 +98,7 @@ def _patched(
                 value = source.at(site, layer)[None]
                 puts = [Put(site, layer, value, mask) for mask in where]
                 found = [base.edited(metric, [put], dtype=dtype) for put in puts]
-                if dtype is not None and layer % 5 == 0:  # a sample again in full precision
+                if dtype is not None and done % 5 == 0:  # every fifth again in full precision
                     exact = base.edited(metric, [puts[0].of_copy(0)])
                     off.append((found[0][:1] - exact).abs().max().item())
             except KeyboardInterrupt:

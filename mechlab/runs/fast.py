@@ -18,12 +18,13 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechlab.arguments import one_of
 from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import ACTIVATIONS, Layer, Weights, project
 from mechlab.runs.places import first_difference
 from mechlab.runs.rotary import rotate
-from mechlab.runs.run import NotResumable, Put
+from mechlab.runs.run import NotResumable, Put, check_edits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,7 +41,7 @@ class Fast:
 
     resid_pre: [layer + 1, batch, pos, d_model], the stream on entering each layer, and at the end
     resid_mid: [layer, batch, pos, d_model], the stream between attention and MLP
-    queries, keys, values: one [batch, head, pos, d_head] a layer, turned by their positions (rotary)
+    queries, keys, values: one [batch, head, pos, d_head] a layer; the first two turned by their positions
     z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
 
@@ -70,7 +71,7 @@ class Fast:
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
             raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
-        self.model, self.tokens, like = model, tokens, of or like
+        self.model, self.tokens, self.of, like = model, tokens, of, of or like
         self.edits = (*(of.edits if of else ()), *edits)
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
         if like is not None and like.tokens.shape[1] >= tokens.shape[1]:
@@ -128,7 +129,10 @@ class Fast:
         if site in ("resid_pre", "resid_mid", "z"):
             return getattr(self, site)[layer]
         if site == "pattern":
-            return self.weights.pattern(self.queries[layer], self.keys[layer])
+            pattern = self.weights.pattern(self.queries[layer], self.keys[layer])
+            for put in (put for put in self.edits if (put.site, put.layer) == (site, layer)):
+                pattern = put.into(pattern[None], self.of.at(site, layer) if self.of else pattern)[0]
+            return pattern
         if site == "attn_out":
             return self.resid_mid[layer] - self.resid_pre[layer]
         if site == "mlp_out":
@@ -428,6 +432,9 @@ class _Copies:
         self.run, self.copies, self.past, self.note, self.dtype = run, copies, past, note, dtype
         self.many, self.W = copies.stop - copies.start, run.weights
         self.mine, self.puts = edits, [*run.edits, *edits]
+        check_edits(self.puts, run.weights.kv_heads)
+        for put in edits:
+            one_of("site", put.site, ("resid_pre", *ATTENTION, "mlp_out"))
 
     def kept(self, values: Float[Tensor, "batch ..."]) -> Float[Tensor, "row ..."]:
         """What the run itself has, for each copy."""
@@ -445,13 +452,11 @@ class _Copies:
         for put in self.puts:
             if (put.site, put.layer) != (site, layer):
                 continue
-            heads = max(
-                (each.shape[3] for each in (put.value, put.where) if each is not None and each.ndim > 3),
-                default=1,
-            )
-            if site in ("k", "v") and heads > x.shape[1]:  # for query heads alone
+            if site in ("k", "v") and put.heads > x.shape[1]:  # for query heads alone
                 x = x.repeat_interleave(self.W.heads // x.shape[1], dim=1)
             kept = self.past.at(site, layer) if put.held else x
+            if site in ("k", "v") and put.held:
+                kept = kept.repeat_interleave(x.shape[1] // kept.shape[2], dim=2)
             x = swap(put.into(swap(x.unflatten(0, (self.many, -1))), kept, self.copies)).flatten(0, 1)
         if self.note:
             self.note(site, layer, x)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mechlab.arguments import key_value_heads
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene
-from mechlab.runs.run import SITES, Put
+from mechlab.runs.run import SITES, Put, check_edits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -110,8 +110,9 @@ class Plain:
     def hooks(self, edits: Sequence[Put], copy: int = 0) -> list[Hook]:
         """The edits of one copy as hooks of the model."""
         hooks: list[Hook] = []
-        for put in sorted(edits, key=lambda put: put.layer):
-            if put.site in ("k", "v") and _heads(put) > key_value_heads(self.model):
+        check_edits(edits, key_value_heads(self.model))
+        for put in sorted(edits, key=lambda put: (put.layer, [*SITES].index(put.site))):
+            if put.site in ("k", "v") and put.heads > key_value_heads(self.model):
                 put = self._for_query_heads(put, hooks, copy)
             name = f"blocks.{put.layer}.{SITES[put.site]}"
             if put.layer == self.model.cfg.n_layers:  # the end of the stream
@@ -138,15 +139,17 @@ class Plain:
         """
         shared = self.model.cfg.n_heads // key_value_heads(self.model)
         one = put.of_copy(copy)
-        value, where = torch.as_tensor(one.value)[0], torch.as_tensor(one.where)
-        where = where.expand(1, *self.tokens.shape, self.model.cfg.n_heads)[0]
+        value, where = torch.as_tensor(one.value)[0], torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        if one.where is not None:
+            where = one.where if one.where.ndim == 4 else one.where[..., None]
+        where = where.to(value.device).expand(1, *self.tokens.shape, self.model.cfg.n_heads)[0]
         z = []
         for member in range(shared):
             new, there = (each[None, :, :, member::shared] for each in (value, where))
-            hooks = [*before, *self.hooks([Put(put.site, put.layer, new, there)])]
+            hooks = [*before, *self.hooks([Put(put.site, put.layer, new, there, put.held)])]
             z.append(self._watched("z", hooks)[put.layer][:, :, member::shared])
         found = torch.stack(z, dim=3).flatten(2, 3)
-        heads = where.any(1, keepdim=True).expand_as(where)
+        heads = (where.any(1, keepdim=True) | put.held).expand_as(where)
         return Put("z", put.layer, found[None], heads[None])
 
     def _watched(self, site: str, hooks: Sequence[Hook] = ()) -> list[Float[Tensor, "batch pos ..."]]:
@@ -180,10 +183,6 @@ def _look(names: Sequence[str], seen: dict[str, Tensor]) -> list[Hook]:
 def _axes(site: str, x: Tensor) -> Tensor:
     """From the hook's axes to [batch pos head ...], and back: a pattern has its heads before its queries."""
     return x.transpose(1, 2) if site == "pattern" else x
-
-
-def _heads(put: Put) -> int:
-    return max(each.shape[3] for each in (put.value, put.where) if each is not None and each.ndim > 3)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """What a run is: some prompts that a model has read, what can be observed in it, and changed copies of it.
 
 A technique says what is edited, once, as a list of `Put`; an engine carries it out. Two engines, one
-protocol: `plain.Plain` runs the whole model with hooks, for any model that TransformerLens boots; `fast.Fast`
-          takes the run up at the
-layer and position where it is changed, for the models whose arithmetic it knows. `engines.run_of` chooses.
-Their numbers are equal, which is a test.
+protocol. `plain.Plain` runs the whole model with hooks, for any model that TransformerLens boots.
+`fast.Fast` takes the run up where it is changed, for the models whose arithmetic it knows. `engines.run_of`
+chooses. Their numbers are equal, which is a test (tests/test_runs.py).
+
+A new site needs a hook in `SITES` for the plain engine, and its place in `fast.py`, which refuses a site
+that it does not know.
 """
 
 from collections.abc import Sequence
@@ -58,6 +60,12 @@ class Put:
         """For how many copies of the run it says something different."""
         return max(len(part) for part in (self.value, self.where, torch.zeros(1)) if part is not None)
 
+    @property
+    def heads(self) -> int:
+        """How many heads it tells apart; 0 where it says nothing of heads."""
+        parts = (each for each in (self.value, self.where) if each is not None and each.ndim > 3)
+        return max((each.shape[3] for each in parts), default=0)
+
     def of_copy(self, copy: int) -> "Put":
         """The edit of one of the copies."""
         one = lambda each: each[copy : copy + 1] if each is not None and len(each) > 1 else each
@@ -79,6 +87,17 @@ class Put:
             return value.to(x).expand_as(x)
         where = _part(self.where, copies, later)
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
+
+
+def check_edits(edits: Sequence[Put], kv_heads: int) -> None:
+    """Refuse keys or values of single query heads together with other edits of the same attention."""
+    for put in edits:
+        mates = [other for other in edits if other.layer == put.layer and other.site in WITH_HEADS]
+        if put.site in ("k", "v") and put.heads > kv_heads and len(mates) > 1:
+            raise ValueError(
+                f"In layer {put.layer} keys or values are put for single query heads, and something else in "
+                "the same attention too. Ask for one of the two at a time."
+            )
 
 
 def _part(each: Tensor, copies: slice, later: int) -> Tensor:

@@ -24,9 +24,9 @@ class Trials:
     A head that is removed gives its mean over reference prompts, of the same template and at the same
     position, at the positions where its role acts, in each prompt its own.
 
-    before: [prompt], the metric with everything in place
-    where:  [layer, prompt, pos, head], true where a head of the circuit acts
-    reads:  [prompt, pos, d_model], what the metric reads in the last stream, whose norm is held; None for a
+    before: [batch], the metric with everything in place
+    where:  [layer, batch, pos, head], true where a head of the circuit acts
+    reads:  [batch, pos, d_model], what the metric reads in the last stream, whose norm is held; None for a
             metric that is no sum over parts of the stream, such as a probability
     """
 
@@ -46,7 +46,7 @@ class Trials:
         end = self.positions.get("end")
         return self.prompts[row] if end is None else self.prompts[row, : int(end[row]) + 1]
 
-    def without(self, heads: Iterable[Head]) -> Float[Tensor, "prompt"]:
+    def without(self, heads: Iterable[Head]) -> Float[Tensor, "batch"]:
         """The metric without these heads."""
         heads = frozenset(heads)
         if heads not in self._known:
@@ -55,7 +55,7 @@ class Trials:
         return self._known[heads]
 
     @torch.no_grad()
-    def direct(self, head: Head) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"]]:
+    def direct(self, head: Head) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """What a head itself writes to the metric; and how that changes when it alone is removed.
 
         All else is held: every other part of the model, and the length by which the last norm divides. This
@@ -68,7 +68,7 @@ class Trials:
         return tuple(((part @ W_O) * self.reads).sum((1, 2)).cpu() for part in (z, change))
 
     @torch.no_grad()
-    def pattern(self, head: Head) -> Float[Tensor, "prompt query_pos key_pos"]:
+    def pattern(self, head: Head) -> Float[Tensor, "batch query_pos key_pos"]:
         """The attention of a head."""
         return self.run.at("pattern", head[0])[:, :, head[1]].cpu()
 
@@ -81,7 +81,7 @@ class Trials:
         return {name: {other: share(name, other) for other in at} for name in names}
 
 
-def _direction(run: Run, metric: Metric) -> Float[Tensor, "prompt pos d_model"] | None:
+def _direction(run: Run, metric: Metric) -> Float[Tensor, "batch pos d_model"] | None:
     """The gradient of a metric on the last stream, its norm held; None unless twice the logits double it."""
     logits, count = run.logits([], run.tokens.shape[1]), run.model.cfg.n_layers
     once, twice = per_prompt(metric, logits), per_prompt(metric, 2 * logits)
