@@ -39,6 +39,7 @@ class Plain:
         edits stay."""
         self.model, self.tokens = model, tokens
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
+        self.edits = (*(of.edits if of else ()), *edits)
         self.begin: list[Hook] = [*of.begin] if of else []  # hooks of every run
         if embedded is not None:
             self.begin.append(("blocks.0.hook_resid_pre", lambda x, hook: embedded.to(x).expand_as(x)))
@@ -110,7 +111,7 @@ class Plain:
     def hooks(self, edits: Sequence[Put], copy: int = 0) -> list[Hook]:
         """The edits of one copy as hooks of the model."""
         hooks: list[Hook] = []
-        check_edits(edits, key_value_heads(self.model))
+        check_edits([*self.edits, *edits], key_value_heads(self.model))
         for put in sorted(edits, key=lambda put: (put.layer, [*SITES].index(put.site))):
             if put.site in ("k", "v") and put.heads > key_value_heads(self.model):
                 put = self._for_query_heads(put, hooks, copy)
