@@ -420,3 +420,29 @@ def test_a_site_that_an_engine_does_not_know_is_refused(runs):
     _, base, source, *_ = runs
     with pytest.raises(ValueError, match="site is 'mlp_post'; it must be one of 'resid_pre'"):
         base.edited(DIFFERENCE, [Put("mlp_post", 1, source.at("mlp_out", 1)[None])])
+
+
+def test_a_beginning_is_not_taken_over_from_a_run_that_was_edited(runs):
+    model, base, _, plain, _ = runs
+    first = (torch.arange(9) == 0)[None, None]
+    tokens = torch.cat([BASE[:, :4], SOURCE[:, 4:]], dim=1)
+    for run in (base, plain):
+        changed = run.changed([Put("z", 0, torch.zeros(1, 1, 1, 4, 8), first)])
+        found = run_of(model, tokens, like=changed).value(DIFFERENCE)
+        assert torch.allclose(found, run_of(model, tokens).value(DIFFERENCE), atol=1e-5)
+        assert not torch.allclose(changed.value(DIFFERENCE), base.value(DIFFERENCE), atol=1e-4)
+
+
+def test_masks_without_heads_and_values_without_masks(runs):
+    _, base, _, plain, _ = runs
+    zeros, every = torch.zeros(1, 1, 9, 4, 8), torch.ones(1, 3, 9, dtype=torch.bool)
+    held = [Put("z", layer, zeros, every, held=True) for layer in range(3)]
+    alone = [Put("z", 1, torch.ones(1, 1, 9, 4, 8))]
+    for edits in (held, alone):
+        assert torch.allclose(base.edited(DIFFERENCE, edits), plain.edited(DIFFERENCE, edits), atol=1e-4)
+
+
+def test_the_end_of_the_stream_is_refused_and_not_ignored(runs):
+    _, base, *_ = runs
+    with pytest.raises(ValueError, match="There is no layer 3"):
+        base.edited(DIFFERENCE, [Put("resid_pre", 3, torch.ones(1, 1, 1, 32))])

@@ -24,8 +24,9 @@ def run_of(
     embedded: Float[Tensor, "batch pos d_model"] | None = None,
     engine: str | None = None,
 ) -> Run:
-    """A run of the model on prompts of equal length, by the fast engine where that is exact, else by the
-    plain one, with a word.
+    """A run of the model on prompts of equal length, by the fast engine where that is exact.
+
+    Else the plain one makes it, with a word.
 
     tokens:   a run is given back as it is
     like:     another run of this model: its engine is taken, and what both begin with is not computed again

@@ -18,7 +18,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import one_of
+from mechlab.arguments import check_layer, one_of
 from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import ACTIVATIONS, Layer, Weights, project
@@ -63,16 +63,17 @@ class Fast:
         of: "Fast | None" = None,
         edits: Sequence[Put] = (),
     ):
-        """embedded: a stream to start from; like: a run of this model, of which the beginning is taken where
-        it is the same.
+        """What a run starts from.
 
+        embedded:  a stream to start from
+        like:      a run of this model, of which the beginning is taken where it is the same
         of, edits: edits made for good in a run of these tokens, whose own edits and start stay
         """
         cfg = model.cfg
         if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
             raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
         self.model, self.tokens, self.of, like = model, tokens, of, of or like
-        self.edits = (*(of.edits if of else ()), *edits)
+        self.edits: tuple[Put, ...] = (*(of.edits if of else ()), *edits)
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
         if like is not None and like.tokens.shape[1] >= tokens.shape[1]:
             self.weights = like.weights
@@ -103,8 +104,10 @@ class Fast:
     def _keep(
         self, stream: Float[Tensor, "batch pos d_model"], like: "Fast | None" = None, first: int = 0
     ) -> None:
-        """Run from the embedding on and keep what is found on the way; before position `first` all is as in
-        `like`."""
+        """Run from the embedding on and keep what is found on the way.
+
+        Before position `first` all is as in `like`.
+        """
         names = {"q": "queries", "k": "keys", "v": "values"} | {
             site: site for site in ("resid_pre", "resid_mid", "z")
         }
@@ -219,11 +222,11 @@ class Fast:
         past: "Fast | None" = None,
         note: Note | None = None,
     ) -> Float[Tensor, "row its_later d_model"]:
-        """The stream at the end of some copies of the run, at positions `first` + `read` and later. Gradients
-        flow back.
+        """The stream at the end of some copies of the run, at positions `first` + `read` and later.
 
-        Until an edit touches a copy, all that it has is the run's own and is not computed again. In the last
-        layer nobody reads other positions than those of the result, so only these are computed.
+        Gradients flow back. Until an edit touches a copy, all that it has is the run's own and is not
+        computed again. In the last layer nobody reads other positions than those of the result, so only these
+        are computed.
 
         stream: on entering the first layer (default: the run's own); past: whose keys and values are looked
                 back at
@@ -250,8 +253,10 @@ class Fast:
         return stream
 
     def _gradients(self, metric: Metric, sites: Sequence[str]) -> dict[str, list[Tensor]]:
-        """The gradient of the metrics' sum for what each layer computes, in the order of layers; "end": the
-        last stream."""
+        """The gradient of the metrics' sum for what each layer computes, in the order of layers.
+
+        "end": for the last stream.
+        """
         kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
 
         def note(site: str, layer: int, value: Tensor) -> None:
@@ -270,8 +275,10 @@ class Fast:
     def _metric(
         self, metric: Metric, stream: Float[Tensor, "copy batch later d_model"], first: int
     ) -> Float[Tensor, "copy batch"]:
-        """The metric of streams at the end, given at positions `first` and later; those before are the run's
-        own."""
+        """The metric of streams at the end, given at positions `first` and later.
+
+        Those before are the run's own.
+        """
         ends, W = self._ends(metric, first), self.weights
         if ends is not None and isinstance(metric, PositionMetric):
             rows = torch.arange(len(self.tokens), device=stream.device)
@@ -282,8 +289,10 @@ class Fast:
     def _metric_at(
         self, metric: PositionMetric, x: Float[Tensor, "copy batch d_model"]
     ) -> Float[Tensor, "copy batch"]:
-        """The metric of last streams at the one position that it reads; only the logits of the tokens it
-        reads."""
+        """The metric of last streams at the one position that it reads.
+
+        Only the logits of the tokens it reads are computed.
+        """
         W = self.weights
         if metric.tokens is None:
             return torch.stack([metric.of(W.unembed(each)) for each in x])
@@ -304,8 +313,10 @@ class Fast:
     # Heads that are held carry nothing from place to place
 
     def _held(self, edits: Sequence[Put], start: int, until: int) -> bool:
-        """Whether in these layers all heads are held but for what is put, the same in all copies, and MLPs
-        are free or held."""
+        """Whether in these layers all heads are held but for what is put.
+
+        What is put must be the same in all copies, and the MLPs free or held.
+        """
         held = {put.layer for put in edits if put.site == "z" and (put.value is None or len(put.value) == 1)}
         plain = (
             put.held and (put.site == "z" or (put.site == "mlp_out" and put.value is None)) for put in edits
@@ -315,8 +326,10 @@ class Fast:
     def _held_streams(
         self, edits: Sequence[Put], wanted: set[int], places: Int[Tensor, "batch place"]
     ) -> dict[int, Float[Tensor, "copy batch place d_model"]]:
-        """The stream on entering the layers in `wanted`; a copy is computed from the first layer in which it
-        is edited."""
+        """The stream on entering the layers in `wanted`.
+
+        A copy is computed from the first layer in which it is edited.
+        """
         rows, W = torch.arange(len(places), device=places.device)[:, None], self.weights
         puts = {(put.site, put.layer): put for put in edits}
         sends = [_sends(puts.get(("z", layer)), rows, places, W.heads) for layer in range(max(wanted))]
@@ -390,8 +403,10 @@ class Fast:
     # Memory
 
     def _in_batches(self, run: Callable[[slice], Tensor], copies: int, first: int, metric: Metric) -> Tensor:
-        """Copies in batches that fit into free memory; where memory runs out all the same, in smaller
-        ones."""
+        """Copies in batches that fit into free memory.
+
+        Where memory runs out all the same, in smaller ones.
+        """
         size, start, done = min(copies, self._batch(first, metric)), 0, []
         while start < copies:
             try:
@@ -435,6 +450,7 @@ class _Copies:
         check_edits(self.puts, run.weights.kv_heads)
         for put in edits:
             one_of("site", put.site, ("resid_pre", *ATTENTION, "mlp_out"))
+            check_layer(run.model, put.layer)  # the end of the stream is not among them
 
     def kept(self, values: Float[Tensor, "batch ..."]) -> Float[Tensor, "row ..."]:
         """What the run itself has, for each copy."""
@@ -446,8 +462,10 @@ class _Copies:
         return any(put.layer == layer and put.site in sites for put in self.mine)
 
     def edit(self, site: str, layer: int, x: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-        """x with the edits of this site made. Queries, keys and values have their heads before their
-        positions."""
+        """x with the edits of this site made.
+
+        Queries, keys and values have their heads before their positions.
+        """
         swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
         for put in self.puts:
             if (put.site, put.layer) != (site, layer):
@@ -465,8 +483,10 @@ class _Copies:
     def attention(
         self, layer: int, stream: Float[Tensor, "row later d_model"], first: int, late: int, live: bool
     ) -> Float[Tensor, "row its_later d_model"]:
-        """What attention writes at positions `late` and later; not live: the stream is the run's own on
-        entering."""
+        """What attention writes at positions `late` and later.
+
+        Not live: the stream is the run's own on entering.
+        """
         W, M, run = self.W, self._matrices(layer), self.run
         if live:
             x, count = W.norm(stream), first + stream.shape[1]
@@ -542,5 +562,6 @@ def _sends(
         return torch.zeros(1, *places.shape, heads, dtype=torch.bool, device=places.device)
     if put.where is None:
         return torch.ones(1, *places.shape, heads, dtype=torch.bool, device=places.device)
-    where = put.where.expand(-1, len(places), -1, heads)
+    where = put.where if put.where.ndim == 4 else put.where[..., None]
+    where = where.expand(-1, len(places), -1, heads)
     return where.expand(-1, -1, places.shape[1], -1) if where.shape[2] == 1 else where[:, rows, places]

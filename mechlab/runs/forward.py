@@ -27,8 +27,10 @@ def rms_norm(x: Float[Tensor, "... d_model"], eps: float = 1e-5) -> Float[Tensor
 
 
 def rotate(x: Float[Tensor, "pos head d_head"], theta: float) -> Float[Tensor, "pos head d_head"]:
-    """Rotary positions (Su et al. 2021): turn the pairs (i, i + d_head/2) by position ·
-    theta^(−2i/d_head)."""
+    """Rotary positions: turn the pairs (i, i + d_head/2) by position · theta^(−2i/d_head).
+
+    Su et al. 2021.
+    """
     turn = rotary.turn_by(theta, len(x), x.shape[-1], x.device)
     return rotary.rotate(x.transpose(0, 1), turn).transpose(0, 1)
 

@@ -86,8 +86,10 @@ def check_name(model: "TransformerBridge", name: str) -> None:
 def unit_direction(
     model: "TransformerBridge", direction: Float[Tensor, "d_model"]
 ) -> Float[Tensor, "d_model"]:
-    """The direction with length 1, as precise as it was given. One that does not fit, or points nowhere, is
-    refused."""
+    """The direction with length 1, as precise as it was given.
+
+    One that does not fit, or points nowhere, is refused.
+    """
     if tuple(direction.shape) != (model.cfg.d_model,):
         raise ValueError(
             f"The direction is {tuple(direction.shape)}; the stream has {model.cfg.d_model} dimensions."

@@ -117,8 +117,10 @@ class Weights:
         )
 
     def norm(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """The stream as a layer reads it: divided by its root mean square, its mean taken off where the model
-        does so."""
+        """The stream as a layer reads it: divided by its root mean square.
+
+        Its mean is taken off where the model does so.
+        """
         x = self._centre(x)
         return x * self._scale(x)
 
@@ -151,8 +153,10 @@ class Weights:
         k: Float[Tensor, "row kv_head pos d_head"],
         v: Float[Tensor, "row its_head pos d_head"],
     ) -> Float[Tensor, "row query head d_head"]:
-        """What the heads hand to W_O. The queries are the last ones; each looks at its own position and
-        earlier ones."""
+        """What the heads hand to W_O.
+
+        The queries are the last ones; each looks at its own position and earlier ones.
+        """
         count, first = q.shape[2], k.shape[2] - q.shape[2]
         seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
         if k.shape[1] != v.shape[1]:
@@ -165,8 +169,10 @@ class Weights:
     def pattern(
         self, q: Float[Tensor, "row head query d_head"], k: Float[Tensor, "row kv_head pos d_head"]
     ) -> Float[Tensor, "row query head pos"]:
-        """The attention of each head: softmax of scaled products of the last queries with the keys up to
-        their own."""
+        """The attention of each head: softmax of scaled products of queries and keys.
+
+        The queries are the last ones, with the keys up to their own.
+        """
         k = k.repeat_interleave(self.heads // k.shape[1], dim=1)
         fit = (q @ k.transpose(2, 3)) / self.d_head**0.5
         future = torch.ones_like(fit, dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
@@ -186,8 +192,10 @@ class Weights:
 def held_norm_slope(
     model: "TransformerBridge", x: Float[Tensor, "*any d_model"], slope: Float[Tensor, "*any d_model"]
 ) -> Float[Tensor, "*any d_model"]:
-    """The gradient for the last stream x where the norm's length is held, from one for what the norm makes of
-    it."""
+    """The gradient for the last stream x where the norm's length is held.
+
+    It is found from the gradient for what the norm makes of x.
+    """
     if str(model.cfg.normalization_type).startswith("LN"):
         x, slope = (each - each.mean(-1, keepdim=True) for each in (x, slope))
     return slope * (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()

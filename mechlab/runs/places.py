@@ -1,5 +1,4 @@
-"""Which positions: of a word in its prompt, of a patch in each prompt, of the first difference between two
-runs."""
+"""Which positions: of a word in its prompt, of a patch in each prompt, of two runs' first difference."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,9 +20,11 @@ Where = Bool[Tensor, "batch pos"]
 
 
 def first_difference(run: Run, other: Run) -> int:
-    """The first position at which two runs can differ: any prompt has another token there. None: how many
-    positions there are."""
-    if run.tokens.shape != other.tokens.shape or run.elsewhere or other.elsewhere:
+    """The first position at which two runs can differ: any prompt has another token there.
+
+    Where there is none, it is how many positions there are.
+    """
+    if run.tokens.shape != other.tokens.shape or run.elsewhere or other.elsewhere or run.edits or other.edits:
         return 0
     differs = (run.tokens != other.tokens).any(0)
     return int(differs.float().argmax()) if differs.any() else len(differs)
@@ -55,8 +56,10 @@ def places_of(
 
 
 def subject_positions(model: "TransformerBridge", prompt: str, subject: str) -> list[int]:
-    """The positions of the tokens that hold `subject` in `prompt`, where it occurs last. Raises
-    `PromptError`."""
+    """The positions of the tokens that hold `subject` in `prompt`, where it occurs last.
+
+    Raises `PromptError`.
+    """
     start = prompt.rfind(subject) if subject else -1
     if start < 0:
         raise PromptError(f"The subject {subject!r} does not occur in the prompt {prompt!r}.")

@@ -1,8 +1,7 @@
-"""The plain engine: whole runs of the model, with a hook for each edit. Slow, obvious, and right for any
-model.
+"""The plain engine: whole runs of the model, with a hook for each edit.
 
-Nothing here knows how an architecture computes; TransformerLens does. It is what the notebooks show, and what
-the fast engine is tested against.
+Slow, obvious, and right for any model. Nothing here knows how an architecture computes; TransformerLens does.
+It is what the notebooks show, and what the fast engine is tested against.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +34,14 @@ class Plain:
         edits: Sequence[Put] = (),
         of: "Plain | None" = None,
     ):
-        """embedded: a stream to start from; edits: made in every run, on the run `of`, whose embedding and
-        edits stay."""
+        """What every run starts from.
+
+        embedded: a stream to start from
+        edits:    made in every run, on the run `of`, whose embedding and edits stay
+        """
         self.model, self.tokens = model, tokens
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
-        self.edits = (*(of.edits if of else ()), *edits)
+        self.edits: tuple[Put, ...] = (*(of.edits if of else ()), *edits)
         self.begin: list[Hook] = [*of.begin] if of else []  # hooks of every run
         if embedded is not None:
             self.begin.append(("blocks.0.hook_resid_pre", lambda x, hook: embedded.to(x).expand_as(x)))
@@ -132,11 +134,10 @@ class Plain:
         return write
 
     def _for_query_heads(self, put: Put, before: Sequence[Hook], copy: int) -> Put:
-        """New keys or values for some of the query heads that share them: what these heads then hand on, as
-        an edit of z.
+        """New keys or values for some of the query heads that share them, as an edit of z.
 
-        The model is run with the keys or values of the whole group changed, head by head of a group; z of the
-        head in question is what is wanted.
+        It is what these heads then hand on. The model is run with the keys or values of the whole group
+        changed, head by head of a group; z of the head in question is what is wanted.
         """
         shared = self.model.cfg.n_heads // key_value_heads(self.model)
         one = put.of_copy(copy)

@@ -42,8 +42,10 @@ def turn_by(theta: float | int, positions: int, turned: int, device: torch.devic
 
 
 def turn_of(model: "TransformerBridge", positions: int) -> Turn | None:
-    """Cosines and sines of the first positions as the model itself has them; None where positions are not
-    rotary."""
+    """Cosines and sines of the first positions as the model itself has them.
+
+    None where positions are not rotary.
+    """
     names = [f"rotary_emb.hook_{part}" for part in ("cos", "sin")]
     if not all(name in model.hook_dict for name in names):
         return None

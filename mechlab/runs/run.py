@@ -72,19 +72,19 @@ class Put:
         return replace(self, value=one(self.value), where=one(self.where))
 
     def into(self, x: Tensor, kept: Tensor, copies: slice = slice(0, 1)) -> Tensor:
-        """x [copy batch later ...], what some copies have at the site at the last positions, with the edit
-        made.
+        """x with the edit made.
 
+        x:    [copy batch later ...], what some copies have at the site at the last positions
         kept: what the run itself has there, for `held`; copies: which copies these are
         """
         later = x.shape[2]
         if self.held:
-            x = kept[:, kept.shape[1] - later :].to(x).expand_as(x)
+            x = kept[:, kept.shape[1] - later :].to(x).expand_as(x).contiguous()
         if self.value is None:
             return x
         value = _part(self.value, copies, later)
         if self.where is None:
-            return value.to(x).expand_as(x)
+            return value.to(x).expand_as(x).contiguous()
         where = _part(self.where, copies, later)
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
 
@@ -112,11 +112,14 @@ class Run(Protocol):
 
     model: "TransformerBridge"
     tokens: Int[Tensor, "batch pos"]
+    edits: tuple[Put, ...]  # what was made for good in it
     elsewhere: bool  # whether it starts from another stream than the tokens' own embeddings
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
-        """What the run has at a site: [batch pos d_model], or [batch pos head ...]. "resid_pre" has one layer
-        more, the end."""
+        """What the run has at a site: [batch pos d_model], or [batch pos head ...].
+
+        "resid_pre" has one layer more, the end.
+        """
         ...
 
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
@@ -139,13 +142,17 @@ class Run(Protocol):
         ...
 
     def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Run":
-        """The run with edits (of one copy) made for good, or from another embedding [batch pos d_model]: a
-        run of its own."""
+        """The run with edits made for good, or from another embedding: a run of its own.
+
+        edits: of one copy; embedded: [batch pos d_model]
+        """
         ...
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
-        """Logits of the changed copies at the last positions, one copy after the other; gradients flow back
-        to the values."""
+        """Logits of the changed copies at the last positions, one copy after the other.
+
+        Gradients flow back to the values.
+        """
         ...
 
     def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:

@@ -85,8 +85,9 @@ def _name_of(experiment: Callable[..., Any]) -> str:
 
 
 def _code_of(function: Any, seen: frozenset = frozenset()) -> Any:
-    """What a function does, as plain values: its code, defaults and closure, and the functions of its module
-    that it calls.
+    """What a function does, as plain values.
+
+    These are its code, defaults and closure, and the functions of its module that it calls.
 
     So that an edited function is another one, and two lambdas are not the same. Raises a `TypeError` for what
     has no code.
