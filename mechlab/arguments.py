@@ -1,5 +1,4 @@
-"""What a technique is given, looked at once: layers, heads and names are checked here, with one sentence for
-each refusal."""
+"""What a technique is given, looked at once: layers, heads and names, with one sentence for each refusal."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -25,8 +24,10 @@ def check_layer(model: "TransformerBridge", layer: int) -> int:
 
 
 def layers_of(model: "TransformerBridge", layers: Sequence[int] | None = None) -> list[int]:
-    """The layers asked for, all of them if none were named; one that is not there, or no layer at all, is
-    refused."""
+    """The layers asked for, or all if none were named.
+
+    One that is not there, or no layer at all, is refused.
+    """
     chosen = list(range(model.cfg.n_layers)) if layers is None else [int(layer) for layer in layers]
     if not chosen or not all(0 <= layer < model.cfg.n_layers for layer in chosen):
         raise ValueError(f"layers is {chosen}: the model has layers 0 to {model.cfg.n_layers - 1}.")

@@ -1,5 +1,7 @@
-"""What the course is called since it has a package of its own, for notebooks that still say
-`mechlab.course`."""
+"""The course under its old name, for notebooks that still say `mechlab.course`.
+
+It has a package of its own, `mechlab_course`.
+"""
 
 from mechlab_course import check, claim, exercise, predict, progress_table, quiz, reveal
 

@@ -55,15 +55,19 @@ def logit_difference(answers: Ids, incorrect: Ids, *, pos: Ids = -1) -> Metric:
 
 @was(end="pos")
 def log_prob(answers: Ids, *, pos: Ids = -1) -> Metric:
-    """Log-probability of the answer at position `pos`, in nats: 0 is certain, more negative is less
-    likely."""
+    """Log-probability of the answer at position `pos`, in nats.
+
+    0 is certain, more negative is less likely.
+    """
     return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), pos)
 
 
 @was(end="pos")
 def probability(answers: Ids, *, pos: Ids = -1) -> Metric:
-    """Probability of the answer at position `pos`. Near 0 and near 1 it hardly moves, whatever happens to the
-    logits."""
+    """Probability of the answer at position `pos`.
+
+    Near 0 and near 1 it hardly moves, whatever happens to the logits.
+    """
     return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), pos)
 
 

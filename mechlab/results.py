@@ -105,11 +105,10 @@ class Scores:
         return self.labels[dim][index] if dim in self.labels else str(index)
 
     def at(self, **places: str | int) -> torch.Tensor:
-        """The values at named places: `edges.at(sender="20.0", reader="logits")`; dims that are not named
-        remain.
+        """The values at named places: `edges.at(sender="20.0", reader="logits")`.
 
-        A place is a label, or the number of an axis without labels. One that is not there raises a
-        `ValueError` with the nearest that are.
+        Dims that are not named remain. A place is a label, or the number of an axis without labels. One that
+        is not there raises a `ValueError` with the nearest that are.
         """
         found = self.values
         for dim in places:
@@ -233,8 +232,9 @@ def share_of_way(
 
 @dataclass(frozen=True)
 class AblationResult:
-    """The metric before and after some parts of the model are taken away, and after random sets matched to
-    them.
+    """The metric before and after some parts of the model are taken away.
+
+    Also the metric after random sets matched to them are taken away.
 
     before, after: one number a prompt;  random: [draw, prompt]
     """
@@ -278,8 +278,7 @@ def token_labels(model: "TransformerBridge", tokens: Int[torch.Tensor, "..."] | 
 
 
 def position_labels(model: "TransformerBridge", tokens: Int[torch.Tensor, "batch pos"]) -> list[str]:
-    """Labels for the positions of several prompts of one length: the token where all agree, else `position
-    4`."""
+    """Labels for positions of several prompts of one length: the token where all agree, else `position 4`."""
     rows = [model.to_str_tokens(row) for row in tokens]
     return [
         f"{texts[0]!r} {i}" if len(set(texts)) == 1 else f"position {i}"

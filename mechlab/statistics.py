@@ -35,8 +35,9 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Float[Tensor, "2 ..."]:
-    """The interval of the mean over rows, low and high: clusters are drawn with replacement, and all rows of
-    each count.
+    """The interval of the mean over rows, low and high.
+
+    Clusters are drawn with replacement, and all rows of each count.
 
     units: the cluster of each row (default: each its own)
     over:  the interval of the ratio of the mean to this mean, instead
@@ -66,8 +67,7 @@ def estimate(
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of `rows`, or its ratio to the mean of `over`, with a 95 % bootstrap interval over
-    clusters."""
+    """The mean of `rows`, or its ratio to that of `over`, with a 95 % bootstrap interval over clusters."""
     several = len(rows if units is None else units.unique()) > 1
     low, high = float("nan"), float("nan")
     if several:
@@ -90,9 +90,8 @@ def wilson(yes: int, n: int, z: float | int = 1.96) -> tuple[float, float]:
 
 
 def permutation_p(found: float, null: Float[Tensor, "draw"]) -> float:
-    """The share of the null's draws that are at least as large as what was found, itself among them (Phipson
-    and Smyth 2010).
+    """The share of the null's draws that are at least as large as what was found, itself among them.
 
-    Never 0: with 19 draws the smallest is 0.05.
+    Phipson and Smyth 2010. Never 0: with 19 draws the smallest is 0.05.
     """
     return (1 + int((null >= found).sum())) / (1 + len(null))

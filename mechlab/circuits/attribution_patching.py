@@ -94,8 +94,7 @@ def edge_attribution(
 
 
 def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
-    """Runs on embeddings from base on towards source: at base alone for one step, else at the middle of each
-    step."""
+    """Runs on embeddings from base on towards source: base alone for one step, else each step's middle."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least one gradient is needed.")
     if steps == 1:

@@ -107,12 +107,12 @@ def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
 
 
 def roc(scores: Scores, truth: Sequence[Head]):
-    """How well the size of a score finds the heads of a known circuit: a table of rates, and the area under
-    it (AUC).
+    """How well the size of a score finds the heads of a known circuit: a table of rates, and the AUC.
 
     scores: dims ("layer", "head"). Returns (DataFrame of "false positive rate", "true positive rate",
             "threshold", AUC).
-    AUC is the probability that a head of the circuit has a larger score than another one; 0.5 is chance.
+    AUC, the area under the curve of the table, is the probability that a head of the circuit has a larger
+    score than another one; 0.5 is chance.
     """
     import pandas as pd
     from sklearn.metrics import roc_auc_score, roc_curve

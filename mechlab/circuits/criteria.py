@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """F(C) beside F(M). share: F(C) / F(M), a ratio of means; accuracy: how often the metric is above
-    zero."""
+    """F(C) beside F(M).
+
+    share:    F(C) / F(M), a ratio of means
+    accuracy: how often the metric is above zero
+    """
 
     circuit: Estimate
     model: Estimate
@@ -49,8 +52,7 @@ class Faithfulness:
 
 
 def faithfulness(knockouts: CircuitRuns, circuits: Sequence[Circuit]) -> list[Faithfulness]:
-    """How much of the model's metric is left when everything outside the circuit is knocked out, for each
-    circuit."""
+    """How much of the model's metric is left, for each circuit, with everything outside it knocked out."""
     check_ability(knockouts)
     intact = knockouts.intact
     return [
@@ -100,11 +102,10 @@ def completeness(
 def greedy_gap(
     knockouts: CircuitRuns, circuit: Circuit, *, candidates: int = 10, steps: int = 10, seed: int = 0
 ) -> tuple[list[Head], float]:
-    """The set K with the largest completeness gap that a greedy search finds, and that gap. Wang et al. 2022,
-    appendix M.
+    """The set K with the largest completeness gap that a greedy search finds, and that gap.
 
-    Each step adds, of `candidates` heads drawn at random, the one that makes the gap largest. The gap is
-    selected to be large on these prompts: measure it again on others.
+    Wang et al. 2022, appendix M. Each step adds, of `candidates` heads drawn at random, the one that makes
+    the gap largest. The gap is selected to be large on these prompts: measure it again on others.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[Head] = []
@@ -167,12 +168,11 @@ def minimality(
 
 @torch.no_grad()
 def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None) -> Scores:
-    """What each head says to the logits itself, with some heads removed from the whole model: dims ("layer",
-    "head").
+    """What each head says to the logits itself, with some heads removed from the whole model.
 
-    In logits of the metric's answer against its rival, at its position; the last norm's length is that of the
-    same run. The difference to removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath
-    et al. 2023).
+    Dims ("layer", "head"). In logits of the metric's answer against its rival, at its position; the last
+    norm's length is that of the same run. The difference to removed=None shows who steps in (Wang et al.
+    2022: backup name movers; McGrath et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
     if not isinstance(metric, PositionMetric):

@@ -68,8 +68,7 @@ class CircuitRuns:
         self.z, self.mlp_out = (self._stand_in(site, reference, seed) for site in ("z", "mlp_out"))
 
     def _stand_in(self, site: str, reference: Task, seed: int) -> Float[Tensor, "layer batch pos ..."]:
-        """What the prompts get where something is knocked out: from reference prompts of their own
-        template."""
+        """What the prompts get where something is knocked out: from reference prompts of their template."""
         layers = range(self.model.cfg.n_layers)
         whole = torch.zeros_like(torch.stack([self.run.at(site, layer) for layer in layers]))
         generator = torch.Generator().manual_seed(seed)

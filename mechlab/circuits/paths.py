@@ -43,13 +43,12 @@ def path_patching(
     frozen_mlps: bool = False,
     normalized: bool = True,
 ) -> Scores:
-    """Patch the path from each head to the receivers: the share of the way to source's metric, dims ("layer",
-    "head").
+    """Patch the path from each head to the receivers: the share of the way to source's metric.
 
-    (patched − base) / (source − base) of the means over prompts, as in `activation_patching`; base is the
-    clean run and source the ABC run in the paper, so 0.2 here is a loss of 20 % of the metric where source's
-    metric is 0. Only layers below the last receiver appear. normalized=False: the change in the metric's own
-    unit.
+    Dims ("layer", "head"). (patched − base) / (source − base) of the means over prompts, as in
+    `activation_patching`; base is the clean run and source the ABC run in the paper, so 0.2 here is a loss of
+    20 % of the metric where source's metric is 0. Only layers below the last receiver appear.
+    normalized=False: the change in the metric's own unit.
 
     receivers:   heads that read, together; None: the logits at the metric's position
     into:        "q", "k" or "v". Keys and values are changed for these query heads alone; others that share
@@ -87,8 +86,10 @@ def path_patching(
 def _held(
     base: Run, source: Run, groups: Sequence[Sequence[Head]], depth: int, frozen_mlps: bool
 ) -> list[Put]:
-    """All heads held at what they were on base, but for the heads of one group in each copy: theirs are from
-    source."""
+    """All heads held at what they were on base, but for the heads of one group in each copy.
+
+    Theirs are from source.
+    """
     puts = []
     for layer in range(depth):
         sends = torch.zeros(

@@ -1,5 +1,6 @@
-"""Finding a circuit without looking: take parts away, last layer first, as long as the metric stays where it
-is.
+"""Finding a circuit without looking.
+
+Take parts away, last layer first, as long as the metric stays where it is.
 
 The search of ACDC (Conmy et al. 2023) over heads at positions instead of edges, with mean or resample
 ablation as the `CircuitRuns` say. Going from the last layer to the first, all that comes before the part in

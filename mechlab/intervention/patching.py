@@ -39,12 +39,11 @@ def activation_patching(
     normalized: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Scores:
-    """Patch each activation of `site` from `source` into `base`, one at a time: the share of the way to
-    source's metric.
+    """Patch each activation of `site` from `source` into `base`, one at a time.
 
-    (patched − base) / (source − base) of the means over prompts: 0 = the patch did nothing, 1 = it did
-    everything. `per_prompt` holds each prompt's change over the same mean difference. normalized=False: the
-    change in the metric's own unit.
+    The result is the share of the way to source's metric, (patched − base) / (source − base) of the means
+    over prompts: 0 = the patch did nothing, 1 = it did everything. `per_prompt` holds each prompt's change
+    over the same mean difference. normalized=False: the change in the metric's own unit.
 
     site:      one of `runs.run.SITES`. "k" and "v" are counted by key/value head
     by:        what is patched separately, besides layers: ("pos",), ("head",), ("pos", "head") or ().
@@ -84,8 +83,10 @@ def _patched(
     heads: int,
     dtype: torch.dtype | None,
 ) -> Iterator[Float[Tensor, "batch place head"]]:
-    """Layer by layer, base's metric with the site patched at each place, for each head alone (heads=0: for
-    all together)."""
+    """Layer by layer, base's metric with the site patched at each place, for each head alone.
+
+    heads=0: for all together.
+    """
     from tqdm.auto import tqdm
 
     differs = torch.arange(base.tokens.shape[1], device=base.tokens.device) >= first_difference(base, source)
@@ -116,8 +117,10 @@ def _patched(
 
 
 def _masks(place: Where, heads: int) -> Bool[Tensor, "copy batch pos ..."]:
-    """The place for each head alone, as many copies as there are heads; for heads=0 one copy without an axis
-    of heads."""
+    """The place for each head alone, as many copies as there are heads.
+
+    For heads=0 it is one copy without an axis of heads.
+    """
     if not heads:
         return place[None]
     return place[None, :, :, None] & torch.eye(heads, dtype=torch.bool, device=place.device)[:, None, None]

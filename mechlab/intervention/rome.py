@@ -37,8 +37,10 @@ Prefixes = Int[Tensor, "prefix pos"] | None  # beginnings of texts, the model's 
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact to be written: the prompt with {} for the subject, the subject, and the new answer with its
-    leading space."""
+    """A fact to be written: the prompt with {} for the subject, the subject, and the new answer.
+
+    The answer has its leading space.
+    """
 
     prompt: str
     subject: str
@@ -57,8 +59,10 @@ class Fact:
 def key_covariance(
     model: "TransformerBridge", base: Int[Tensor, "batch pos"], *, layer: int, skip: int = 1, batch: int = 16
 ) -> Float[Tensor, "d_mlp d_mlp"]:
-    """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text; the first `skip` positions are left
-    out."""
+    """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text.
+
+    The first `skip` positions are left out.
+    """
     name, total, count = f"blocks.{layer}.mlp.hook_post", torch.zeros(()), 0
     with torch.no_grad():
         for rows in base.split(batch):
@@ -132,8 +136,10 @@ def edit_fact(
 def fact_key(
     model: "TransformerBridge", fact: Fact, layer: int, prefixes: Prefixes = None
 ) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
-    """k: what the neurons do at the subject's last token, the mean over prefixes and none; and what the MLP
-    writes there."""
+    """k: what the neurons do at the subject's last token; and what the MLP writes there.
+
+    Both are the mean over prefixes and none.
+    """
     post, out = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
     keys, written = [], []
     for tokens, place in _contexts(model, fact, prefixes):
@@ -155,8 +161,9 @@ def fact_value(
     kl: float = 0.0625,
     clamp: float = 4.0,
 ) -> Float[Tensor, "d_model"]:
-    """v*: what the MLP should write at the subject's last token, so that the model goes on with the new
-    answer.
+    """v*: what the MLP should write at the subject's last token.
+
+    It is chosen so that the model goes on with the new answer.
 
     Minimises −log p(answer), averaged over contexts, plus `kl` times the change of what the model says after
     "{subject} is a", plus `decay` times the squared size; no further than `clamp` times what the MLP writes
@@ -247,8 +254,10 @@ def _contexts(
 def _later(
     model: "TransformerBridge", tokens: Int[Tensor, "context pos"], place: int, layer: int, asked: int
 ) -> Callable[[Tensor], Float[Tensor, "context asked d_vocab"]]:
-    """From a vector added to what the MLP writes at `place` to log-probabilities at the last `asked`
-    positions."""
+    """From a vector added to what the MLP writes to log-probabilities.
+
+    The vector is added at `place`, and the log-probabilities are at the last `asked` positions.
+    """
     with torch.no_grad():
         run = run_of(model, tokens)
         written = run.at("mlp_out", layer)[None]

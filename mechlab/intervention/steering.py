@@ -1,5 +1,6 @@
-"""Steering: can a behaviour be turned like a knob? Add a vector to the residual stream while the model reads
-and writes.
+"""Steering: can a behaviour be turned like a knob?
+
+Add a vector to the residual stream while the model reads and writes.
 
 Turner et al. 2023 (activation addition), Rimsky et al. 2023 (contrastive activation addition), Zou et al.
 2023 (representation engineering). A vector is the difference of two means of the stream, over texts with and
@@ -83,8 +84,7 @@ class SteeringVectors:
         return replace(self, directions=drawn / drawn.norm(dim=-1, keepdim=True))
 
     def along(self, direction: Float[Tensor, "d_model"]) -> "SteeringVectors":
-        """The same lengths with a direction of your own at every layer, such as one of a sparse
-        autoencoder."""
+        """The same lengths with a direction of your own at every layer, such as a sparse autoencoder's."""
         unit = (direction / direction.norm()).to(self.directions).expand_as(self.directions)
         return replace(self, directions=unit)
 

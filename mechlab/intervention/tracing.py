@@ -1,5 +1,6 @@
-"""Causal tracing: where does a fact pass through? Corrupt the subject with noise, restore one state, see what
-comes back.
+"""Causal tracing: where does a fact pass through?
+
+Corrupt the subject with noise, restore one state, see what comes back.
 
 Meng et al. 2022 (ROME), section 2. Three runs: clean; corrupted, with noise on the embeddings of the
 subject's tokens; and corrupted with a single state, or a window of layers, set back to its clean value. The
@@ -48,11 +49,11 @@ def causal_tracing(
     positions: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Scores:
-    """What comes back when one state of the clean run is restored: metric restored − corrupted, dims (layer,
-    position).
+    """What comes back when one state of the clean run is restored.
 
-    One prompt; `per_prompt` holds one value for each draw of the noise. Positions before the subject are 0:
-    they are never corrupted. The usual metric is `ml.probability(answer)`.
+    The metric restored − corrupted, dims (layer, position). One prompt; `per_prompt` holds one value for each
+    draw of the noise. Positions before the subject are 0: they are never corrupted. The usual metric is
+    `ml.probability(answer)`.
 
     subject: positions of the subject's tokens (`subject_positions`)
     layers, positions: which states to restore, one at a time (default: all; most of the time goes into them)

@@ -1,8 +1,8 @@
-"""Editing weights: remove a direction for good, add an adapter, save the result. Every edit can be undone
-exactly.
+"""Editing weights: remove a direction for good, add an adapter, save the result.
 
-An edit puts new tensors in the place of some parameters and keeps the old ones; `undo()` puts the very same
-memory back, so the model is bit for bit what it was. As a context manager it undoes itself on leaving.
+Every edit can be undone exactly. An edit puts new tensors in the place of some parameters and keeps the old
+ones; `undo()` puts the very same memory back, so the model is bit for bit what it was. As a context manager
+it undoes itself on leaving.
 
     with orthogonalize(model, direction):
         ...
@@ -40,8 +40,10 @@ class WeightEdit:
 
     @torch.no_grad()
     def change(self, weight: Float[Tensor, "..."], new: Float[Tensor, "..."]) -> None:
-        """Let `weight`, a matrix of the model in whatever view TransformerLens gives it, have the values
-        `new`."""
+        """Let `weight` have the values `new`.
+
+        `weight` is a matrix of the model, in whatever view TransformerLens gives it.
+        """
         if not torch.isfinite(new).all():
             self.undo()
             raise ValueError("The edited weights would be NaN or infinite; nothing was changed.")
@@ -94,12 +96,12 @@ class WeightEdit:
 def orthogonalize(
     model: "TransformerBridge", direction: Float[Tensor, "d_model"], *, level: float | int = 0.0
 ) -> WeightEdit:
-    """Make it impossible to write along a direction: take it out of every matrix and bias that writes to the
-    stream.
+    """Make it impossible to write along a direction.
 
-    W ← W − (W r) rᵀ for the token and position embeddings, the attention output and the MLP output of every
-    layer, and their biases (Arditi et al. 2024, section 4). Nothing else changes: where the unembedding is
-    tied to the embedding, it gets its own copy first and keeps its values.
+    Take it out of every matrix and bias that writes to the stream: W ← W − (W r) rᵀ for the token and
+    position embeddings, the attention output and the MLP output of every layer, and their biases (Arditi et
+    al. 2024, section 4). Nothing else changes: where the unembedding is tied to the embedding, it gets its
+    own copy first and keeps its values.
 
     level: what the stream has along the direction instead of 0, at every layer and position. It is written by
            the embedding, since nothing else can write there any more. 0 is Arditi's version; the mean of
@@ -126,8 +128,10 @@ def orthogonalize(
 def write_hooks(
     model: "TransformerBridge", direction: Float[Tensor, "d_model"], *, level: float | int = 0.0
 ) -> list[Hook]:
-    """What `orthogonalize` does, by hooks on everything that is written to the stream: for a look before the
-    edit."""
+    """What `orthogonalize` does, by hooks on everything that is written to the stream.
+
+    It is for a look before the edit.
+    """
     unit = unit_direction(model, direction)
     names = ["blocks.0.hook_resid_pre"]
     names += [

@@ -1,5 +1,7 @@
-"""What Wang et al. 2022 found in GPT-2 small ("Interpretability in the wild", arXiv 2211.00593). Its figures:
-data/reference/paper.csv."""
+"""What Wang et al. 2022 found in GPT-2 small.
+
+"Interpretability in the wild", arXiv 2211.00593. Its figures: data/reference/paper.csv.
+"""
 
 from mechlab.circuits.circuits import Circuit
 

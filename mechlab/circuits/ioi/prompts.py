@@ -41,8 +41,9 @@ CORRUPTIONS = {
 
 @dataclass(frozen=True)
 class IOIPrompts:
-    """IOI prompts of one model, right-padded to one length; what stands after `end` is padding and reads as
-    nothing.
+    """IOI prompts of one model, right-padded to one length.
+
+    What stands after `end` is padding and reads as nothing.
 
     tokens:    [prompt, pos], with the model's first token (BOS) where it was asked for
     io, s:     [prompt], the answer and its rival; a corruption keeps them, so that one metric serves all

@@ -105,8 +105,10 @@ class Roles:
 
 
 def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
-    """How much of its attention each head gives from one place of the prompt to another (`PLACES`; "end→S" is
-    both S), on average."""
+    """How much of its attention each head gives from one place of the prompt to another, on average.
+
+    The places are in `PLACES`; "end→S" is both S.
+    """
     rows, found = torch.arange(len(prompts)), {name: [] for name in PLACES}
     for layer in range(run.model.cfg.n_layers):
         pattern = run.at("pattern", layer)
