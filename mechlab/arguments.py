@@ -39,9 +39,8 @@ def check_head(model: "TransformerBridge", head: Head) -> Head:
     layer, index = head
     if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
         raise ValueError(
-            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 "
-            "to "
-            f"{model.cfg.n_heads - 1}."
+            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, "
+            f"heads from 0 to {model.cfg.n_heads - 1}."
         )
     return int(layer), int(index)
 

@@ -247,8 +247,8 @@ class AblationResult:
         means = self.random.mean(1)
         return (
             f"metric {self.before.mean():.2f}; without these parts {self.after.mean():.2f}; without as many "
-            "random "
-            f"others {means.mean():.2f} (from {means.min():.2f} to {means.max():.2f} in {len(means)} draws)"
+            f"random others {means.mean():.2f} (from {means.min():.2f} to "
+            f"{means.max():.2f} in {len(means)} draws)"
         )
 
 

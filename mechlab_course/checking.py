@@ -10,7 +10,7 @@ tests hand it in as a wrong answer.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from torch import Tensor
 from mechlab_course import folders
 from mechlab_course.exercises import Attempt, NotYet, checker
 
-MISTAKES: dict[
-    str, dict[str, Callable]
-] = {}  # the known mistakes of each exercise: what is said -> a wrong answer
+# The known mistakes of each exercise: what is said -> a wrong answer.
+MISTAKES: dict[str, dict[str, Callable]] = {}
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
@@ -130,10 +129,10 @@ def declare(
     """
 
     def register(declared: type) -> type:
-        parts = {name: part for name, part in vars(declared).items() if not name.startswith("_")}
-        cases, right = parts.pop("cases"), parts.pop("right")
-        otherwise, further = parts.pop("otherwise", None), parts.pop("further", None)
-        mistakes = {" ".join(wrong.__doc__.split()): wrong for wrong in parts.values()}
+        parts = vars(declared)
+        cases, right = parts["cases"], parts["right"]
+        otherwise, further = parts.get("otherwise"), parts.get("further")
+        mistakes = mistakes_in(declared, besides=("cases", "right", "otherwise", "further"))
 
         def check(attempt: Attempt) -> str:
             for case in cases() if callable(cases) else cases:
@@ -145,6 +144,12 @@ def declare(
         return declared
 
     return register
+
+
+def mistakes_in(declared: type, besides: Sequence[str] = ()) -> dict[str, Callable]:
+    """The functions of a class, each under its docstring: what the learner reads -> a wrong answer."""
+    wrong = (part for name, part in vars(declared).items() if name not in besides and name[0] != "_")
+    return {" ".join(part.__doc__.split()): part for part in wrong}
 
 
 def mistakes_of(id: str) -> Mapping[str, Callable]:

@@ -89,7 +89,6 @@ def main() -> int:
         return min(1, compare(*given.compare, given.only))
     os.environ["MECHLAB_HOME"] = tempfile.mkdtemp()
     os.environ.pop("MECHLAB_STRICT", None)
-    answers = [a for a in collected() if a[0].startswith(given.only)]
     if given.answers:
         rows = [json.loads(line) for line in given.answers.read_text(encoding="utf-8").splitlines()]
         answers = [
@@ -97,6 +96,8 @@ def main() -> int:
             for r in rows
             if r["code"] and r["id"].startswith(given.only)
         ]
+    else:
+        answers = [answer for answer in collected() if answer[0].startswith(given.only)]
     with given.file.open("w", encoding="utf-8") as file:
         for row in judged(answers):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

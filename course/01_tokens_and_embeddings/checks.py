@@ -3,14 +3,8 @@
 import torch
 from torch.nn.functional import normalize
 
-from mechlab_course.checking import close, compare, only_wrong, random, refuse, whole_number
+from mechlab_course.checking import close, compare, mistakes_in, only_wrong, random, refuse, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
-
-
-def _named(mistakes: type) -> dict:
-    """The functions of a class, each under what it says: the mistakes of an exercise."""
-    wrong = {name: part for name, part in vars(mistakes).items() if not name.startswith("_")}
-    return {" ".join(part.__doc__.split()): part for part in wrong.values()}
 
 
 @checker("01.1")
@@ -140,7 +134,7 @@ def check_analogy(attempt: Attempt) -> str:
     best = lambda scores: [scores(W_E, *triple).argmax().item() for triple in triples]
     found = [whole_number(attempt(W_E, *triple), "one token id") for triple in triples]
     expected = best(lambda W, a, b, c: normalize(W) @ _step(W, a, b, c))
-    for why, scores in _named(Analogies).items():
+    for why, scores in mistakes_in(Analogies).items():
         refuse(found != expected and found == best(scores), why)
     for triple, mine, right in zip(triples, found, expected, strict=True):
         refuse(mine != right, f"For a, b, c = {triple} the nearest row is {right}; you returned {mine}.")
@@ -208,7 +202,7 @@ def _badly_rotated(found, x, theta) -> str:
 @checker("01.4")
 def check_rotate(attempt: Attempt, model) -> str:
     for case in ((random(9, 16), 10_000.0), (random(9, 16), 500.0)):
-        compare(attempt, case, _rotated, _named(Rotations), "pos d_head", otherwise=_badly_rotated)
+        compare(attempt, case, _rotated, mistakes_in(Rotations), "pos d_head", otherwise=_badly_rotated)
     turned = attempt(random(1, 16).expand(9, 16).clone(), 10_000.0)
     same = close((turned[5] @ turned[3])[None], (turned[8] @ turned[6])[None])
     refuse(

@@ -5,14 +5,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from mechlab.runs.forward import attention_pattern, gated_mlp, head_outputs, rms_norm
-from mechlab_course.checking import close, compare, declare, only_wrong, random, refuse, seeded
+from mechlab_course.checking import close, compare, declare, mistakes_in, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
-
-
-def _named(mistakes: type) -> dict:
-    """The functions of a class, each under what it says: the mistakes of an exercise."""
-    wrong = {name: part for name, part in vars(mistakes).items() if not name.startswith("_")}
-    return {" ".join(part.__doc__.split()): part for part in wrong.values()}
 
 
 def _seen(model, *names: str) -> list[Tensor]:
@@ -59,7 +53,7 @@ class Norms:
 @checker("02.1")
 def check_rms_norm(attempt: Attempt, model) -> str:
     for case in ((random(5, 8) * 3 + 1, 1e-5), (random(4, 8, seed=1) * 0.01, 1e-2)):
-        compare(attempt, case, rms_norm, _named(Norms), "pos d_model", 1e-5)
+        compare(attempt, case, rms_norm, mistakes_in(Norms), "pos d_model", 1e-5)
     x = random(3, model.cfg.d_model)
     same = close(attempt(10 * x, 0.0), attempt(x, 0.0))
     refuse(not same, "With eps = 0 the length of x must not matter: 10 x and x should give the same result.")
@@ -106,7 +100,7 @@ def _odd_pattern(found, q, k) -> str:
 
 @checker("02.2")
 def check_attention_pattern(attempt: Attempt, model) -> str:
-    mistakes, axes = _named(Patterns), "head query_pos key_pos"
+    mistakes, axes = mistakes_in(Patterns), "head query_pos key_pos"
     for heads, kv_heads, seed in ((4, 2, 0), (9, 3, 1), (3, 3, 2)):
         case = random(7, heads, 6, seed=seed) * 2, random(7, kv_heads, 6, seed=seed + 10) * 2
         compare(attempt, case, attention_pattern, mistakes, axes, 1e-5, otherwise=_odd_pattern)
@@ -144,7 +138,7 @@ def check_head_outputs(attempt: Attempt, model) -> str:
         refuse(shape == (5, 8), "You have summed over the heads. Keep them apart: [pos, head, d_model].")
         swapped = shape == (heads, 5, 8)
         refuse(swapped, "The axes are [head, pos, d_model]; they should be [pos, head, d_model].")
-        compare(attempt, (pattern, v, W_O), head_outputs, _named(Heads), axes)
+        compare(attempt, (pattern, v, W_O), head_outputs, mistakes_in(Heads), axes)
     given = torch.zeros(4, 5, 5), random(5, 2, 6), random(4, 6, 8)
     written = attempt.tensor(*given, shape=(5, 4, 8), axes=axes).abs().max()
     refuse(written > 1e-6, "With a pattern of zeros nothing is taken, so nothing may be written.")
@@ -208,7 +202,7 @@ def check_gated_mlp(attempt: Attempt, model) -> str:
     for seed in (0, 1):
         shapes = (4, 6), (6, 10), (6, 10), (10, 6)
         case = tuple(random(*shape, seed=seed + n) for n, shape in enumerate(shapes))
-        compare(attempt, case, gated_mlp, _named(Gates), "pos d_model", otherwise=lambda *_: unknown)
+        compare(attempt, case, gated_mlp, mistakes_in(Gates), "pos d_model", otherwise=lambda *_: unknown)
     if model.W_gate is not None:
         x, written = _seen(model, "blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out")
         weights = [W[3].detach() for W in (model.W_gate, model.W_in, model.W_out)]

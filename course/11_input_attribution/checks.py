@@ -7,14 +7,18 @@ from math import factorial
 import torch
 from torch import Tensor
 
-from mechlab_course.checking import close, compare, declare, is_like, must_equal, only_wrong, random, refuse
+from mechlab_course.checking import (
+    close,
+    compare,
+    declare,
+    is_like,
+    mistakes_in,
+    must_equal,
+    only_wrong,
+    random,
+    refuse,
+)
 from mechlab_course.exercises import Attempt, checker
-
-
-def _named(mistakes: type) -> dict:
-    """The functions of a class, each under what it says: the mistakes of an exercise."""
-    wrong = {name: part for name, part in vars(mistakes).items() if not name.startswith("_")}
-    return {" ".join(part.__doc__.split()): part for part in wrong.values()}
 
 
 def _game(table: Tensor):
@@ -224,7 +228,7 @@ def _complete(attempt: Attempt, seed: int, shape: tuple[int, int], steps: int) -
     function, gradient, asked = _bent(a, b)
     case = gradient, x, source, steps
     found, times = attempt.tensor(*case, shape=shape[:1], axes="pos"), len(asked)
-    is_like(found, {why: wrong(*case) for why, wrong in _named(Integrals).items()}, 1e-3)
+    is_like(found, {why: wrong(*case) for why, wrong in mistakes_in(Integrals).items()}, 1e-3)
     expected, whole = _integrated(*case), function(x) - function(source)
     coarse = 4 * (Integrals.at_the_prompt(*case) - expected).abs() / steps
     rises = f"the function rises by {whole:.3f} from source to x. Integrated gradients must add up to that"
@@ -294,7 +298,7 @@ def check_deletion_curve(attempt: Attempt) -> str:
         short = isinstance(found, Tensor) and found.shape == (n,)
         first = "the whole prompt first, then one for each token replaced."
         refuse(short, f"The curve has {n} values and needs {n + 1}: {first}")
-        compare(attempt, case, _curve, _named(Curves), "step")
+        compare(attempt, case, _curve, mistakes_in(Curves), "step")
     return "From the whole prompt to none of it, highest score first, in three games."
 
 

@@ -46,8 +46,7 @@ class Faithfulness:
     def __str__(self) -> str:
         return (
             f"circuit {self.circuit}, model {self.model}: {self.share} of it is left; right in "
-            f"{self.accuracy:.2f} of the "
-            f"prompts (model {self.accuracy_of_model:.2f})"
+            f"{self.accuracy:.2f} of the prompts (model {self.accuracy_of_model:.2f})"
         )
 
 
@@ -129,8 +128,8 @@ def minimality(
     "change" is F(C without K and v) − F(C without K), "share" its size in parts of F(M); the paper asks for
     0.01.
     sets: the K of each head. None: the best of nothing, the head's role without it, and every other role.
-          What is
-        selected here should be measured again on other prompts: pass `dict(zip(circuit.heads, table["K"]))`.
+          What is selected here should be measured again on other prompts: pass
+          `dict(zip(circuit.heads, table["K"]))`.
     """
     import pandas as pd
 

@@ -58,39 +58,39 @@ class CircuitRuns:
         if prompts.tokens.shape[1] < reference.tokens.shape[1]:
             raise CircuitError(
                 f"The prompts have {prompts.tokens.shape[1]} positions and the reference "
-                f"{reference.tokens.shape[1]}: "
-                "take both from the same templates."
+                f"{reference.tokens.shape[1]}: take both from the same templates."
             )
         self.model, self.prompts, self.how = model, prompts, how
         self.metric = metric or prompts.metric
-        self.run, self._reference = run_of(model, prompts.tokens), None
+        self.run = run_of(model, prompts.tokens)
         self.intact = self.run.value(self.metric)
-        self.z, self.mlp_out = (self._stand_in(site, reference, seed) for site in ("z", "mlp_out"))
+        usual = None if how == "zero" else run_of(model, reference.tokens, like=self.run)
+        self.z, self.mlp_out = (
+            self._stand_in(site, reference.templates, usual, seed) for site in ("z", "mlp_out")
+        )
 
-    def _stand_in(self, site: str, reference: Task, seed: int) -> Float[Tensor, "layer batch pos ..."]:
+    def _stand_in(
+        self, site: str, templates: Sequence[str], usual: Run | None, seed: int
+    ) -> Float[Tensor, "layer batch pos ..."]:
         """What the prompts get where something is knocked out: from reference prompts of their template."""
         layers = range(self.model.cfg.n_layers)
         whole = torch.zeros_like(torch.stack([self.run.at(site, layer) for layer in layers]))
         generator = torch.Generator().manual_seed(seed)
-        for template in dict.fromkeys(self.prompts.templates if self.how != "zero" else ()):
+        if usual is None:
+            return whole
+        for template in dict.fromkeys(self.prompts.templates):
             mine, theirs = (
-                [n for n, other in enumerate(each.templates) if other == template]
-                for each in (self.prompts, reference)
+                [n for n, other in enumerate(each) if other == template]
+                for each in (self.prompts.templates, templates)
             )
             if not theirs:
                 raise CircuitError(f"No reference prompt has the template {template!r}.")
             drawn = torch.randint(len(theirs), (len(mine),), generator=generator)
             for layer in layers:
-                found = self._usual(reference).at(site, layer)[theirs]
+                found = usual.at(site, layer)[theirs]
                 value = found.mean(0, keepdim=True) if self.how == "mean" else found[drawn]
                 whole[layer, mine, : found.shape[1]] = value.expand(len(mine), *value.shape[1:])
         return whole
-
-    def _usual(self, reference: Task) -> Run:
-        """The run on the reference prompts."""
-        if self._reference is None:
-            self._reference = run_of(self.model, reference.tokens, like=self.run)
-        return self._reference
 
     def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer batch pos head"]:
         """Which heads a circuit keeps, where: each prompt at its own positions. None: the whole model."""
@@ -136,13 +136,9 @@ class CircuitRuns:
         kept: Bool[Tensor, "circuit layer batch pos head"],
         mlps: Bool[Tensor, "circuit layer"] | None = None,
         metric: Metric | None = None,
-        run: Run | None = None,
     ) -> Float[Tensor, "circuit batch"]:
-        """The metric where only what is marked is computed and the rest stands in.
-
-        run: one in which some of it stands in already (`run.changed(self.edits(kept))`), to go on from
-        """
-        return (run or self.run).edited(metric or self.metric, self.edits(kept, mlps))
+        """The metric where only what is marked is computed and the rest stands in."""
+        return self.run.edited(metric or self.metric, self.edits(kept, mlps))
 
     def edits(
         self,
@@ -174,6 +170,5 @@ def check_ability(knockouts: CircuitRuns) -> None:
     if ability.low <= 0 <= ability.high:
         raise CircuitError(
             f"The metric of the whole model is {ability}, not different from zero on these "
-            f"{len(knockouts.intact)} prompts. "
-            "There is no circuit to find: this model does not do the task."
+            f"{len(knockouts.intact)} prompts. There is no circuit to find: this model does not do the task."
         )

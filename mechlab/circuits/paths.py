@@ -115,9 +115,8 @@ def _received(
     where = torch.zeros(1, *base.tokens.shape, heads, dtype=torch.bool, device=places.device)
     puts = []
     for layer, found in read.items():
-        found = found.repeat_interleave(
-            heads // found.shape[3], dim=3
-        )  # each query head has keys and values of its own
+        # Each query head has keys and values of its own.
+        found = found.repeat_interleave(heads // found.shape[3], dim=3)
         value = found.new_zeros(len(found), *base.tokens.shape, *found.shape[3:])
         value[:, rows, places] = found
         mine = where.clone()

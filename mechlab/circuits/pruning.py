@@ -45,9 +45,8 @@ def prune(
     kept = knockouts.keeping(_circuit(left))
     size = knockouts.intact.mean().abs()
     now = _error(knockouts, knockouts.measure_kept(kept[None])[0], error)
-    run = knockouts.run.changed(
-        knockouts.edits(kept[None])
-    )  # below the layer of a trial nothing has been tried yet
+    # Below the layer of a trial nothing has been tried yet, so one run serves every trial.
+    run = knockouts.run.changed(knockouts.edits(kept[None]))
     for head in sorted(left, reverse=True):
         for name in [*left[head]]:
             trial = kept & ~knockouts.keeping(_circuit({head: [name]}))

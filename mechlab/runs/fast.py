@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
-Note = Callable[
-    [str, int, Tensor], None
-]  # site, layer, what is there: [row pos ...], heads before positions for q, k and v
+# Told the site, the layer and what is there: [row pos ...], heads before positions for q, k and v.
+Note = Callable[[str, int, Tensor], None]
 
 
 class Fast:
@@ -239,13 +238,12 @@ class Fast:
             live = live or copy.edits("resid_pre", layer)
             stream = copy.edit("resid_pre", layer, stream)
             if live or copy.edits("attention", layer):
-                stream, live = (
-                    stream[:, late - first :] + copy.attention(layer, stream, first, late, live),
-                    True,
-                )
+                stream = stream[:, late - first :] + copy.attention(layer, stream, first, late, live)
+                live = True
             else:
                 stream = copy.kept(self.resid_mid[layer][:, late:])
-            stream = copy.edit("resid_mid", layer, stream)
+            if note:
+                note("resid_mid", layer, stream)
             if live or copy.edits("mlp_out", layer):
                 stream, live = stream + copy.mlp(layer, stream, live), True
             else:
@@ -418,9 +416,8 @@ class Fast:
                 if size == 1:
                     raise MemoryError(
                         f"One run of {len(self.tokens)} prompts from position {first} on does not fit into "
-                        "the "
-                        f"{free_bytes(self.tokens.device) / 1e9:.1f} GB that are free. Patch fewer prompts "
-                        "at a time."
+                        f"the {free_bytes(self.tokens.device) / 1e9:.1f} GB that are free. "
+                        "Patch fewer prompts at a time."
                     ) from None
                 size = (size + 1) // 2
         return torch.cat(done)
@@ -434,9 +431,8 @@ class Fast:
         if getattr(metric, "tokens", None) is None:
             floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, PositionMetric) else later)
         device = self.tokens.device
-        fits = free_bytes(device) // (
-            4 * prompts * floats * self.resid_pre.element_size()
-        )  # a quarter of what is free
+        a_copy = prompts * floats * self.resid_pre.element_size()
+        fits = free_bytes(device) // (4 * a_copy)  # in a quarter of what is free
         return max(1, min(fits, ROWS // (prompts * later)) if device.type == "cpu" else fits)
 
 
@@ -494,11 +490,8 @@ class _Copies:
             k = self._after("keys", layer, W.heads_of(x, M.K, slice(first, count)), first)
             v = self._after("values", layer, W.heads_of(x, M.V), first)
         else:
-            q, k, v = (
-                self.kept(run.queries[layer][:, :, late:]),
-                self.kept(run.keys[layer]),
-                self.kept(run.values[layer]),
-            )
+            q = self.kept(run.queries[layer][:, :, late:])
+            k, v = self.kept(run.keys[layer]), self.kept(run.values[layer])
         q, k, v = self.edit("q", layer, q), self.edit("k", layer, k), self.edit("v", layer, v)
         if any(put.layer == layer and put.site == "pattern" for put in self.puts):
             pattern = self.edit("pattern", layer, W.pattern(q, k))

@@ -66,10 +66,8 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Generator[li
     if silent:
         raise HookError(
             f"{silent[0]} never fired, so nothing was changed. The model was not run inside the `with`; or "
-            "this model "
-            "never computes it (no position embedding where positions are rotary); or the hook is off by "
-            "default "
-            "(hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
+            "this model never computes it (no position embedding where positions are rotary); or the hook is "
+            "off by default (hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
         )
 
 

@@ -27,9 +27,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 
-Affine = tuple[
-    Float[Tensor, "_ _"], Float[Tensor, "_"] | None
-]  # [in, out] and a bias for each output, or none
+# [in, out] and a bias for each output, or none.
+Affine = tuple[Float[Tensor, "_ _"], Float[Tensor, "_"] | None]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Turn = tuple[
-    Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]
-]  # cosines and sines of every position
+# Cosines and sines of every position.
+Turn = tuple[Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]]
 
 
 def rotate(

@@ -112,8 +112,8 @@ def _plain(code: CodeType) -> tuple:
     """Code without where it stands."""
     kinds = {
         CodeType: _plain,
-        frozenset: lambda each: sorted(map(repr, each)),
-    }  # a set has no order of its own
+        frozenset: lambda each: sorted(map(repr, each)),  # a set has no order of its own
+    }
     constants = tuple(kinds.get(type(each), lambda same: same)(each) for each in code.co_consts)
     return code.co_code, constants, code.co_names, code.co_varnames
 

@@ -199,8 +199,7 @@ def _positions(tokens: Tensor, io: int, s: int, text: str) -> dict[str, int]:
     if (len(at_io), len(at_s)) != (1, 2):
         raise PromptError(
             "The indirect object must stand in the prompt once and the subject twice, as whole tokens; "
-            "found "
-            f"{len(at_io)} and {len(at_s)} in {text!r}"
+            f"found {len(at_io)} and {len(at_s)} in {text!r}"
         )
     return {"IO": at_io[0], "S1": at_s[0], "S1+1": at_s[0] + 1, "S2": at_s[1], "end": len(tokens) - 1}
 
