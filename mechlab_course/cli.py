@@ -7,8 +7,9 @@ For authors: build, site.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,10 +40,12 @@ def lab(
     from mechlab_course.build import workspace
 
     pull(None, False)
-    report = workspace.refresh(_notebooks(), work)
+    report = _in(work, workspace.refresh)
     for name, status in report.items():
         if status in ("new", "followed"):
             say(f"{work / 'notebooks' / name}: {'copied' if status == 'new' else 'brought up to date'}")
+        elif status == "unreadable":
+            say(f"{name}: left alone, {workspace.problem_with(_notebooks() / name, work)}.")
     if "changed by you" in report.values():
         say(
             "The course has changed in notebooks you have edited. "
@@ -119,11 +122,15 @@ def progress(
     from mechlab_course import progress as log
     from mechlab_course.overview import table
 
-    if merge:
-        say(f"{log.merge(merge)} entries added from {merge}.")
-    if export:
-        export.write_bytes(log.path().read_bytes() if log.path().exists() else b"")
-        say(f"Written to {export}.")
+    try:
+        if merge:
+            say(f"{log.merge(merge)} entries added from {merge}.")
+        if export:
+            export.write_bytes(log.path().read_bytes() if log.path().exists() else b"")
+            say(f"Written to {export}.")
+    except OSError as error:
+        say(f"Nothing was done: {error.filename} cannot be used ({error.strerror}).")
+        raise SystemExit(1) from None
     say(repr(table()))
 
 
@@ -132,39 +139,43 @@ def update(work: Annotated[Path, typer.Option(help="Where your copies live.")] =
     """Bring your copies of the notebooks up to date; your answers are kept, and so is a backup."""
     from mechlab_course.build import workspace
 
-    for line in workspace.update(_notebooks(), work) or ["Everything is up to date."]:
+    for line in _in(work, workspace.update) or ["Everything is up to date."]:
         say(line)
 
 
 @app.command()
 def check(notebook: Path) -> None:
     """Run a notebook and list what its checks say."""
+    from mechlab_course.build.execute import in_one_sentence
+
     failed = False
-    for line, correct in _outcomes(notebook):
-        failed |= not correct
-        say(line)
+    try:
+        for line, correct in _outcomes(notebook):
+            failed |= not correct
+            say(line)
+    except Exception as error:
+        failed = True
+        say(f"{notebook.name}: {in_one_sentence(error)}")
     raise SystemExit(int(failed))
 
 
 @app.command()
 def run(notebooks: list[Path]) -> None:
     """Execute notebooks from top to bottom and say how long each took. Nothing is written."""
-    import json
     import time
 
-    from nbclient.exceptions import CellExecutionError
-
+    from mechlab_course.build.execute import in_one_sentence, read
     from mechlab_course.build.execute import run as execute
 
     worst = 0
     for path in notebooks:
         started = time.monotonic()
         try:
-            execute(json.loads(path.read_text()), path.parent, strict=False)
+            execute(read(path), path.parent, strict=False)
             say(f"{path.name}: ran in {time.monotonic() - started:.0f} s")
-        except CellExecutionError as error:
+        except Exception as error:  # one notebook costs the others nothing
             worst = 1
-            say(f"{path.name}: {error.ename}: {error.evalue}")
+            say(f"{path.name}: {in_one_sentence(error)}")
     raise SystemExit(worst)
 
 
@@ -203,6 +214,15 @@ app.command()(teaching.grade)
 app.command()(site)
 
 
+def _in(work: Path, what: Callable) -> Any:
+    """Do something with the working copies; a folder that cannot be used is told of in one sentence."""
+    try:
+        return what(_notebooks(), work)
+    except OSError as error:
+        say(f"{work} cannot be used: {error.filename or ''} {error.strerror}. Choose another with --work.")
+        raise SystemExit(1) from None
+
+
 def _notebooks() -> Path:
     folder = Path(__file__).parents[1] / "notebooks"
     if not folder.is_dir():
@@ -216,15 +236,17 @@ def _notebooks() -> Path:
 
 def _outcomes(notebook: Path):
     """(line, correct) for each check, quiz and exercise of a notebook, read from what its cells print."""
+    import json
     import re
 
     import nbformat
     from nbclient import NotebookClient
 
-    node = nbformat.read(notebook, as_version=4)
-    NotebookClient(
-        node, timeout=300, allow_errors=True, resources={"metadata": {"path": notebook.parent}}
-    ).execute()
+    from mechlab_course.build.execute import read
+
+    node = nbformat.reads(json.dumps(read(notebook)), as_version=4)
+    where = {"metadata": {"path": notebook.parent}}
+    NotebookClient(node, timeout=300, allow_errors=True, kernel_name="python3", resources=where).execute()
     for cell in node.cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/plain", "")

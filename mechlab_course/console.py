@@ -1,5 +1,7 @@
 """What the commands say: long lines are not broken, and no word is taken for markup."""
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -7,4 +9,6 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
-    console.print(escape(text))
+    """Print a line; a letter that this terminal has no code for becomes a question mark, never an error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    console.print(escape(text.encode(encoding, "replace").decode(encoding)))

@@ -11,33 +11,41 @@ from platformdirs import user_data_path
 
 def path() -> Path:
     """The progress file: in `MECHLAB_HOME`, or in the user's data folder."""
-    return Path(os.environ.get("MECHLAB_HOME") or user_data_path("mechlab")) / "progress.jsonl"
+    home = os.environ.get("MECHLAB_HOME")
+    return (Path(home).expanduser() if home else user_data_path("mechlab")) / "progress.jsonl"
 
 
 def record(id: str, status: str, **extra: str) -> None:
     """Append one line. A place that cannot be written to costs the record, never the lesson."""
     line = {"id": id, "status": status, "time": datetime.now(UTC).isoformat(timespec="seconds"), **extra}
     try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with path().open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        _append([line])
     except OSError as error:
         remedy = "Set MECHLAB_HOME to another folder."
         print(f"(Progress could not be saved in {path()}: {error.strerror}. {remedy})")
+
+
+def _append(lines: Iterable[dict]) -> None:
+    """Add lines, on a line of their own even where the last one was cut off."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("\n" * bool(cut_off) + "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def entries(file: Path | None = None) -> list[dict]:
     """All readable lines; a damaged line is skipped, not fatal."""
     found = []
     try:
-        lines = (file or path()).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (file or path()).read_text(encoding="utf-8-sig", errors="replace").split("\n")
     except OSError:
         return []
     for line in lines:
         try:
             entry = json.loads(line)
             found.append({**entry, "id": str(entry["id"]), "status": str(entry["status"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
 
@@ -55,10 +63,12 @@ def best(recorded: Iterable[dict]) -> dict[str, str]:
 
 
 def merge(other: Path) -> int:
-    """Add the lines of another progress file that are not here yet; returns how many."""
+    """Add the lines of another progress file that are not here yet; returns how many.
+
+    Raises an `OSError` when either file cannot be opened.
+    """
+    other.open("rb").close()
     known = {json.dumps(entry, sort_keys=True) for entry in entries()}
     new = [entry for entry in entries(other) if json.dumps(entry, sort_keys=True) not in known]
-    path().parent.mkdir(parents=True, exist_ok=True)
-    with path().open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in new)
+    _append(new)
     return len(new)

@@ -75,17 +75,20 @@ def predict(id: str, guess: Any = ...) -> Note:
     """Note what you expect before you measure it. There is no wrong prediction, only a surprise."""
     if guess is ...:
         return Note("No prediction yet: write it in place of the three dots, then run the cell again.")
-    _PREDICTIONS[id] = guess
-    progress.record(id, "predicted", guess=str(guess))
+    _PREDICTIONS[str(id)] = guess
+    progress.record(str(id), "predicted", guess=str(guess))
     return Note(f"Noted: {guess}")
 
 
 def reveal(id: str, measured: Any) -> Note:
-    """Put a prediction beside what was measured."""
-    guess = _PREDICTIONS.get(id)
-    if guess is None:
-        return Note(f"Measured: {measured}. (You noted no prediction.)")
-    return Note(f"You predicted: {guess}. Measured: {measured}.")
+    """Put a prediction beside what was measured, also one that was noted before the kernel was restarted."""
+    if str(id) not in _PREDICTIONS:
+        noted = [e for e in progress.entries() if (e["id"], e["status"]) == (str(id), "predicted")]
+        if not noted:
+            return Note(f"Measured: {measured}. (You noted no prediction.)")
+        noted.sort(key=lambda e: str(e.get("time", "")))  # that of another machine may have been added below
+        _PREDICTIONS[str(id)] = noted[-1].get("guess")
+    return Note(f"You predicted: {_PREDICTIONS[str(id)]}. Measured: {measured}.")
 
 
 def claim(model, what: str, value: float, *, says: float, within: float) -> None:

@@ -4,6 +4,7 @@ sources.py    read a source: cells and their kinds, exercises with their checks 
 notebooks.py  make the notebooks, and say what is stale
 execute.py    run a solution and keep its outputs small
 docs.py       the generated pages of docs/
-workspace.py  working copies: refresh, update, merge
+workspace.py  working copies: refresh, update
+merging.py    the learner's cells in a new version of a notebook
 colab.py      what the setup cell runs in Colab
 """

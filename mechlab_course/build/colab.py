@@ -31,7 +31,8 @@ def main(root: Path) -> None:
         )
     if missing:
         keep = Path(tempfile.gettempdir()) / "mechlab-keep.txt"
-        keep.write_text("".join(f"{name}=={installed(name)}\n" for name in KEPT if installed(name)))
+        kept = "".join(f"{name}=={installed(name)}\n" for name in KEPT if installed(name))
+        keep.write_text(kept, encoding="utf-8")
         print(f"Installing {len(missing)} packages that Colab does not have ...")
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *missing], check=True)
     sys.path.insert(0, str(root))  # the course itself is used from its folder, data/ included

@@ -13,6 +13,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from mechlab_course.cells import foreign
+
 CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 FLAGS = [
     "--no-sandbox",
@@ -26,6 +28,45 @@ FLAGS = [
 PLOTLY = "application/vnd.plotly.v1+json"
 ATTENTION = "application/vnd.mechlab.attention+json"
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
+
+
+class NotebookError(ValueError):
+    """A file that cannot be run; the text says why."""
+
+
+def read(path: Path) -> dict:
+    """A notebook, fit to be run. Raises `NotebookError`."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise NotebookError("there is no such file") from None
+    except OSError as error:
+        raise NotebookError(f"it cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise NotebookError(f"not a notebook: {str(error) or 'nested too deeply'}") from None
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise NotebookError("not a notebook: it has no list of cells")
+    if language := foreign(notebook):
+        raise NotebookError(f"its kernel is for {language}. Choose a Python kernel and save it again")
+    return notebook
+
+
+def in_one_sentence(error: Exception) -> str:
+    """What stopped a notebook, without a traceback."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    if isinstance(error, NotebookError):
+        return str(error)
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    if isinstance(error, CellTimeoutError):
+        return "a cell ran too long and was stopped. Is there a loop that does not end?"
+    if isinstance(error, NoSuchKernel):
+        return "there is no kernel named python3. Run `python -m ipykernel install --sys-prefix`."
+    if isinstance(error, DeadKernelError) or (isinstance(error, RuntimeError) and "ernel" in str(error)):
+        return "the kernel died, perhaps for want of memory. Close other notebooks, and run `mechlab doctor`."
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no reason was given'}"
 
 
 def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> dict:

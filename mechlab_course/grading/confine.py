@@ -64,7 +64,7 @@ def landlock_abi() -> int:
 def _can_filter() -> bool:
     if not LINUX or platform.machine() not in _ARCHITECTURE:
         return False
-    return "Seccomp:" in Path("/proc/self/status").read_text()
+    return "Seccomp:" in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
 
 
 def die_with_parent() -> None:
@@ -97,7 +97,9 @@ def limit(seconds: int, memory: int, processes: bool) -> None:
         "NOFILE": (OPEN_FILES, OPEN_FILES),
     }
     if LINUX:
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        now = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
         wanted["AS"] = (now + memory, now + memory)
     if processes:
         wanted["NPROC"] = (0, 0)

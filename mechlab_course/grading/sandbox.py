@@ -100,6 +100,7 @@ class Sandbox:
         env = {name: os.environ[name] for name in KEPT if name in os.environ} | one_thread
         env |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "MECHLAB_STRICT": "0", "PYTHONHASHSEED": "0"}
+        env |= {"PYTHONUTF8": "1"}  # an answer may print any letter, whatever the teacher's locale
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -89,9 +89,17 @@ def verdict_of(told: bytes, word: str, ended: str, end: int, job: dict) -> dict:
         "output": f"It printed more than {FLOOD // 1_000_000} MB and was stopped.",
     }
     ended = "time" if end == -OUT_OF_TIME else ended
-    killed = f"Its process was killed ({signal.Signals(-end).name})." if end < 0 else ""
+    killed = f"Its process was killed ({_signal(-end)})." if end < 0 else ""
     message = why.get(ended) or killed or "It ended the process that was checking it."
     return {"status": "stopped", "message": message, "flags": flags}
+
+
+def _signal(number: int) -> str:
+    """Its name; those for the use of programs, from 32 on, have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _read(line: bytes) -> dict:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mechlab_course.console import say
+
 
 def site(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("site"),
@@ -18,10 +20,11 @@ def site(
     write(files, out)
     pages = [name for name in files if name.endswith(".html")]
     largest = max(pages, key=lambda name: size_of(files, name))
-    print(
+    say(
         f"{len(pages)} pages in {out}, {sum(map(len, files.values())) / 1e6:.1f} MB in all; "
         f"the largest, {largest}, {size_of(files, largest) / 1e6:.2f} MB with its pictures."
     )
     found = problems(files) if check else []
-    print(*found, sep="\n", end="\n" if found else "")
+    for line in found:
+        say(line)
     raise SystemExit(min(len(found), 1))
