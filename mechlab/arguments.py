@@ -1,7 +1,12 @@
 """What a technique is given, looked at once: layers, heads and names, with one sentence for each refusal."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -16,9 +21,23 @@ def one_of(name: str, value: object, options: Iterable) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}.")
 
 
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number: an int, numpy's, or a tensor of one; neither True nor 2.0."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 0 and not (value.is_floating_point() or value.dtype == torch.bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """The value, if it is a whole number and large enough; else a `ValueError`."""
+    if not whole(value) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    return int(value)
+
+
 def check_layer(model: "TransformerBridge", layer: int) -> int:
     """The layer, if the model has it."""
-    if not 0 <= layer < model.cfg.n_layers:
+    if not whole(layer) or not 0 <= layer < model.cfg.n_layers:
         raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}.")
     return int(layer)
 
@@ -58,3 +77,57 @@ def key_value_heads(model: "TransformerBridge") -> int:
 def layer_of(name: str) -> int:
     """The layer in the name of a hook: 4 for "blocks.4.attn.hook_z"."""
     return int(name.split(".")[1])
+
+
+def mlp_width(model: "TransformerBridge") -> int:
+    """How many neurons an MLP has, by its matrices.
+
+    A model without MLPs, or whose MLPs are something else (a mixture of experts), is refused.
+    """
+    if model.cfg.d_mlp is None:
+        raise ValueError("This model has no MLPs, so it has no neurons.")
+    for layer, block in enumerate(model.blocks):
+        matrix = getattr(getattr(block, "mlp", None), "W_out", None)
+        if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
+            kind = type(getattr(block, "mlp", None)).__name__
+            raise ValueError(
+                f"The MLP of layer {layer} is a {kind}, without neurons that each write one row of W_out (a "
+                "mixture of experts has a choice of several MLPs). Ask about whole layers instead."
+            )
+    return model.blocks[0].mlp.W_out.shape[0]
+
+
+@contextmanager
+def gradients() -> Generator[None]:
+    """Gradients flow inside, also where the caller has switched them off with `no_grad` or `inference_mode`.
+
+    Weights, or numbers of a metric, that were themselves made inside `torch.inference_mode()` know no
+    gradients: a `ValueError` says so.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            yield
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            raise ValueError(
+                "This needs gradients, and the model, or what the metric holds, was made inside "
+                "`torch.inference_mode()`, which has none. Make it outside of it (`torch.no_grad()` does no "
+                "harm)."
+            ) from None
+
+
+def outside_inference(function: Callable) -> Callable:
+    """A decorator: inside `torch.inference_mode()` the function is called outside of it, with copies."""
+
+    def usual(value: Any) -> Any:
+        return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+    @wraps(function)
+    def called(*args, **given):
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **given)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*map(usual, args), **{name: usual(value) for name, value in given.items()})
+
+    return called

@@ -5,6 +5,7 @@ technique ran on several prompts, the value of each prompt (kept in `per_prompt`
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -81,12 +82,18 @@ class Scores:
                 )
             set_("per_prompt", kept)
         if self.whole is not None:
-            set_("whole", torch.as_tensor(self.whole).detach().float().cpu().reshape(-1))
+            whole = torch.as_tensor(self.whole).detach().float().cpu().reshape(-1)
+            prompts = 1 if self.per_prompt is None else len(self.per_prompt)
+            if len(whole) != prompts:
+                raise ValueError(f"There are {prompts} prompts, and {len(whole)} wholes for them.")
+            set_("whole", whole)
 
     @classmethod
     def over_prompts(cls, per_prompt: Float[torch.Tensor, "prompt ..."], dims, name, **given) -> "Scores":
         """Scores whose values are the mean over the first axis; each prompt's values are kept."""
         per_prompt = torch.as_tensor(per_prompt)
+        if not len(per_prompt):
+            raise ValueError(f'"{name}": there is no prompt, and so no mean over prompts.')
         return cls(per_prompt.float().mean(0), dims, name, per_prompt=per_prompt, **given)
 
     @property
@@ -130,16 +137,24 @@ class Scores:
         named = zip(self.dims, index, strict=True)
         return ", ".join(self.label(d, i) if d in self.labels else f"{d} {i}" for d, i in named)
 
-    def interval(self, level: float = 0.95, draws: int = 2000, seed: int = 0) -> torch.Tensor:
+    def interval(
+        self,
+        level: float = 0.95,
+        draws: int = 2000,
+        seed: int = 0,
+        units: Int[torch.Tensor, "prompt"] | None = None,
+    ) -> torch.Tensor:
         """Bootstrap confidence interval of the mean over prompts: low and high, stacked on the first axis.
 
-        Prompts are drawn with replacement. Needs `per_prompt` with at least two prompts.
+        Prompts are drawn with replacement, as if each were independent of the others; `units` names those
+        that belong together (the two orders of a pair, say), and whole units are drawn. Needs `per_prompt`
+        with at least two prompts.
         """
         if self.per_prompt is None or len(self.per_prompt) < 2:
             raise ValueError(
                 "An interval needs the values of at least two prompts, and these scores have one."
             )
-        return bootstrap(self.per_prompt, level=level, draws=draws, seed=seed)
+        return bootstrap(self.per_prompt, units, level=level, draws=draws, seed=seed)
 
     def top(self, k: int = 10) -> "pd.DataFrame":
         """The k largest places, largest first; by absolute value when `signed`."""
@@ -262,9 +277,10 @@ def distinct(tokens: Sequence[str]) -> list[str]:
 
     A label that occurs once is left as it is.
     """
-    tokens = [str(token) for token in tokens]
-    twice = {token for token in tokens if tokens.count(token) > 1}
-    return [f"{token} {i}" if token in twice else token for i, token in enumerate(tokens)]
+    found = [str(token) for token in tokens]
+    while twice := {label for label, count in Counter(found).items() if count > 1}:
+        found = [f"{label} {i}" if label in twice else label for i, label in enumerate(found)]
+    return found
 
 
 def named(heads: Sequence[tuple[int, int]]) -> str:

@@ -41,10 +41,18 @@ def bootstrap(
 
     units: the cluster of each row (default: each its own)
     over:  the interval of the ratio of the mean to this mean, instead
-    Raises a `ValueError` for fewer than two clusters, which have no spread.
+    Raises a `ValueError` for fewer than two clusters, which have no spread, and for NaN.
     """
     rows = rows.detach().float().cpu()
+    if not 0 < level < 1 or draws < 1:
+        raise ValueError(
+            f"level is {level} and draws {draws}: level is a share, such as 0.95; draws 1 or more."
+        )
+    if not torch.isfinite(rows).all():
+        raise ValueError("There are NaN or infinite values among the rows, and they have no interval.")
     units = torch.arange(len(rows)) if units is None else units.unique(return_inverse=True)[1].cpu()
+    if len(units) != len(rows):
+        raise ValueError(f"There are {len(rows)} rows, and units names the cluster of {len(units)}.")
     count = int(units.max()) + 1 if len(units) else 0
     if count < 2:
         raise ValueError(f"An interval needs at least two independent rows, and there are {count}.")
@@ -54,9 +62,12 @@ def bootstrap(
     # How often each cluster is drawn, for each draw: means become one matrix product.
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     counts = torch.zeros(draws, count).scatter_add_(1, drawn, torch.ones(draws, count))
-    totals = counts @ sums
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2])
-    return (totals[:, :-1] / totals[:, -1:]).quantile(tails, dim=0).reshape(2, *rows.shape[1:])
+    tails, weights = torch.tensor([(1 - level) / 2, (1 + level) / 2]), counts @ sums[:, -1:]
+    some = max(
+        1, 10_000_000 // draws
+    )  # columns at once: torch has no quantile of more than 16 million numbers
+    ends = [((counts @ part) / weights).quantile(tails, dim=0) for part in sums[:, :-1].split(some, dim=1)]
+    return torch.cat(ends, dim=1).reshape(2, *rows.shape[1:])
 
 
 def estimate(
@@ -92,6 +103,11 @@ def wilson(yes: int, n: int, z: float | int = 1.96) -> tuple[float, float]:
 def permutation_p(found: float, null: Float[Tensor, "draw"]) -> float:
     """The share of the null's draws that are at least as large as what was found, itself among them.
 
-    Phipson and Smyth 2010. Never 0: with 19 draws the smallest is 0.05.
+    Phipson and Smyth 2010. Never 0: with 19 draws the smallest is 0.05. Raises a `ValueError` for NaN, which
+    is larger than nothing and would look like a find.
     """
+    if found != found or not len(null) or torch.isnan(torch.as_tensor(null)).any():
+        raise ValueError(
+            f"found is {found}, beside {len(null)} draws; there must be some, and none of them NaN."
+        )
     return (1 + int((null >= found).sum())) / (1 + len(null))

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechlab.arguments import at_least
 from mechlab.reference import data_dir
+from mechlab.tokens import check_context
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -16,17 +18,18 @@ if TYPE_CHECKING:
 def own_text(
     model: "TransformerBridge", *, length: int = 81, count: int | None = None
 ) -> Int[Tensor, "batch pos"]:
-    """Texts cut to `length` tokens, the first of them the model's first token, in a fixed order.
+    """Texts cut to `length` tokens, in a fixed order; with the model's first token, where it has one.
 
     Shorter ones are left out. The text was written by SmolLM2. Another model can read it, but for that model
-    it is not its own.
+    it is not its own. Raises a `PromptError` for a length beyond the model's context.
     """
+    check_context(model, at_least("length", length, 1), "A text")
     kept: list[Tensor] = []
     with open(data_dir() / "text" / "smollm2.jsonl", encoding="utf-8") as file:
         for line in file:
             if count is not None and len(kept) == count:
                 break
-            ids = model.to_tokens(json.loads(line)["text"])[0]
+            ids = model.to_tokens(json.loads(line)["text"], truncate=False)[0]
             if len(ids) >= length:
                 kept.append(ids[:length])
     if not kept or (count is not None and len(kept) < count):

@@ -232,14 +232,24 @@ def test_bad_input_is_one_clear_sentence(base, source, metric, says, tiny):
 
 
 def test_prompts_of_unequal_length_are_refused(tiny):
-    with pytest.raises(PromptError, match=r"must be \[prompts, tokens\]"):
-        input_game(tiny, BASE[0], SOURCE[0], METRIC)
     base = tiny.to_tokens(["a b c", "a b c d e"])
-    with pytest.raises(PromptError, match="different lengths: they are padded at the end"):
-        ml.occlusion(tiny, base, baseline_tokens(tiny, base, ","), METRIC)
+    for given in (base, ["a b c", "a b c d e"]):
+        with pytest.raises(PromptError, match="tokens, and each token gets a score of its own"):
+            ml.occlusion(tiny, given, base, METRIC)
+        with pytest.raises(PromptError, match="tokens, and each token gets a score of its own"):
+            ml.attention_rollout(tiny, given)
     with pytest.raises(PromptError, match="padded at the beginning"):
-        left = torch.tensor([[0, 0, 0, 5, 6], [0, 1, 2, 5, 6]])
-        ml.lime(tiny, left, baseline_tokens(tiny, left, ","), METRIC)
+        ml.lime(tiny, torch.tensor([[0, 0, 0, 5, 6], [0, 1, 2, 5, 6]]), BASE, METRIC)
+
+
+def test_one_prompt_may_be_a_text_or_a_row(tiny):
+    rows = ml.occlusion(tiny, BASE[:1], SOURCE[:1], ONE)
+    assert torch.equal(ml.occlusion(tiny, BASE[0], SOURCE[0], ONE).values, rows.values)
+    assert torch.equal(ml.occlusion(tiny, BASE[0].tolist(), SOURCE[:1], ONE).values, rows.values)
+    text = "When John and Mary went"
+    tokens = tiny.to_tokens(text)
+    by_text = ml.occlusion(tiny, text, baseline_tokens(tiny, text), ONE)
+    assert torch.equal(by_text.values, ml.occlusion(tiny, tokens, baseline_tokens(tiny, tokens), ONE).values)
 
 
 def test_a_prompt_too_long_for_exact_shapley_values_names_the_way_out(tiny):

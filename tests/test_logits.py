@@ -91,13 +91,28 @@ def test_bad_input_is_one_clear_sentence(tiny):
         ml.direct_logit_attribution(tiny, BASE, 400)
 
 
-def test_a_model_whose_norms_are_not_folded_is_refused(folder):
+@pytest.mark.parametrize("unit", ["layer", "component", "head", "neuron"])
+def test_norms_that_are_not_folded_are_gone_through(unit, folder):
     model = ml.load(folder[0], fold=False, quiet=True)
-    model.ln_final.weight.data = model.ln_final.weight.data * 1.5
-    with pytest.raises(ValueError, match="fold"):
-        ml.direct_logit_attribution(model, BASE, RIGHT)
-    with pytest.raises(ValueError, match="Load it with fold=True"):
-        ml.value_neuron_scores(model, BASE, RIGHT)
+    for norm in (model.ln_final, *(block.ln2 for block in model.blocks)):
+        for each in norm.original_component.parameters():
+            each.data = each.data + torch.rand(each.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(BASE)[range(3), -1, RIGHT]
+    found = ml.direct_logit_attribution(model, BASE, RIGHT, unit=unit)
+    assert found.gap.abs().max() < 1e-4
+    assert abs(found.values.sum() + found.baselines.get("everything else", 0) - logits.mean()) < 1e-4
+
+
+def test_terms_that_do_not_add_up_are_refused(tiny):
+    def doubled(x, hook):  # what this writes is in the stream twice, and no hook of the sum says so
+        return 2 * x
+
+    with tiny.hooks(fwd_hooks=[("blocks.1.hook_resid_post", doubled)]):
+        with pytest.raises(ValueError, match="parts of this model do not add up to its logit"):
+            ml.direct_logit_attribution(tiny, BASE, RIGHT)
+        with pytest.raises(ValueError, match="do not add up"):
+            ml.direct_logit_attribution(tiny, BASE, RIGHT, unit="neuron")
 
 
 def test_it_runs_on_a_folder_in_hugging_face_format(folder):

@@ -118,13 +118,14 @@ def test_random_neurons_are_of_the_same_layers_others_and_about_as_loud(tiny):
     _, cache = tiny.run_with_cache(BASE)
     chosen = [(0, 3), (0, 4), (2, 7)]
     loud = lambda n: (cache["post", n[0]][:, :, n[1]].abs().mean() * tiny.W_out[n].norm()).item()
+    everywhere = torch.ones(BASE.shape, dtype=torch.bool)
     quietest = sorted(range(tiny.cfg.d_mlp), key=lambda n: loud((1, n)))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        drawn = module._matched(tiny, cache, chosen, slice(None), generator)
+        drawn = module._matched(tiny, cache, chosen, everywhere, generator)
         assert [layer for layer, _ in drawn] == [0, 0, 2]
         assert not set(drawn) & set(chosen) and len(set(drawn)) == 3
-        (match,) = module._matched(tiny, cache, [(1, quietest[0])], slice(None), generator)
+        (match,) = module._matched(tiny, cache, [(1, quietest[0])], everywhere, generator)
         assert match[1] in quietest[1:21]
 
 

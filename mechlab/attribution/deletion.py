@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.attribution.masking import Game, Source, Tokens, input_game
+from mechlab.arguments import at_least, outside_inference
+from mechlab.attribution.masking import Game, Source, input_game
 from mechlab.metrics import Metric
 from mechlab.results import Scores
+from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,9 +99,10 @@ class Curves:
         )
 
 
+@outside_inference
 def deletion_curves(
     model: "TransformerBridge",
-    base: Tokens,
+    base: Prompts,
     source: Source,
     metric: Metric,
     scores: Mapping[str, Scores],
@@ -113,13 +116,22 @@ def deletion_curves(
     scores: results of any attribution methods on the same prompts, by name. `orders` random orders are run on
     each prompt beside them. RISE's deletion and insertion curves (Petsiuk et al. 2018) for tokens. Prompts
     with tokens replaced are unlike anything the model was trained on, and the methods that replace tokens in
-    the same way have an advantage: try a second source.
+    the same way have an advantage: try a second source. Raises a `ValueError` for a single token, of which
+    there is one order only.
     """
     if orders < 1:
         raise ValueError(
             "Without random orders (orders=0) a curve says nothing: there is nothing to compare with."
         )
+    at_least("orders", orders, 1)
+    if not scores:
+        raise ValueError("`scores` is empty: give the results of at least one attribution method, by name.")
     played = input_game(model, base, source, metric)
+    if len(played.players) < 2:
+        raise ValueError(
+            "One token alone differs between base and source, so every order is the same: there is nothing "
+            "to compare with."
+        )
     generator = torch.Generator().manual_seed(seed)
     names, n = list(scores), len(played.players)
     curves = []

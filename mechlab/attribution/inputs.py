@@ -3,7 +3,8 @@
     method(model, base, source, metric) -> Scores with one number a token
 
 `base` are the prompts, `source` what their tokens are replaced by (`baseline_tokens(model, base, ",")`, or
-any prompts of the same length, such as corrupted ones). A score above zero: the token raised the metric,
+any prompts of the same length, such as corrupted ones). Prompts are of one length: scores belong to
+positions. A score above zero: the token raised the metric,
 compared with its replacement. Scores are in the unit of the metric. (Gradient norm and rollout have no sign
 and units of their own.) Tokens that are equal in base and source do not play; they score 0.
 
@@ -20,11 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.attribution.masking import Game, Source, Tokens, input_game
+from mechlab.arguments import at_least, gradients, outside_inference
+from mechlab.attribution.masking import Game, Source, input_game
+from mechlab.attribution.readout import wide
 from mechlab.attribution.rollout import attention_rollout
 from mechlab.metrics import Metric
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, position_labels
+from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
 LONGEST_EXACT = 12  # players of exact Shapley values: 2 to the power of this many masks
 
 
-def gradient_norm(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
+@outside_inference
+def gradient_norm(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
     """Length of the metric's gradient with respect to each token's embedding (Simonyan et al. 2013).
 
     How fast the metric changes when the embedding moves, in the worst direction; it has no sign, and says
@@ -42,16 +47,17 @@ def gradient_norm(model: "TransformerBridge", base: Tokens, source: Source, metr
     played = input_game(model, base, source, metric)
     rows = []
     for row in range(len(played)):
-        with torch.enable_grad():
-            x = played.x[row : row + 1].detach().requires_grad_()
-            logits = model.original_model(inputs_embeds=x).logits
-            value = metric(logits.expand(len(played), -1, -1))[row]
+        with gradients():
+            x = played.x[row : row + 1].detach().clone().requires_grad_()
+            value = played.measured(row, x)[0]
+            _require_slope(value)
             (gradient,) = torch.autograd.grad(value, x)
-        rows.append(gradient[0, played.players].norm(dim=-1))
+        rows.append(wide(gradient[0, played.players]).norm(dim=-1))
     return _scores(played, rows, "gradient norm", whole=False, signed=False)
 
 
-def gradient_x_input(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
+@outside_inference
+def gradient_x_input(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
     """Gradient times (input − baseline): the first-order guess at what replacing each token would do.
 
     With zeros as source this is the textbook's gradient × input (Shrikumar et al. 2016, as captum computes
@@ -62,8 +68,9 @@ def gradient_x_input(model: "TransformerBridge", base: Tokens, source: Source, m
     return _each(input_game(model, base, source, metric), "gradient × input", InputXGradient, slopes=True)
 
 
+@outside_inference
 def integrated_gradients(
-    model: "TransformerBridge", base: Tokens, source: Source, metric: Metric, *, steps: int = 64
+    model: "TransformerBridge", base: Prompts, source: Source, metric: Metric, *, steps: int = 64
 ) -> Scores:
     """The gradient averaged along the straight line from source to base, times (base − source).
 
@@ -73,12 +80,14 @@ def integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
+    at_least("steps", steps, 1)
     played = input_game(model, base, source, metric)
     options = {"n_steps": steps, "internal_batch_size": 16}
     return _each(played, "integrated gradients", IntegratedGradients, slopes=True, **options)
 
 
-def occlusion(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
+@outside_inference
+def occlusion(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
     """The fall of the metric when one token alone is replaced (Zeiler and Fergus 2014).
 
     captum's FeatureAblation. Misses tokens of which either would do: replacing one of two sufficient tokens
@@ -90,9 +99,10 @@ def occlusion(model: "TransformerBridge", base: Tokens, source: Source, metric: 
     return _each(played, "occlusion", FeatureAblation, perturbations_per_eval=len(played.players))
 
 
+@outside_inference
 def lime(
     model: "TransformerBridge",
-    base: Tokens,
+    base: Prompts,
     source: Source,
     metric: Metric,
     *,
@@ -103,16 +113,17 @@ def lime(
 
     Ribeiro et al. 2016; captum's Lime: each token is kept with probability 1/2, masks are weighted by
     exp(−d²/2) of their cosine distance d to the whole prompt, and a Lasso with penalty 0.01 is fitted.
-    Depends on `seed`.
+    Depends on `seed`. Where one token alone differs, nothing is fitted: it has the whole difference.
     """
     from captum.attr import Lime
 
     return _sampled(input_game(model, base, source, metric), "LIME", Lime, samples, seed)
 
 
+@outside_inference
 def kernel_shap(
     model: "TransformerBridge",
-    base: Tokens,
+    base: Prompts,
     source: Source,
     metric: Metric,
     *,
@@ -123,14 +134,15 @@ def kernel_shap(
 
     Lundberg and Lee 2017; captum's KernelShap. The empty and the whole prompt are among the masks with a
     large weight, so the gap is close to 0. Depends on `seed`: draw again, or compare with `shapley_values`,
-    before trusting small differences.
+    before trusting small differences. Where one token alone differs, it has the whole difference.
     """
     from captum.attr import KernelShap
 
     return _sampled(input_game(model, base, source, metric), "kernel SHAP", KernelShap, samples, seed)
 
 
-def shapley_values(model: "TransformerBridge", base: Tokens, source: Source, metric: Metric) -> Scores:
+@outside_inference
+def shapley_values(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
     """Exact Shapley values: a token's average contribution over all orders in which tokens could join.
 
     Shapley 1953; all 2ⁿ masks of n tokens are run. The only shares that add up (efficiency), treat equal
@@ -175,9 +187,12 @@ def _each(
         value = played.run if slopes else played.values
         ones = torch.ones(1, len(played.players))  # on the CPU, where captum's random masks repeat everywhere
         asked = {} if name == "gradient × input" else {"baselines": torch.zeros_like(ones)}
+        if slopes:
+            with gradients():
+                _require_slope(value(row, ones.clone().requires_grad_())[0])
         # captum draws from torch's global generator: seed a copy of it, so that nobody else's numbers change,
         # afresh for each prompt, so that a prompt's scores do not depend on its batch.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        with gradients(), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             found = method(lambda masks, row=row, value=value: value(row, masks)).attribute(
@@ -187,9 +202,19 @@ def _each(
     return _scores(played, rows, name)
 
 
+def _require_slope(value: Float[Tensor, ""]) -> None:
+    if not value.requires_grad:
+        raise ValueError(
+            "This metric has no gradient: it counts or compares (argmax, ==), or was detached. Give one that "
+            "changes smoothly with the logits, or use a method that replaces tokens, such as `occlusion`."
+        )
+
+
 def _sampled(played: Game, name: str, method: type, samples: int, seed: int) -> Scores:
     if samples < 2:
         raise ValueError(f"{name} fits a linear model to random masks and needs more than {samples}.")
+    if len(played.players) == 1:  # there is nobody to share with
+        return _scores(played, list((played.full - played.empty)[:, None]), name)
     return _each(played, name, method, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 

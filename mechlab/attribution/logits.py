@@ -7,29 +7,33 @@ all parts make together; it is held at its value. Positive: the part speaks for 
 A term is what a part says itself, to the output. What it makes later parts say is not in it.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import one_of
+from mechlab.arguments import mlp_width, one_of
+from mechlab.attribution.readout import HeldNorm, close, columns, held, norm_behind, wide
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores
 from mechlab.runs.caching import only
+from mechlab.tokens import Batch, Prompts, batch_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-WRITTEN = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out", "ln_final.hook_scale")
+WRITTEN = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out", "_post.hook_scale")
+READ = ("ln_final.hook_scale", "unembed.hook_out")
 
 
 @was(position="pos")
 @torch.no_grad()
 def direct_logit_attribution(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     answers: Answers,
     wrong: Answers | None = None,
     *,
@@ -42,46 +46,59 @@ def direct_logit_attribution(
            "component"  dims ("component",): embedding, each attention, each MLP, constants
            "head"       dims ("layer", "head")
            "neuron"     dims ("layer", "neuron"): each MLP neuron through its row of W_out
+    pos:   where the logit is read; -1 is each prompt's own last token
 
     `whole` is the logit (difference) less the parts that are not of this unit, which stand in `baselines` as
-    "everything else"; so `gap` is the error of the sum, about 1e-5. Components and heads are TransformerLens'
-    `direct_logit_attribution`, which refuses models whose norms are not folded (load(fold=False)), where the
-    numbers would be wrong. Elhage et al. 2021; Wang et al. 2022. `answers`: words of one token, or ids.
+    "everything else"; so `gap` is the error of the sum, about 1e-5. A norm behind attention or the MLP (Gemma
+    2 and 3, OLMo 2) is held at its scale like the last one; a logit that is capped at the end (Gemma 2) is
+    attributed before the cap. The numbers are those of TransformerLens' function of this name, which knows
+    fewer architectures. Elhage et al. 2021; Wang et al. 2022. `answers`: words of one token, or ids. Raises a
+    `ValueError` where the terms do not add up to the model's logit, or an MLP has no neurons.
     """
     one_of("unit", unit, UNITS)
-    right = answer_ids(model, answers, len(base))
-    rival = None if wrong is None else answer_ids(model, wrong, len(base))
-    return UNITS[unit](model, base, right, rival, pos)
+    batch = batch_of(model, base)
+    right = answer_ids(model, answers, len(batch))
+    rival = None if wrong is None else answer_ids(model, wrong, len(batch))
+    return UNITS[unit](batch, right, rival, batch.position(pos))
 
 
-def _layers(model: "TransformerBridge", *asked) -> Scores:
-    logit = _Logit(model, *asked)
+def _layers(*asked) -> Scores:
+    logit = _Logit(*asked)
     return logit.scores((logit.attention + logit.mlp).T, ("layer",), rest=logit.outside)
 
 
-def _components(model: "TransformerBridge", *asked) -> Scores:
-    logit = _Logit(model, *asked)
-    kinds = [f"{kind} {layer}" for layer in range(model.cfg.n_layers) for kind in ("attention", "MLP")]
+def _components(*asked) -> Scores:
+    logit = _Logit(*asked)
+    kinds = [f"{kind} {layer}" for layer in range(logit.layers) for kind in ("attention", "MLP")]
     both = torch.stack([logit.attention, logit.mlp], 1).flatten(0, 1)
     values = torch.cat([torch.stack([*logit.embedded.values()]), both, logit.constant[None]])
     labels = {"component": [*logit.embedded, *kinds, "constants"]}
     return Scores.over_prompts(values.T, ("component",), logit.name, labels=labels, whole=logit.total)
 
 
-def _heads(model: "TransformerBridge", *asked) -> Scores:
-    layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    logit = _Logit(model, *asked, keep=("hook_z", f"blocks.{layers - 1}.hook_resid_post"))
-    found = torch.stack([*logit.terms("head").values()][: layers * heads], 1)  # after them stands the rest
-    rest = logit.outside + logit.mlp.sum(0) + logit.adds(_sum_of_biases(model, "b_O"))
-    return logit.scores(found.unflatten(1, (layers, heads)), ("layer", "head"), rest)
+def _heads(*asked) -> Scores:
+    logit = _Logit(*asked, keep=("attn.hook_z",))
+    rest, found = logit.outside + logit.mlp.sum(0), []
+    for layer, block in enumerate(logit.model.blocks):
+        slope, constant = logit.through(layer, "ln1_post")
+        W_O = wide(block.attn.W_O)
+        z = logit.at(f"blocks.{layer}.attn.hook_z").reshape(-1, *W_O.shape[:2])
+        found.append(
+            einsum(z, W_O, slope, "batch head d_head, head d_head d_model, batch d_model -> batch head")
+        )
+        rest = rest + constant + _bias(block.attn.b_O, slope)
+    return logit.scores(torch.stack(found, 1), ("layer", "head"), rest)
 
 
-def _neurons(model: "TransformerBridge", *asked) -> Scores:
-    logit = _Logit(model, *asked, keep=("mlp.hook_post",))
-    active = [logit.at(f"blocks.{layer}.mlp.hook_post") for layer in range(model.cfg.n_layers)]
-    each = [a * (logit.direction @ block.mlp.W_out.T) for a, block in zip(active, model.blocks, strict=True)]
-    rest = logit.outside + logit.attention.sum(0) + logit.adds(_sum_of_biases(model, "b_out"))
-    return logit.scores(torch.stack(each, 1) / logit.scale[..., None], ("layer", "neuron"), rest)
+def _neurons(*asked) -> Scores:
+    mlp_width(asked[0].model)
+    logit = _Logit(*asked, keep=("mlp.hook_post",))
+    rest, found = logit.outside + logit.attention.sum(0), []
+    for layer, block in enumerate(logit.model.blocks):
+        slope, constant = logit.through(layer, "ln2_post")
+        found.append(logit.at(f"blocks.{layer}.mlp.hook_post") * (slope @ wide(block.mlp.W_out).T))
+        rest = rest + constant + _bias(block.mlp.b_out, slope)
+    return logit.scores(torch.stack(found, 1), ("layer", "neuron"), rest)
 
 
 UNITS = {"layer": _layers, "component": _components, "head": _heads, "neuron": _neurons}
@@ -90,62 +107,76 @@ UNITS = {"layer": _layers, "component": _components, "head": _heads, "neuron": _
 class _Logit:
     """The logit that is asked about, or the difference of two: one run, and the terms of the sum.
 
-    total:     the model's own;  constant: what the bias of the unembedding adds
-    embedded:  what each embedding adds;  attention, mlp: what each layer's do
-    direction: what the logit reads in the last stream;  scale: what the last norm divides by
+    total:     the model's own;  constant: what biases at the end add
+    embedded:  what each embedding adds;  attention, mlp: what each layer's do, [layer, batch]
+    slope:     what the logit reads of the last stream, with the last norm's scale held
     """
 
     def __init__(
         self,
-        model: "TransformerBridge",
-        base: Int[Tensor, "batch pos"],
+        batch: Batch,
         right: Int[Tensor, "batch"],
         rival: Int[Tensor, "batch"] | None,
-        pos: int,
+        pos: Int[Tensor, "batch"],
         keep: tuple[str, ...] = (),
     ):
-        logits, self.cache = model.run_with_cache(base, names_filter=only(*WRITTEN, *keep))
-        self.model, self.pos, rows = model, pos, torch.arange(len(base), device=base.device)
-        self.asked: dict[str, Any] = {"answer_tokens": right, "incorrect_tokens": rival, "pos": pos}
+        model = self.model = batch.model
+        self.layers, self.pos = model.cfg.n_layers, pos
+        self.rows = torch.arange(len(batch), device=pos.device)
+        _, self.cache = model.run_with_cache(batch.tokens, names_filter=only(*WRITTEN, *READ, *keep))
         self.name = f"direct effect on the logit{'' if rival is None else ' difference'} (logits)"
         difference = lambda of: of(right) - (0 if rival is None else of(rival))
-        self.total = difference(lambda ids: logits[rows, pos, ids])
-        self.constant = difference(lambda ids: model.b_U[ids])
-        self.direction = difference(lambda ids: model.W_U.T[ids])
-        self.scale, parts = self.at("ln_final.hook_scale"), self.terms("component")
-        self.attention, self.mlp = (
-            torch.stack([value for label, value in parts.items() if label.endswith(kind)])
-            for kind in ("attn_out", "mlp_out")
-        )
-        self.embedded = {label: value for label, value in parts.items() if not label.endswith("_out")}
+        logits = self.at("unembed.hook_out")
+        self.total = difference(lambda ids: logits[self.rows, ids])
+        direction = difference(lambda ids: columns(model, ids))
+        last = held(model.ln_final, self.at("ln_final.hook_scale"))
+        self.slope = last.back(direction)
+        self.constant = last.added(direction) + difference(lambda ids: wide(model.b_U.detach())[ids])
+        self.embedded = {
+            name: self.adds(f"hook_{name}") for name in ("embed", "pos_embed") if f"hook_{name}" in self.cache
+        }
+        self.attention = torch.stack([self.adds(f"blocks.{n}.hook_attn_out") for n in range(self.layers)])
+        self.mlp = torch.stack([self.adds(f"blocks.{n}.hook_mlp_out") for n in range(self.layers)])
         self.outside = sum(self.embedded.values()) + self.constant
-
-    def terms(self, unit: str) -> dict[str, Float[Tensor, "batch"]]:
-        """What each part adds, as TransformerLens computes it."""
-        from transformer_lens.tools.analysis import direct_logit_attribution as attribute
-
-        found = attribute(self.model, unit=unit, cache=self.cache, **self.asked)
-        return dict(zip(found.labels, found.attribution, strict=True))
+        # what the sum's error is measured by: the lengths of the last stream and of what is read of it
+        self.size = last.scale[:, 0] * self.slope.shape[-1] ** 0.5 * self.slope.norm(dim=-1)
+        self.require(self.outside + (self.attention + self.mlp).sum(0), self.total, "parts")
 
     def at(self, hook: str) -> Float[Tensor, "batch ..."]:
         """What was kept of a hook, at the position of the logit."""
-        return self.cache[hook][:, self.pos]
+        return wide(self.cache[hook][self.rows, self.pos])
 
-    def adds(self, written: Float[Tensor, "d_model"]) -> Float[Tensor, "batch"]:
-        """What a vector in the last stream adds to the logit."""
-        return self.direction @ written / self.scale[:, 0]
+    def adds(self, hook: str) -> Float[Tensor, "batch"]:
+        """What a part adds to the logit; one that the model does not have adds nothing."""
+        return (self.at(hook) * self.slope).sum(-1) if hook in self.cache else torch.zeros_like(self.total)
+
+    def through(self, layer: int, name: str) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch"]]:
+        """What is read of what attention or MLP writes before the norm behind it, and what that norm adds."""
+        norm = norm_behind(self.model, layer, name)
+        if norm is None:
+            return self.slope, torch.zeros_like(self.total)
+        behind: HeldNorm = held(norm, self.at(f"blocks.{layer}.{name}.hook_scale"))
+        return behind.back(self.slope), behind.added(self.slope)
+
+    def require(self, found: Float[Tensor, "batch"], wanted: Float[Tensor, "batch"], what: str) -> None:
+        """Refuse terms that do not add up."""
+        if not close(found, wanted, self.model, self.size):
+            raise ValueError(
+                f"The {what} of this model do not add up to its logit ({found[0]:.3f} of {wanted[0]:.3f} on "
+                "the first prompt): something writes into its stream, or scales it, that is not known here."
+            )
 
     def scores(
         self, values: Float[Tensor, "batch ..."], dims: tuple[str, ...], rest: Float[Tensor, "batch"]
     ) -> Scores:
         """The terms of one unit; `rest` is what everything else adds."""
+        self.require(values.flatten(1).sum(1) + rest, self.total, f"{dims[-1]}s")
         others = {"everything else": rest.mean().item()}
         return Scores.over_prompts(values, dims, self.name, whole=self.total - rest, baselines=others)
 
 
-def _sum_of_biases(model: "TransformerBridge", name: str) -> Float[Tensor, "d_model"]:
-    """The biases of all layers, which no head and no neuron writes. Zero where the model has none."""
-    try:
-        return getattr(model, name).sum(0)
-    except AttributeError:
-        return torch.zeros(model.cfg.d_model, device=model.cfg.device)
+def _bias(
+    bias: Float[Tensor, "d_model"] | None, slope: Float[Tensor, "batch d_model"]
+) -> Float[Tensor, "batch"]:
+    """What a bias adds, which no head and no neuron writes."""
+    return torch.zeros_like(slope[:, 0]) if bias is None else slope @ wide(bias)

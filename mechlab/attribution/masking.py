@@ -6,44 +6,71 @@ metric of the prompt it makes. Occlusion, LIME, SHAP and Shapley values ask for 
 gradient methods for slopes of the same function; so what they say can be compared.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.metrics import Metric, per_prompt
+from mechlab.arguments import outside_inference
+from mechlab.attribution.readout import close, wide
+from mechlab.metrics import Metric, PositionMetric, fitted, per_prompt
 from mechlab.prompts import PromptError, single_token
+from mechlab.tokens import Batch, Pair, Prompts, Task, batch_of, batches_of, first_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Tokens = Int[Tensor, "batch pos"]
-Source = Int[Tensor, "its_batch its_pos"] | Float[Tensor, "its_batch its_pos d_model"]  # ids, or embeddings
+Ids = Int[Tensor, "its_pos"] | Int[Tensor, "its_batch its_pos"] | Sequence[int]
+Source = str | Sequence[str] | Ids | Pair | Task | Float[Tensor, "its_batch its_pos d_model"]  # or embeddings
 CHUNK = 256  # masks run together: more are hardly faster, and cost memory
 FIXED = 60  # what calling the model costs, however few the tokens, counted in tokens (0.1 s here)
+ONE_BY_ONE = "each token gets a score of its own, which padding must not share"
+
+
+def begins(batch: Batch) -> int:
+    """How many tokens stand before the texts: 1 if each begins with the model's first token, else 0."""
+    if not first_tokens(batch.model):
+        return 0
+    first = batch.model.to_tokens("")[0, 0].to(batch.tokens)
+    return int((batch.tokens[:, 0] == first).all())
 
 
 def baseline_tokens(
-    model: "TransformerBridge", base: Tokens, by: str = ",", *, keep: tuple[int, ...] = (0,)
-) -> Tokens | Float[Tensor, "batch pos d_model"]:
+    model: "TransformerBridge", base: Prompts, by: str = ",", *, keep: Sequence[int] | None = None
+) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"]:
     """The baseline of an attribution: `base` with every token replaced, except at the positions in `keep`.
 
-    by: a word of one token, such as "," or "<|endoftext|>"; or "mean" or "zero", which replace the embedding
-    by the mean of all embeddings, or by zeros: vectors that no token has. Position 0 is kept, since without
-    its first token this kind of model loses its footing everywhere.
+    by:   a word of one token, such as "," or "<|endoftext|>"; or "mean" or "zero", which replace the
+          embedding by the mean of all embeddings, or by zeros: vectors that no token has
+    keep: -1 is the last position. By default the model's first token is kept, where the prompts begin with
+          it, since without it this kind of model loses its footing everywhere. Models whose tokenizer adds
+          none (Qwen, Pythia, Bloom) find their footing in whatever stands at position 0: keep=(0,) keeps it
+
+    Raises a `PromptError` for prompts of unequal length and for a position that is not there.
     """
-    kept = [position % base.shape[1] for position in keep]
+    batch = batch_of(model, base)
+    tokens = batch.one_length(ONE_BY_ONE)
+    keep = range(begins(batch)) if keep is None else keep
+    kept = [int(batch.position(position, "A position in keep")[0]) for position in keep]
     if by not in ("mean", "zero"):
-        source = torch.full_like(base, single_token(model, by))
-        source[:, kept] = base[:, kept]
+        source = torch.full_like(tokens, single_token(model, by))
+        source[:, kept] = tokens[:, kept]
         return source
-    embedding = model.embed(base).detach()
-    vector = model.W_E.detach().mean(0) if by == "mean" else torch.zeros_like(embedding[0, 0])
-    source = vector.expand_as(embedding).clone()
+    with torch.no_grad():
+        embedding = model.embed(tokens)
+        source = torch.zeros_like(embedding) + (_mean_embedding(model).to(embedding) if by == "mean" else 0)
     source[:, kept] = embedding[:, kept]
     return source
+
+
+def _mean_embedding(model: "TransformerBridge") -> Float[Tensor, "d_model"]:
+    """The mean of all tokens' embeddings as the model makes them; some (Gemma) scale the rows of W_E."""
+    every = torch.arange(model.cfg.d_vocab, device=model.cfg.device)
+    total = sum(wide(model.embed(some[None])[0]).double().sum(0) for some in every.split(8192))
+    return total / len(every)
 
 
 @dataclass
@@ -52,6 +79,8 @@ class Game:
 
     players:  the positions at which base and source differ in any prompt
     full:     the metric of each prompt as it is;  empty: the metric with every player replaced
+
+    A prompt is run from its embeddings; a model of which that is not the same run is refused.
     """
 
     model: "TransformerBridge"
@@ -68,27 +97,55 @@ class Game:
     @torch.no_grad()
     def __post_init__(self):
         logits = self.model(self.base)
-        self.full = per_prompt(self.metric, logits)
-        # A metric that reads only the last position needs no other logits, and lets prefixes be shared.
-        try:
-            self.last_only = torch.allclose(self.metric(logits[:, -1:]), self.full, atol=1e-6)
-        except (IndexError, RuntimeError):
-            self.last_only = False
+        again = self.model.original_model(inputs_embeds=self.x).logits
+        if not close(again, logits, self.model):
+            raise ValueError(
+                "This model makes something else of its own embeddings than of the tokens, so no token can "
+                "be replaced by another embedding."
+            )
+        self.full = per_prompt(self.metric, wide(logits)).float()
         without = self.model.original_model(inputs_embeds=self.x_source).logits
-        self.empty = per_prompt(self.metric, without)
+        self.empty = per_prompt(self.metric, wide(without)).float()
+        # A metric that reads only the last position needs no other logits, and lets prefixes be shared.
+        self.last_only = self._reads_the_last()
         if self.last_only:  # sharing needs a model whose past can be cached; try it before relying on it
-            self.shared = self._past_can_be_kept()
+            self.metric = replace(self.metric, pos=-1)
+            self.shared = self._past_can_be_kept(logits)
 
-    def _past_can_be_kept(self) -> bool:
-        """Run the prompts in two halves, the second on the kept past of the first: is the metric the same?"""
+    def _reads_the_last(self) -> bool:
+        """Whether the metric says that it reads the last position, and its logits can be made alone."""
+        metric, last = self.metric, self.base.shape[1] - 1
+        if not isinstance(metric, PositionMetric) or (
+            metric.beside is not None and metric.beside.shape[1] != last + 1
+        ):
+            return False
+        pos = torch.as_tensor(metric.pos)
+        if not ((pos == -1) | (pos == last)).all():
+            return False
+        try:
+            return self.model.original_model(inputs_embeds=self.x, logits_to_keep=1).logits.shape[1] == 1
+        except TypeError:
+            return False
+
+    def _past_can_be_kept(self, whole: Float[Tensor, "batch pos d_vocab"]) -> bool:
+        """Run the prompts in two halves, the second on the kept past of the first: same logits?"""
         from transformers import DynamicCache
 
         model: Any = self.model.original_model  # of transformers
         half = self.x.shape[1] // 2
-        past = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "logits_to_keep": 1}
-        for part in (self.x[:, :half], self.x[:, half:]):
-            logits = model(inputs_embeds=part, **past).logits
-        return torch.allclose(self.metric(logits), self.full, atol=1e-3)
+        if not half:
+            return False
+        try:
+            past = {
+                "past_key_values": DynamicCache(config=model.config),
+                "use_cache": True,
+                "logits_to_keep": 1,
+            }
+            for part in (self.x[:, :half], self.x[:, half:]):
+                logits = model(inputs_embeds=part, **past).logits
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        return close(logits[:, -1], whole[:, -1], self.model)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -102,21 +159,26 @@ class Game:
         a metric that reads the last position only; any other is run mask by mask, in batches.
         """
         # unique sorts them: neighbours begin alike
-        unique, inverse = masks.to(self.x).unique(dim=0, return_inverse=True)
+        unique, inverse = wide(masks).to(self.x.device).unique(dim=0, return_inverse=True)
         run = self._run_shared if self.shared else self.run
         return torch.cat([run(row, chunk) for chunk in unique.split(CHUNK)])[inverse].to(masks.device)
 
     def run(self, row: int, masks: Float[Tensor, "mask player"]) -> Float[Tensor, "mask"]:
         """The metric under each mask, in one batched pass through which gradients flow."""
+        return self.measured(row, self.mixed(row, masks)).to(masks.device)
+
+    def measured(self, row: int, x: Float[Tensor, "mask pos d_model"]) -> Float[Tensor, "mask"]:
+        """The metric of prompt `row` where its embeddings are these."""
         last = {"logits_to_keep": 1} if self.last_only else {}
-        logits = self.model.original_model(inputs_embeds=self.mixed(row, masks.to(self.x)), **last).logits
-        return self._measure(row, logits).to(masks.device)
+        return self._measure(row, self.model.original_model(inputs_embeds=x, **last).logits)
 
     def mixed(self, row: int, masks: Float[Tensor, "mask player"]) -> Float[Tensor, "mask pos d_model"]:
         """Embeddings of prompt `row` with each player as far from the source as its mask says."""
-        share = torch.ones(len(masks), self.base.shape[1], device=masks.device, dtype=self.x.dtype)
-        share = share.index_copy(1, torch.tensor(self.players, device=masks.device), masks)
-        return self.x_source[row] + share[..., None] * (self.x[row] - self.x_source[row])
+        x, x_source = wide(self.x[row]), wide(self.x_source[row])
+        masks = masks.to(x)
+        share = torch.ones(len(masks), self.base.shape[1], device=x.device, dtype=x.dtype)
+        share = share.index_copy(1, torch.tensor(self.players, device=x.device), masks)
+        return (x_source + share[..., None] * (x - x_source)).to(self.x)
 
     def _run_shared(self, row: int, masks: Float[Tensor, "mask player"]) -> Float[Tensor, "mask"]:
         """Stretch by stretch, each distinct beginning once; the past is kept as keys and values."""
@@ -149,13 +211,14 @@ class Game:
 
     def _measure(self, row: int, logits: Float[Tensor, "mask pos d_vocab"]) -> Float[Tensor, "mask"]:
         # The metric knows one answer per prompt, so each mask is shown to it as the whole batch.
-        return torch.stack([self.metric(one.expand(len(self), -1, -1))[row] for one in logits])
+        return torch.stack([self.metric(one.expand(len(self), -1, -1))[row] for one in wide(logits)]).float()
 
 
+@outside_inference
 def input_game(
     model: "TransformerBridge",
-    base: Int[Tensor, "*batch pos"],
-    source: Int[Tensor, "*its_batch its_pos"] | Float[Tensor, "*its_batch its_pos d_model"],
+    base: Prompts,
+    source: Source,
     metric: Metric,
 ) -> Game:
     """Check prompts, baseline and metric, and make the `Game` that the attribution methods play.
@@ -164,40 +227,35 @@ def input_game(
     source of another length and for one that is equal to base; `ValueError` for a metric that returns one
     number for the whole batch.
     """
-    _refuse_padding(model, base)
-    base = base.to(model.cfg.device)
-    source = source.to(model.cfg.device)
-    if source.shape[:2] != base.shape:
-        raise PromptError(
-            f"base is {tuple(base.shape)} [prompts, tokens] and source {tuple(source.shape[:2])}. Every "
-            "token needs its own replacement: `baseline_tokens(model, base)` makes a source that fits."
-        )
+    batch = batch_of(model, base)
+    tokens = batch.one_length(ONE_BY_ONE)
     with torch.no_grad():
-        x = model.embed(base)
-        x_source = source.to(x) if source.is_floating_point() else model.embed(source)
+        x = model.embed(tokens)
+        x_source = _source(batch, source, x)
     players = ((x - x_source).abs().amax(-1) > 0).any(0).nonzero()[:, 0].tolist()
     if not players:
         raise PromptError("base and source are the same prompts, so there is nothing to attribute.")
-    return Game(model, base, x, x_source, metric, players)
+    return Game(model, tokens, x, x_source, fitted(metric, batch), players)
 
 
-def _refuse_padding(model: "TransformerBridge", base: Int[Tensor, "*batch pos"]) -> None:
-    """Unequal prompts are padded by `to_tokens`: their rows end (or begin) with different counts of it."""
-    if base.ndim != 2:
+def _source(
+    batch: Batch, source: Source, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """What the tokens are replaced by, as embeddings."""
+    given = isinstance(source, Tensor) and source.is_floating_point()
+    theirs = source if given else batch_of(batch.model, source, what="source").tokens
+    if theirs.shape[:2] != batch.tokens.shape:
         raise PromptError(
-            f"base is {tuple(base.shape)}; it must be [prompts, tokens]. Use `model.to_tokens(...)`."
+            f"base is {tuple(batch.tokens.shape)} [prompts, tokens] and source {tuple(theirs.shape[:2])}. "
+            "Every token needs its own replacement: `baseline_tokens(model, base)` makes a source that fits."
         )
-    pad = getattr(model.tokenizer, "pad_token_id", None)
-    if pad is None or len(base) < 2:
-        return
-    for rows, where in ((base.flip(1), "end"), (base, "beginning")):
-        counts = (rows == pad).long().cumprod(1).sum(1).tolist()
-        if len(set(counts)) > 1:
-            raise PromptError(
-                f"The prompts have different lengths: they are padded at the {where} with {counts} tokens. "
-                "Padding would be given a share of the answer. Run prompts of one length together, the "
-                "others in calls of their own."
-            )
+    if not given:
+        return batch.model.embed(batches_of(batch.model, batch, source, "replacing tokens")[1].tokens)
+    if theirs.shape != x.shape or not torch.isfinite(theirs).all():
+        raise PromptError(
+            f"source is {tuple(theirs.shape)}; embeddings of these prompts are {tuple(x.shape)}, all finite."
+        )
+    return theirs.to(x)
 
 
 def cheapest_stretches(beginnings: list[int]) -> list[tuple[int, int]]:

@@ -7,20 +7,22 @@ needed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import check_layer, layer_of
-from mechlab.loading.models import require_folded
-from mechlab.metrics import Metric, per_prompt
+from mechlab.arguments import at_least, check_layer, layer_of, mlp_width, whole
+from mechlab.attribution.readout import HeldNorm, cap_of, close, held, norm_behind, wide
+from mechlab.metrics import Metric, fitted, per_prompt
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import AblationResult, Scores
 from mechlab.runs.caching import only
 from mechlab.runs.hooks import Hook, intervene
+from mechlab.tokens import Batch, Prompts, batch_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Neuron = tuple[int, int]  # (layer, neuron): L24N1005 in text
 EXACT = 128  # neurons of a layer whose score is computed exactly
 LIKELY = 256  # tokens that the estimate for the others looks at
+CHUNK = 256  # neurons whose logits are computed together
 
 
 @torch.no_grad()
@@ -43,7 +46,9 @@ def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd
     import pandas as pd
 
     layer, index = _checked(model, neuron)
-    effect = model.blocks[layer].mlp.W_out[index] @ model.W_U
+    at_least("k", k, 1)
+    written = _behind(model, layer).shape(wide(model.blocks[layer].mlp.W_out.detach()))[index]
+    effect = held(model.ln_final).shape(written) @ wide(model.W_U)
     best, worst = effect.topk(k), (-effect).topk(k)
     text = lambda ids: [model.to_string([i]) for i in ids.tolist()]
     columns = {"raises": text(best.indices), "logits": best.values.tolist()}
@@ -55,7 +60,7 @@ def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd
 @torch.no_grad()
 def value_neuron_scores(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     answers: Answers,
     *,
     layers: Sequence[int] | None = None,
@@ -64,26 +69,31 @@ def value_neuron_scores(
 ) -> Scores:
     """How much each MLP neuron raises the log-probability of the answer, read from its layer, in nats.
 
-    log p(answer | stream before the MLP + what the neuron writes) − log p(answer | stream before the MLP),
-    with the last norm's scale held at its value: the score of Yu and Ananiadou 2024. dims ("layer",
-    "neuron"); layers that are not asked for score 0. The score ignores what later layers make of the neuron.
-    `hooks` are put on the model first: an intervention to compare with.
+    log p(answer | stream before the MLP writes + what the neuron writes) − log p(answer | stream before the
+    MLP writes), with the last norm's scale held at its value: the score of Yu and Ananiadou 2024. dims
+    ("layer", "neuron"); layers that are not asked for score 0. The score ignores what later layers make of
+    the neuron. Where attention and MLP run side by side (GPT-J, Pythia, Phi), the stream before the MLP
+    writes has what attention writes already, as in other models. A norm behind the MLP (Gemma 2, OLMo 2) is
+    held at its scale too.
+    `hooks` are put on the model first: an intervention to compare with. `pos`: -1 is each prompt's own end.
 
     Computed exactly for the 128 neurons of a layer that write most, and to second order for the others, which
-    hardly move any logit (within 0.005 nats on six prompts of SmolLM2): a tenth of the work.
+    hardly move any logit (within 0.005 nats on six prompts of SmolLM2): a tenth of the work. With a soft cap
+    on the logits, all are computed exactly.
     """
-    require_folded(model)
+    width = mlp_width(model)
     chosen = range(model.cfg.n_layers) if layers is None else [check_layer(model, layer) for layer in layers]
-    right = answer_ids(model, answers, len(base))
-    names = only("hook_resid_mid", "mlp.hook_post", "ln_final.hook_scale")
-    with intervene(model, hooks):
-        _, cache = model.run_with_cache(base, names_filter=names)
-    scale = cache["ln_final.hook_scale"][:, pos]
-    scores = torch.zeros(len(base), model.cfg.n_layers, _width(model), device=model.cfg.device)
+    batch = batch_of(model, base)
+    right = answer_ids(model, answers, len(batch))
+    seen = _Seen(batch, batch.position(pos), hooks)
+    scores = torch.zeros(len(batch), model.cfg.n_layers, width, device=model.cfg.device)
+    last = held(model.ln_final, seen.at("ln_final.hook_scale"))
+    W_U, constant = wide(model.W_U), wide(model.b_U)
+    constant = constant if last.bias is None else constant + last.bias @ W_U
     for layer in chosen:
-        before = _readout(model, cache["resid_mid", layer][:, pos]) / scale @ model.W_U + model.b_U
-        active = cache["post", layer][:, pos] / scale
-        written = _readout(model, model.blocks[layer].mlp.W_out)
+        before = last.shape(seen.before_mlp(layer)) / last.scale @ W_U + constant
+        active = seen.neurons(layer) / seen.behind(layer).scale / last.scale
+        written = last.shape(seen.behind(layer).shape(wide(model.blocks[layer].mlp.W_out)))
         for row, answer in enumerate(right.tolist()):
             scores[row, layer] = _raised(model, before[row], active[row], written, answer)
     return Scores.over_prompts(scores, ("layer", "neuron"), "log-probability increase (nats)")
@@ -97,21 +107,106 @@ def _raised(
     answer: int,
 ) -> Float[Tensor, "neuron"]:
     """How much each neuron of a layer adds to the answer's log-probability, on top of the logits `before`."""
-    log_p = before.log_softmax(-1)
-    p, likely = log_p.exp().topk(min(LIKELY, model.cfg.d_vocab))
-    slope = model.W_U[:, answer] - model.W_U @ log_p.exp()  # of the answer's log-probability
-    raised = written @ model.W_U[:, likely]  # [neuron, likely token]
-    curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
-    scores = active * (written @ slope) - 0.5 * active.pow(2) * curve
-    loud = (active.abs() * written.norm(dim=-1)).topk(min(EXACT, len(active))).indices
-    after = before + active[loud, None] * (written[loud] @ model.W_U)  # [neuron, d_vocab]
-    scores[loud] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
+    W_U, cap = wide(model.W_U), cap_of(model)
+    log_p = (before if cap is None else cap(before)).log_softmax(-1)
+    scores = torch.zeros_like(active)
+    if cap is None:
+        p, likely = log_p.exp().topk(min(LIKELY, model.cfg.d_vocab))
+        slope = W_U[:, answer] - W_U @ log_p.exp()  # of the answer's log-probability
+        raised = written @ W_U[:, likely]  # [neuron, likely token]
+        curve = raised.pow(2) @ p - (raised @ p).pow(2)  # minus the curvature: a variance under p
+        scores = active * (written @ slope) - 0.5 * active.pow(2) * curve
+    exact = EXACT if cap is None else len(active)
+    loud = (active.abs() * written.norm(dim=-1)).topk(min(exact, len(active))).indices
+    for some in loud.split(CHUNK):
+        after = before + active[some, None] * (written[some] @ W_U)  # [neuron, d_vocab]
+        after = after if cap is None else cap(after)
+        scores[some] = after[:, answer] - after.logsumexp(-1) - log_p[answer]
     return scores
+
+
+@dataclass
+class _Seen:
+    """What one run of the prompts shows of the MLPs, at one position of each."""
+
+    batch: Batch
+    pos: Int[Tensor, "batch"]
+    hooks: Sequence[Hook] = ()
+
+    def __post_init__(self):
+        ends = ("hook_resid_mid", "hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+        names = only(*ends, "mlp.hook_post", "mlp.hook_in", "ln2_post.hook_scale", "ln_final.hook_scale")
+        with intervene(self.model, self.hooks):
+            _, self.cache = self.model.run_with_cache(self.batch.tokens, names_filter=names)
+
+    @property
+    def model(self) -> "TransformerBridge":
+        return self.batch.model
+
+    def at(self, hook: str) -> Float[Tensor, "batch ..."]:
+        """What was seen at a hook, at the position of each prompt."""
+        return wide(self.cache[hook][torch.arange(len(self.batch), device=self.pos.device), self.pos])
+
+    def behind(self, layer: int) -> HeldNorm:
+        """The norm behind the MLP, held at its scale; one that does nothing where there is none."""
+        name = f"blocks.{layer}.ln2_post.hook_scale"
+        return _behind(self.model, layer, self.at(name) if name in self.cache else None)
+
+    def neurons(self, layer: int) -> Float[Tensor, "batch neuron"]:
+        """How active the neurons are; a model where they do not make up what the MLP writes is refused."""
+        found, behind, mlp = (
+            self.at(f"blocks.{layer}.mlp.hook_post"),
+            self.behind(layer),
+            self.model.blocks[layer].mlp,
+        )
+        written = found @ wide(mlp.W_out) + (0 if mlp.b_out is None else wide(mlp.b_out))
+        written = behind.shape(written) / behind.scale + (0 if behind.bias is None else behind.bias)
+        if not self.hooks and not close(written, self.at(f"blocks.{layer}.hook_mlp_out"), self.model):
+            raise ValueError(
+                f"What the MLP of layer {layer} writes is not the sum of its neurons' rows of W_out: this "
+                "architecture does something between them that is not known here."
+            )
+        return found
+
+    def before_mlp(self, layer: int) -> Float[Tensor, "batch d_model"]:
+        """The stream before the MLP writes: all that is on leaving the layer, but for what the MLP wrote."""
+        middle, end = (f"blocks.{layer}.hook_{name}" for name in ("resid_mid", "resid_post"))
+        if self.hooks and middle not in self.cache:  # the hooks may have changed any of the summands
+            return self.at(end) - self.at(f"blocks.{layer}.hook_mlp_out")
+        parts = (f"blocks.{layer}.hook_{name}" for name in ("resid_pre", "attn_out"))
+        found = self.at(middle) if middle in self.cache else sum(map(self.at, parts))
+        if not self.hooks and not close(
+            found + self.at(f"blocks.{layer}.hook_mlp_out"), self.at(end), self.model
+        ):
+            raise ValueError(
+                f"The stream on leaving layer {layer} is not what was there before plus what attention and "
+                "MLP wrote: this architecture does something else that is not known here."
+            )
+        return found
+
+    def read(self, layer: int) -> tuple[HeldNorm, Float[Tensor, "batch d_model"]]:
+        """The norm before the MLP, and the stream that it reads."""
+        block = self.model.blocks[layer]
+        middle = f"blocks.{layer}.hook_resid_mid"
+        beside = middle not in self.cache
+        stream = self.at(f"blocks.{layer}.hook_resid_pre" if beside else middle)
+        norms = (getattr(block, name, None) for name in (("ln2", "ln1") if beside else ("ln2",)))
+        norm = next((held(each) for each in norms if isinstance(each, torch.nn.Module)), None)
+        norm = norm or HeldNorm(torch.ones(1, 1, device=stream.device), False, None, None)
+        shaped, got = norm.shape(stream), self.at(f"blocks.{layer}.mlp.hook_in")
+        got = got if norm.bias is None else got - norm.bias
+        scaled = shaped * ((shaped * got).sum(-1, keepdim=True) / shaped.pow(2).sum(-1, keepdim=True))
+        if not close(scaled, got, self.model):
+            raise ValueError(
+                f"The MLP of layer {layer} does not read the stream through a norm alone: this architecture "
+                "does something between them that is not known here."
+            )
+        return norm, stream
 
 
 def comparative_neuron_scores(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     answers: Answers,
     hooks: Sequence[Hook],
     **options,
@@ -131,7 +226,7 @@ def comparative_neuron_scores(
 @torch.no_grad()
 def query_neuron_scores(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     value_neurons: Sequence[Neuron],
     importance: Sequence[float],
     *,
@@ -141,27 +236,37 @@ def query_neuron_scores(
     """Which earlier MLP neurons switched the value neurons on, at the same position.
 
     A value neuron's input column is its key: what earlier neurons wrote, times the key, is their share of its
-    pre-activation. Scores are shares, weighted by the value neurons' `importance` and summed, so they have
-    its unit. Yu and Ananiadou 2024. A gated MLP has two keys, silu(gate) · in, and no single inner product:
-    choose `row="gate"` (whether the neuron opens) or "in" (how much passes, and its sign), and say which.
-    GPT-2 has "in" only.
+    pre-activation before any bias. Scores are shares, weighted by the value neurons' `importance` and summed,
+    so they have its unit. Yu and Ananiadou 2024. A gated MLP has two keys, silu(gate) · in, and no single
+    inner product: choose `row="gate"` (whether the neuron opens) or "in" (how much passes, and its sign), and
+    say which. GPT-2 has "in" only. Where attention runs beside the MLP (GPT-J, Pythia, Phi), the MLP reads
+    the stream on entering the layer, and attention of its own layer is no part of it.
     """
+    width = mlp_width(model)
     if row not in ("gate", "in") or (row == "gate" and not model.cfg.gated_mlp):
         raise ValueError(
             f"row is {row!r}; this model has {'gate and in' if model.cfg.gated_mlp else 'only in'}."
         )
-    require_folded(model)
-    _, cache = model.run_with_cache(base, names_filter=only("hook_resid_mid", "mlp.hook_post"))
-    scores = torch.zeros(len(base), model.cfg.n_layers, _width(model))
-    for (layer, index), weight in zip(value_neurons, importance, strict=True):
-        layer, index = _checked(model, (layer, index))
+    if len(value_neurons) != len(importance):
+        raise ValueError(
+            f"There are {len(value_neurons)} value neurons, and the importance of {len(importance)}: give "
+            "one number for each."
+        )
+    batch = batch_of(model, base)
+    seen = _Seen(batch, batch.position(pos))
+    scores = torch.zeros(len(batch), model.cfg.n_layers, width)
+    for neuron, weight in zip(value_neurons, importance, strict=True):
+        layer, index = _checked(model, neuron)
         mlp = model.blocks[layer].mlp
-        key = (mlp.W_gate if row == "gate" else mlp.W_in)[:, index]
-        total = _readout(model, cache["resid_mid", layer][:, pos]) @ key  # [batch]
+        key = wide((mlp.W_gate if row == "gate" else mlp.W_in)[:, index])
+        norm, stream = seen.read(layer)
+        total = norm.shape(stream) @ key  # [batch]
         for earlier in range(layer):
-            read = _readout(model, model.blocks[earlier].mlp.W_out) @ key  # [neuron]
-            written = cache["post", earlier][:, pos] * read
-            scores[:, earlier] += (weight * written / total[:, None]).cpu()
+            behind = seen.behind(earlier)
+            written = behind.shape(wide(model.blocks[earlier].mlp.W_out))
+            active = seen.neurons(earlier) / behind.scale
+            share = active * (norm.shape(written) @ key) / total[:, None]
+            scores[:, earlier] += (float(weight) * share).cpu()
     return Scores.over_prompts(scores, ("layer", "neuron"), f"share of the value neurons' {row} (nats)")
 
 
@@ -169,7 +274,7 @@ def query_neuron_scores(
 @torch.no_grad()
 def ablate_neurons(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     metric: Metric,
     neurons: Sequence[Neuron],
     *,
@@ -181,73 +286,87 @@ def ablate_neurons(
 
     Each random neuron is of the same layer as the one it stands for, and one of the 20 nearest to it in how
     much it writes (|activation| times length of its row of W_out). Where the chosen are the loudest of their
-    layer, the
-    random ones are quieter: then silence the loudest others too.
-    Neurons chosen and tested on the same prompts look better than they are on others.
+    layer, the random ones are quieter: then silence the loudest others too.
+    Neurons chosen and tested on the same prompts look better than they are on others. `pos`: -1 is each
+    prompt's own end. Raises a `ValueError` for a neuron that is named twice, and where a layer has too few
+    others to compare with.
     """
-    neurons = [_checked(model, neuron) for neuron in neurons]
-    logits, cache = model.run_with_cache(base, names_filter=only("mlp.hook_post"))
-    places = slice(None) if pos is None else pos
+    mlp_width(model)
+    neurons, batch = [_checked(model, neuron) for neuron in neurons], batch_of(model, base)
+    at_least("draws", draws, 1)
+    _refuse_twice(neurons)
+    metric = fitted(metric, batch)
+    run = lambda chosen: per_prompt(metric, _without(batch, chosen, places)).float().cpu()
+    logits, cache = model.run_with_cache(batch.tokens, names_filter=only("mlp.hook_post"))
+    places = torch.arange(batch.tokens.shape[1], device=batch.ends.device)
+    places = places <= batch.ends[:, None] if pos is None else places == batch.position(pos)[:, None]
     generator = torch.Generator().manual_seed(seed)
     draw = [_matched(model, cache, neurons, places, generator) for _ in range(draws)]
-    run = lambda chosen: per_prompt(metric, _without(model, base, chosen, places)).cpu()
     random = torch.stack([run(chosen) for chosen in draw])
-    return AblationResult(per_prompt(metric, logits).cpu(), run(neurons), random)
+    return AblationResult(per_prompt(metric, logits).float().cpu(), run(neurons), random)
 
 
 def _matched(
     model: "TransformerBridge",
     cache: "ActivationCache",
     neurons: Sequence[Neuron],
-    places: slice | int,
+    places: Bool[Tensor, "batch pos"],
     generator: torch.Generator,
 ) -> list[Neuron]:
     """For each neuron another one of its layer, about as loud."""
     taken, drawn = set(neurons), []
-    for layer, index in neurons:
-        active = cache["post", layer][:, places].abs().flatten(0, -2).mean(0)
-        loud = active * model.blocks[layer].mlp.W_out.norm(dim=-1)
-        near = [n for n in (loud - loud[index]).abs().argsort().tolist() if (layer, n) not in taken][:20]
-        if not near:
+    for layer in {layer for layer, _ in neurons}:
+        mine, width = sum(layer == other for other, _ in neurons), mlp_width(model)
+        if 2 * mine > width:
             raise ValueError(
-                f"Every neuron of layer {layer} is chosen, so there is no other to compare with."
+                f"{'Every neuron' if mine == width else f'{mine} of the {width} neurons'} of layer {layer} "
+                f"{'is' if mine == width else 'are'} chosen, so there "
+                f"{'is no other' if mine == width else 'are not as many others'} to compare with."
             )
+    for layer, index in neurons:
+        active = wide(cache["post", layer][places]).abs().mean(0)
+        loud = active * wide(model.blocks[layer].mlp.W_out).norm(dim=-1)
+        near = [n for n in (loud - loud[index]).abs().argsort().tolist() if (layer, n) not in taken][:20]
         drawn.append((layer, near[int(torch.randint(len(near), (1,), generator=generator))]))
         taken.add(drawn[-1])
     return drawn
 
 
 def _without(
-    model: "TransformerBridge", base: Int[Tensor, "batch pos"], neurons: Sequence[Neuron], places: slice | int
+    batch: Batch, neurons: Sequence[Neuron], places: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     def silence(activation: Float[Tensor, "batch pos neuron"], hook) -> Float[Tensor, "batch pos neuron"]:
-        activation = activation.clone()
-        for index in [index for layer, index in neurons if layer == layer_of(hook.name)]:
-            activation[:, places, index] = 0
-        return activation
+        mine = torch.zeros(activation.shape[-1], dtype=torch.bool, device=activation.device)
+        mine[[index for layer, index in neurons if layer == layer_of(hook.name)]] = True
+        return torch.where(places[..., None] & mine, torch.zeros_like(activation), activation)
 
     layers = sorted({layer for layer, _ in neurons})
-    with intervene(model, [(f"blocks.{layer}.mlp.hook_post", silence) for layer in layers]):
-        return model(base)
+    with intervene(batch.model, [(f"blocks.{layer}.mlp.hook_post", silence) for layer in layers]):
+        return batch.model(batch.tokens)
 
 
-def _readout(model: "TransformerBridge", x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """What a norm reads of a vector before dividing: LayerNorm takes the mean away, RMS norm nothing."""
-    return x - x.mean(-1, keepdim=True) if str(model.cfg.normalization_type).startswith("LN") else x
+def _behind(
+    model: "TransformerBridge", layer: int, scale: Float[Tensor, "batch 1"] | None = None
+) -> HeldNorm:
+    """The norm behind the MLP of a layer; one that does nothing where there is none."""
+    norm = norm_behind(model, layer, "ln2_post")
+    if norm is not None:
+        return held(norm, scale)
+    return HeldNorm(torch.ones(1, 1, device=model.cfg.device), False, None, None)
 
 
-def _width(model: "TransformerBridge") -> int:
-    """How many neurons a layer has."""
-    if model.cfg.d_mlp is None:
-        raise ValueError("This model has no MLPs, so it has no neurons.")
-    return model.cfg.d_mlp
+def _refuse_twice(neurons: Sequence[Neuron]) -> None:
+    twice = [neuron for n, neuron in enumerate(neurons) if neuron in neurons[:n]]
+    if twice:
+        raise ValueError(f"The neuron {twice[0]} is named twice: it can be silenced only once.")
 
 
 def _checked(model: "TransformerBridge", neuron: Neuron) -> Neuron:
-    layer, index, width = int(neuron[0]), int(neuron[1]), _width(model)
-    if not (0 <= layer < model.cfg.n_layers and 0 <= index < width):
+    layer, index = neuron
+    width = mlp_width(model)
+    if not (whole(layer) and whole(index) and 0 <= layer < model.cfg.n_layers and 0 <= index < width):
         raise ValueError(
             f"There is no neuron {index} in layer {layer}: layers go from 0 to {model.cfg.n_layers - 1}, "
             f"neurons from 0 to {width - 1}."
         )
-    return layer, index
+    return int(layer), int(index)
