@@ -6,7 +6,7 @@ the usual ones. Zero and sign: `logit_difference` is positive when the model pre
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.moved import old_name, was
+from mechlab.tokens import Batch
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch"]]
 Ids = Int[Tensor, "batch"] | Sequence[int] | int
@@ -28,15 +29,26 @@ class PositionMetric:
     of:     from what is read, [batch, d_vocab] or [batch, token], to one number per prompt
     pos:    the position, for all or for each prompt
     tokens: the ids it reads, in the order in which `of` wants them; None: all
+    asked:  ids that `of` looks up itself
+    beside: other logits [batch, pos, d_vocab], of which `of` gets the same position as a second argument
     """
 
-    of: Callable[[Float[Tensor, "batch read"]], Float[Tensor, "batch"]]
+    of: Callable[..., Float[Tensor, "batch"]]
     pos: Ids = -1
     tokens: tuple[Ids, ...] | None = None
+    asked: tuple[Ids, ...] = ()
+    beside: Float[Tensor, "batch pos d_vocab"] | None = None
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
         rows = _rows(logits, self.pos)
-        return self.of(rows if self.tokens is None else rows.gather(-1, self.ids(len(rows), rows.device)))
+        read = rows if self.tokens is None else rows.gather(-1, self.ids(len(rows), rows.device))
+        return self.measured(read)
+
+    def measured(self, read: Float[Tensor, "batch read"]) -> Float[Tensor, "batch"]:
+        """The metric of what is read at its position."""
+        if self.beside is None:
+            return self.of(read)
+        return self.of(read, _rows(self.beside, self.pos).to(read))
 
     def ids(self, batch: int, device=None) -> Int[Tensor, "batch token"]:
         """The ids it reads, for each prompt."""
@@ -59,7 +71,7 @@ def log_prob(answers: Ids, *, pos: Ids = -1) -> Metric:
 
     0 is certain, more negative is less likely.
     """
-    return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), pos)
+    return PositionMetric(lambda rows: _of(rows.log_softmax(-1), answers), pos, asked=(answers,))
 
 
 @was(end="pos")
@@ -68,14 +80,20 @@ def probability(answers: Ids, *, pos: Ids = -1) -> Metric:
 
     Near 0 and near 1 it hardly moves, whatever happens to the logits.
     """
-    return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), pos)
+    return PositionMetric(lambda rows: _of(rows.softmax(-1), answers), pos, asked=(answers,))
 
 
 @was(end="pos")
 def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, pos: Ids = -1) -> Metric:
     """KL(reference ‖ run) of the next-token distributions at `pos`, in nats: 0 when they are equal."""
-    target = _rows(reference, pos).log_softmax(-1).detach()
-    return PositionMetric(lambda rows: (target.exp() * (target - rows.log_softmax(-1))).sum(-1), pos)
+
+    def of(
+        rows: Float[Tensor, "batch d_vocab"], theirs: Float[Tensor, "batch d_vocab"]
+    ) -> Float[Tensor, "batch"]:
+        target = theirs.log_softmax(-1)
+        return (target.exp() * (target - rows.log_softmax(-1))).sum(-1)
+
+    return PositionMetric(of, pos, beside=reference.detach())
 
 
 def recovered(
@@ -113,6 +131,58 @@ def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Fl
     return values
 
 
+def fitted(metric: Metric, batch: Batch) -> Metric:
+    """The metric for these prompts: −1 is each prompt's own last token, padding is never read.
+
+    Raises a `ValueError` for a position or an id that the prompts or the model do not have, and for a
+    metric of your own that reads padding.
+    """
+    if not isinstance(metric, PositionMetric):
+        return _beside_padding(metric, batch) if batch.padded else metric
+    for ids in (*(metric.tokens or ()), *metric.asked):
+        _check_ids(ids, batch)
+    pos = batch.position(metric.pos, "The metric's pos")
+    if metric.beside is not None and (
+        len(metric.beside) != len(batch) or int(pos.max()) >= metric.beside.shape[1]
+    ):
+        raise ValueError(
+            f"The reference logits are {tuple(metric.beside.shape)}, and the prompts "
+            f"{tuple(batch.tokens.shape)}."
+        )
+    plain = isinstance(metric.pos, int) and not batch.padded
+    return metric if plain and metric.pos < 0 else replace(metric, pos=pos)
+
+
+def _check_ids(ids: Ids, batch: Batch) -> None:
+    ids, many = torch.as_tensor(ids), batch.model.cfg.d_vocab
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= many):
+        bad = ids[(ids < 0) | (ids >= many)].flatten()[0].item()
+        raise ValueError(f"The metric asks for token {bad}; this model's ids go from 0 to {many - 1}.")
+    if ids.ndim and len(ids) not in (1, len(batch)):
+        _for_each(ids, len(batch), ids.device)
+
+
+def _beside_padding(metric: Metric, batch: Batch) -> Metric:
+    """A metric of somebody's own, looked at once: whether what stands behind a short prompt matters to it."""
+    looked: list[bool] = []
+
+    def careful(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
+        found = per_prompt(metric, logits)
+        if not looked:
+            pads = torch.arange(logits.shape[1], device=logits.device) > batch.ends[:, None]
+            other = torch.where(pads[..., None], logits.flip(-1) * 2 + 1, logits)
+            if not torch.allclose(metric(other), found, atol=1e-6):
+                raise ValueError(
+                    f"The prompts have {batch.lengths[:8]} tokens, and this metric reads what stands behind "
+                    "the short ones. Read each at its own end: `ml.logit_difference(...)` does, or give a "
+                    "metric positions of its own."
+                )
+            looked.append(True)
+        return found
+
+    return careful
+
+
 def _rows(logits: Float[Tensor, "batch pos d_vocab"], pos: Ids) -> Float[Tensor, "batch d_vocab"]:
     batch = torch.arange(len(logits), device=logits.device)
     return logits[batch, torch.as_tensor(pos, device=logits.device).expand(len(logits))]
@@ -124,7 +194,7 @@ def _of(rows: Float[Tensor, "batch d_vocab"], ids: Ids) -> Float[Tensor, "batch"
 
 def _for_each(ids: Ids, batch: int, device) -> Int[Tensor, "batch"]:
     ids = torch.as_tensor(ids, device=device)
-    if ids.ndim and len(ids) != batch:
+    if ids.ndim and len(ids) not in (1, batch):  # one answer serves any number of prompts
         raise ValueError(
             f"{batch} prompts and {len(ids)} answers: give one answer for each prompt, or one for all."
         )

@@ -15,15 +15,12 @@ from torch import Tensor
 
 from mechlab.metrics import Metric, logit_difference
 from mechlab.moved import was
+from mechlab.tokens import PromptError, tokenized
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Answers = str | int | Sequence[str] | Sequence[int] | Int[Tensor, "_"]  # one for each prompt, or one for all
-
-
-class PromptError(ValueError):
-    """A prompt or an answer does not fit the experiment. The message says which one and why."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def prompt_pair(
         raise PromptError(
             "clean, corrupted, answers and incorrect have {}, {}, {} and {} entries.".format(*counts)
         )
-    rows = [[model.to_tokens(text)[0] for text in part] for part in texts[:2]]
+    rows = [[tokenized(model, text) for text in part] for part in texts[:2]]
     _check_lengths(model, rows[0] + rows[1])
     ids = (torch.tensor([single_token(model, text) for text in part]) for part in texts[2:])
     pair = PromptPair(model, torch.stack(rows[0]), torch.stack(rows[1]), *ids)

@@ -124,7 +124,7 @@ def test_a_wrong_shape_is_an_error(tiny):
 
 def test_a_head_that_is_not_there_is_named(gqa):
     _, cache = gqa.run_with_cache(OTHER)
-    with pytest.raises(HookError, match=r"There is no head 1\.4: layers go from 0 to 2, heads from 0 to 3"):
+    with pytest.raises(ValueError, match=r"There is no head 1\.4: layers go from 0 to 2, heads from 0 to 3"):
         replace_head(gqa, (1, 4), cache)
     with pytest.raises(HookError, match=r"hook_k has no head 2: it has 2 heads"):
         with torch.no_grad(), intervene(gqa, replace_with("blocks.1.attn.hook_k", cache["k", 1], head=2)):

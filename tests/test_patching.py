@@ -12,6 +12,7 @@ from mechlab.runs import engines
 from mechlab.runs.engines import run_of
 from mechlab.runs.fast import Fast
 from mechlab.runs.places import places_of
+from mechlab.tokens import batch_of
 from mechlab.runs.run import SITES, WITH_HEADS, Put
 from tests.test_hooks import hooks_left
 from tests.test_runs import Refuses
@@ -54,7 +55,7 @@ def in_full(model, site, heads):
     All of them are rows of one batch, each with its own mask, so there is one run for each layer (and head).
     """
     alone = torch.eye(9, dtype=torch.bool)[:, None].expand(-1, 3, -1)
-    together = [places_of(model, BASE, where, apart=False)["all"] for where in PLACES.values()]
+    together = [places_of(batch_of(model, BASE), where, apart=False)["all"] for where in PLACES.values()]
     masks = torch.cat([alone, torch.stack(together)])  # [what, prompt, position]
     run, other = (run_of(model, tokens.repeat(len(masks), 1), engine="plain") for tokens in (BASE, SOURCE))
     run.metric = ml.logit_difference([7, 8, 9] * len(masks), [10, 11, 12] * len(masks))
@@ -70,7 +71,7 @@ def plain(model, base, source, site, by, positions, metric=METRIC):
     """Each patch as a whole run with a hook: [prompt, layer, place, head]."""
     run, other = (run_of(model, tokens, engine="plain") for tokens in (base, source))
     run.metric = metric
-    places = places_of(model, base, positions, "pos" in by).values()
+    places = places_of(batch_of(model, base), positions, "pos" in by).values()
     found = [
         torch.stack([patched(run, other, layer, site, where, "head" in by) for where in places], dim=1)
         for layer in range(model.cfg.n_layers)
@@ -231,9 +232,9 @@ def test_the_weights_stay_as_they_were(tiny, tokens):
         ({"source": "base"}, "the same tokens, so a patch changes nothing"),
         ({"layers": [1, 3]}, "the model has layers 0 to 2"),
         ({"layers": []}, "the model has layers 0 to 2"),
-        ({"positions": [2, 9]}, "There is no position 9: the prompts have positions 0 to 8"),
+        ({"positions": [2, 9]}, "positions is 9, and prompt 0 has 9 tokens: positions 0 to 8"),
         ({"positions": []}, "nothing to patch"),
-        ({"positions": {"S2": [1, 2, 12]}}, "'S2' has positions"),
+        ({"positions": {"S2": [1, 2, 12]}}, "The position of 'S2' is 12, and prompt 2 has 9 tokens"),
         ({"by": ("head",)}, "can be patched by"),
         ({"metric": ml.logit_difference([1, 2], 3)}, "3 prompts and 2 answers"),
         ({"metric": lambda logits: logits.mean()}, "one number per prompt"),

@@ -178,7 +178,7 @@ def test_with_frozen_mlps_senders_add_up_in_what_is_read(tokens):
         ({"receivers": [(3, 0)]}, "Head 3.0 cannot receive: layers go from 1"),
         ({"receivers": [(0, 0)]}, "layer 0 has no head below it"),
         ({"receivers": [(1, 0)], "into": "z"}, "into is 'z'; it must be one of 'q', 'k', 'v'"),
-        ({"receivers": [(1, 0)], "at": [1, 2, 8]}, "give one position from 0 to 7"),
+        ({"receivers": [(1, 0)], "at": [1, 2, 8]}, "`at` is 8, and prompt 2 has 8 tokens: positions 0 to 7"),
         ({"at": [1, 2, 3]}, "the logits are read where the metric reads them"),
         ({"receivers": [(1, 0)], "senders": [[(1, 1)]]}, "1.1 cannot send to these receivers"),
         ({"receivers": [(1, 0)], "senders": [[]]}, "nothing cannot send"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.runs import engines, fast
+from mechlab.runs import engines, fast, matrices
 from mechlab.runs.engines import run_of, runs_of
 from mechlab.runs.fast import Fast
 from mechlab.runs.plain import Plain
@@ -77,7 +77,7 @@ def test_a_second_run_takes_up_what_both_begin_with(runs, monkeypatch):
     alone = run_of(model, SOURCE)
     for name in ("resid_pre", "resid_mid", "z"):
         assert torch.allclose(getattr(source, name), getattr(alone, name), atol=1e-5)
-    for name in ("queries", "keys", "values"):
+    for name in ("q", "k", "v", "queries", "keys"):
         for one, two in zip(getattr(source, name), getattr(alone, name), strict=True):
             assert torch.allclose(one, two, atol=1e-5)
     computed, real = [], Fast._run_on
@@ -276,15 +276,16 @@ def test_the_batch_follows_free_memory(runs, monkeypatch):
 
 def test_a_model_that_the_fast_engine_does_not_know_is_run_in_full_with_a_word(runs, monkeypatch):
     model, base, *_ = runs
-    monkeypatch.setattr(model.cfg, "act_fn", "relu")
-    with pytest.raises(NotResumable, match="other logits than the model"):
-        run_of(model, BASE, engine="fast")
-    monkeypatch.setattr(model.cfg, "act_fn", "softplus")
-    with pytest.raises(NotResumable, match="does not know 'softplus'"):
+    with monkeypatch.context() as broken:
+        broken.setattr(matrices.Weights, "capped", lambda self, logits: 1.1 * logits)
+        with pytest.raises(NotResumable, match="other logits than this model"):
+            run_of(model, BASE, engine="fast")
+    monkeypatch.setattr(matrices, "ACTIVATIONS", {"softplus": torch.nn.functional.softplus})
+    with pytest.raises(NotResumable, match="does not know the activation"):
         run_of(model, BASE, engine="fast")
     with pytest.warns(
         UserWarning,
-        match="does not know 'softplus'.*Each patch is a full run of the model: slower, the same numbers",
+        match="does not know the activation.*Each patch is a full run of the model: slower, the same numbers",
     ):
         run = run_of(model, BASE)
     assert isinstance(run, Plain) and torch.allclose(run.value(DIFFERENCE), base.value(DIFFERENCE), atol=1e-4)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import key_value_heads
@@ -24,6 +24,7 @@ from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
 from mechlab.runs.places import Positions, places_of
 from mechlab.runs.run import Run
+from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 def attribution_patching(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"] | Run,
-    source: Int[Tensor, "its_batch its_pos"] | Run,
+    base: Prompts | Run,
+    source: Prompts | Run,
     metric: Metric,
     *,
     steps: int = 1,
@@ -46,7 +47,7 @@ def attribution_patching(
     by:           ("head",), or ("pos", "head") for each place of `positions` apart
     """
     base, source = runs_of(model, base, source)
-    places = places_of(model, base.tokens, positions, apart="pos" in by)
+    places = places_of(base.batch, positions, apart="pos" in by)
     gradient = sum(torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, steps))
     change = torch.stack([source.at("z", layer) - base.at("z", layer) for layer in range(model.cfg.n_layers)])
     each = (change * gradient / steps).sum(-1)  # layer, batch, pos, head
@@ -62,8 +63,8 @@ def attribution_patching(
 
 def edge_attribution(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"] | Run,
-    source: Int[Tensor, "its_batch its_pos"] | Run,
+    base: Prompts | Run,
+    source: Prompts | Run,
     metric: Metric,
     *,
     steps: int = 1,

@@ -22,6 +22,7 @@ from mechlab.metrics import Metric
 from mechlab.results import Scores, named, share_of_way
 from mechlab.runs.engines import runs_of
 from mechlab.runs.run import Put, Run
+from mechlab.tokens import Batch, Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,8 +33,8 @@ At = Sequence[int] | Int[Tensor, "batch"] | Int[Tensor, "batch place"] | None
 
 def path_patching(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"] | Run,
-    source: Int[Tensor, "its_batch its_pos"] | Run,
+    base: Prompts | Run,
+    source: Prompts | Run,
     metric: Metric,
     receivers: Sequence[Head] | None = None,
     into: str = "q",
@@ -71,7 +72,7 @@ def path_patching(
             )
         found = base.edited(metric, held)
     else:
-        places = _places(base.tokens, at)
+        places = _places(base.batch, at)
         read = base.read(into, sorted({layer for layer, _ in receivers}), held, places)
         found = base.edited(metric, _received(base, read, receivers, into, places))
     before, after = base.value(metric), source.value(metric)
@@ -142,18 +143,13 @@ def _groups(model: "TransformerBridge", senders: Sequence[Sequence[Head]], depth
     return groups
 
 
-def _places(tokens: Int[Tensor, "batch pos"], at: At) -> Int[Tensor, "batch place"]:
-    prompts, count = tokens.shape
+def _places(batch: Batch, at: At) -> Int[Tensor, "batch place"]:
+    prompts, count = batch.tokens.shape
     if at is None:
-        return torch.arange(count, device=tokens.device).expand(prompts, -1)
-    at = torch.as_tensor(at, device=tokens.device)
-    at = at if at.ndim == 2 else at.expand(prompts)[:, None]
-    if at.shape[0] != prompts or not ((at >= -count) & (at < count)).all():
-        raise ValueError(
-            f"`at` is {at.tolist()}: give one position from 0 to {count - 1} for each of the {prompts} "
-            "prompts."
-        )
-    return at % count
+        return torch.arange(count, device=batch.tokens.device).expand(prompts, -1)
+    at = torch.as_tensor(at, device=batch.tokens.device)
+    columns = at.T if at.ndim == 2 else at[None]
+    return torch.stack([batch.position(column, "`at`") for column in columns], dim=1)
 
 
 def _depth(model: "TransformerBridge", receivers: Sequence[Head], into: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechlab.arguments import key_value_heads, layers_of, one_of
@@ -21,6 +21,7 @@ from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
 from mechlab.runs.places import Positions, Where, first_difference, places_of
 from mechlab.runs.run import SITES, WITH_HEADS, Put, Run
+from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 def activation_patching(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"] | Run,
-    source: Int[Tensor, "its_batch its_pos"] | Run,
+    base: Prompts | Run,
+    source: Prompts | Run,
     metric: Metric,
     site: str = "resid_pre",
     *,
@@ -58,7 +59,7 @@ def activation_patching(
     one_of("site", site, SITES)
     layers, by = layers_of(model, layers), _parts(site, by)
     base, source = runs_of(model, base, source)
-    places = places_of(model, base.tokens, positions, apart="pos" in by)
+    places = places_of(base.batch, positions, apart="pos" in by)
     heads = _heads(model, site) if "head" in by else 0
     found = list(_patched(base, source, metric, site, layers, [*places.values()], heads, dtype))
     before, after = base.value(metric), source.value(metric)

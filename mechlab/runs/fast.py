@@ -6,28 +6,25 @@ of the first run, and only the logits that the metric reads are unembedded. Wher
 nothing from place to place, and only the places that somebody reads are computed. Nothing is approximated:
 the numbers are those of a full run (`plain.py`), for a fraction of the multiplications.
 
-For models of the GPT-2 and Llama kind. There is no list of architectures: on setting up, the result is
-compared with the model's own logits, and a model that computes something else is refused (`NotResumable`).
+There is no list of architectures: what a model computes is put together from its parts (`matrices.py`), and
+on setting up the result is compared with the model's own logits. A model that computes something else, such
+as a mixture of experts, is refused (`NotResumable`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import check_layer, one_of
+from mechlab.arguments import one_of
 from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
-from mechlab.runs.matrices import ACTIVATIONS, Layer, Weights, project
+from mechlab.runs.matrices import Layer, Weights, reader_slopes
 from mechlab.runs.places import first_difference
-from mechlab.runs.rotary import rotate
-from mechlab.runs.run import NotResumable, Put, check_edits
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, gradients
+from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
@@ -35,27 +32,30 @@ ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
 Note = Callable[[str, int, Tensor], None]
 
 
-class Fast:
-    """One run of some prompts of equal length, kept so that changed copies can be taken up anywhere in it.
+class Fast(Kept):
+    """One run of some prompts, kept so that changed copies can be taken up anywhere in it.
 
     resid_pre: [layer + 1, batch, pos, d_model], the stream on entering each layer, and at the end
-    resid_mid: [layer, batch, pos, d_model], the stream between attention and MLP
-    queries, keys, values: one [batch, head, pos, d_head] a layer; the first two turned by their positions
+    resid_mid: [layer, batch, pos, d_model], the stream with what attention wrote
+    q, k, v:   one [batch, head, pos, d_head] a layer, as the model's matrices make them
+    queries, keys: the first two as they are compared: after their norms, turned by their positions
     z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
 
     resid_pre: Tensor
     resid_mid: Tensor
+    q: list[Tensor]
+    k: list[Tensor]
+    v: list[Tensor]
     queries: list[Tensor]
     keys: list[Tensor]
-    values: list[Tensor]
     z: Tensor
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(
         self,
-        model: "TransformerBridge",
-        tokens: Int[Tensor, "batch pos"],
+        batch: Batch,
         *,
         embedded: Float[Tensor, "#batch pos d_model"] | None = None,
         like: "Fast | None" = None,
@@ -68,21 +68,26 @@ class Fast:
         like:      a run of this model, of which the beginning is taken where it is the same
         of, edits: edits made for good in a run of these tokens, whose own edits and start stay
         """
-        cfg = model.cfg
-        if cfg.act_fn not in ACTIVATIONS or cfg.normalization_type not in ("RMS", "RMSPre", "LN", "LNPre"):
-            raise NotResumable(f"The short way does not know {cfg.act_fn!r} with {cfg.normalization_type!r}.")
-        self.model, self.tokens, self.of, like = model, tokens, of, of or like
+        super().__init__(batch)
+        self.of, like, tokens = of, of or like, batch.tokens
         self.edits: tuple[Put, ...] = (*(of.edits if of else ()), *edits)
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
+        self.before: dict[int, Tensor] = {}  # the stream on entering a layer before it was edited
         if like is not None and like.tokens.shape[1] >= tokens.shape[1]:
             self.weights = like.weights
         else:
-            self.weights = Weights.of(model, tokens.shape[1])
+            if self.model.W_E.dtype not in (torch.float32, torch.float64):
+                precision = str(self.model.W_E.dtype).removeprefix("torch.")
+                raise NotResumable(
+                    f"In {precision} this model rounds at every step, and so must a run of it."
+                )
+            self.weights = Weights.of(self.model, tokens[:1])
             self._check_logits()
         if embedded is not None:
-            self._keep(embedded.expand(len(tokens), -1, -1))
+            self._keep(embedded.to(self.model.W_E).expand(len(tokens), -1, -1))
         elif of is not None:
-            self._keep(of.resid_pre[0], of, _begin(self.edits, tokens.shape[1])[1])
+            start = of.before.get(0, of.resid_pre[0])
+            self._keep(start, of, _begin(self.edits, tokens.shape[1])[1])
         else:
             self._keep(self._embedded(), like, first_difference(self, like) if like else 0)
 
@@ -97,7 +102,7 @@ class Fast:
         found, logits = self.weights.unembed(self.resid_pre[-1]), self.model(self.tokens)
         off = (found - logits).abs().max().item()
         if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
-            raise NotResumable(f"The short way gives other logits than the model: off by {off:.2g}.")
+            raise NotResumable(f"The fast engine gives other logits than this model: off by {off:.2g}.")
         self.tokens, self.edits = tokens, edits
 
     def _keep(
@@ -107,23 +112,28 @@ class Fast:
 
         Before position `first` all is as in `like`.
         """
-        names = {"q": "queries", "k": "keys", "v": "values"} | {
-            site: site for site in ("resid_pre", "resid_mid", "z")
-        }
-        found: dict[str, list[Tensor]] = {name: [] for name in names.values()}
+        stacked, lists = ("resid_pre", "resid_mid", "z"), ("q", "k", "v", "queries", "keys")
+        found: dict[str, list[Tensor]] = {name: [] for name in (*stacked, *lists)}
+        edited = {put.layer for put in self.edits if put.site == "resid_pre"}
 
         def note(site: str, layer: int, value: Tensor) -> None:
-            if site in names:
-                found[names[site]].append(value)
+            if site in found:
+                found[site].append(value)
+            elif site == "resid_pre read" and layer in edited:
+                kept = like.before.get(layer, like.resid_pre[layer]) if like is not None else value
+                self.before[layer] = torch.cat([kept[:, :first], value], 1)
 
         first = min(first, stream.shape[1] - 1)  # one position at least, to join with those before
         found["resid_pre"].append(self._run_on(0, first, stream=stream[:, first:], past=like, note=note))
         for name, values in found.items():
-            if first and name not in ("keys", "values"):  # these two come with their past
-                axis = 2 if name == "queries" else 1
-                before = (each.narrow(axis, 0, first) for each in getattr(like, name))
-                values = [torch.cat(parts, axis) for parts in zip(before, values, strict=True)]
-            setattr(self, name, values if name in ("queries", "keys", "values") else torch.stack(values))
+            if first:
+                axis = 2 if name in lists else 1
+                kept = (each.narrow(axis, 0, first) for each in getattr(like, name))
+                pairs = zip(kept, values, strict=True)
+                values = [
+                    torch.cat([_shared(old, new) if name in lists else old, new], axis) for old, new in pairs
+                ]
+            setattr(self, name, values if name in lists else torch.stack(values))
 
     # What the protocol asks for
 
@@ -131,25 +141,26 @@ class Fast:
         if site in ("resid_pre", "resid_mid", "z"):
             return getattr(self, site)[layer]
         if site == "pattern":
-            pattern = self.weights.pattern(self.queries[layer], self.keys[layer])
+            pattern = self.weights.attends[layer].pattern(self.queries[layer], self.keys[layer])
             for put in (put for put in self.edits if (put.site, put.layer) == (site, layer)):
                 pattern = put.into(pattern[None], self.of.at(site, layer) if self.of else pattern)[0]
             return pattern
         if site == "attn_out":
             return self.resid_mid[layer] - self.resid_pre[layer]
         if site == "mlp_out":
-            return self.resid_pre[layer + 1] - self.resid_mid[layer]
-        return {"q": self.queries, "k": self.keys, "v": self.values}[site][layer].transpose(1, 2)
+            return self.before.get(layer + 1, self.resid_pre[layer + 1]) - self.resid_mid[layer]
+        one_of("site", site, ("resid_pre", *ATTENTION, "mlp_out"))
+        return getattr(self, site)[layer].transpose(1, 2)
 
     @torch.no_grad()
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
-        return self._metric(metric, self.resid_pre[-1][None], 0)[0]
+        return self._metric(self.fitted(metric), self.resid_pre[-1][None], 0)[0]
 
     @torch.no_grad()
     def edited(
         self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "copy batch"]:
-        copies, count = max(put.copies for put in edits), self.tokens.shape[1]
+        metric, copies, count = self.fitted(metric), copies_of(edits), self.tokens.shape[1]
         start, first = _begin(edits, count)
         if first >= count:  # nothing is touched
             return self.value(metric).expand(copies, -1)
@@ -173,37 +184,33 @@ class Fast:
             streams = self._held_streams(edits, {*layers}, places)
             return {layer: self._heads_at(site, layer, streams[layer], places) for layer in layers}
         rows = torch.arange(len(places), device=places.device)[:, None]
-        copies = range(max(put.copies for put in edits))
+        copies = range(copies_of(edits))
         runs = [self.changed([put.of_copy(copy) for put in edits]) for copy in copies]
         return {layer: torch.stack([run.at(site, layer)[rows, places] for run in runs]) for layer in layers}
 
     def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Fast":
-        return Fast(self.model, self.tokens, embedded=embedded, of=self, edits=edits)
+        self.check_fresh()
+        return Fast(self.batch, embedded=embedded, of=self, edits=edits)
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
+        self.check_fresh()
         count = self.tokens.shape[1]
+        if not 1 <= last <= count:
+            raise ValueError(f"last is {last}; the prompts have {count} positions.")
         start, first = _begin(edits, count)
-        copies, first = slice(0, max([put.copies for put in edits], default=1)), min(first, count - last)
+        copies, first = slice(0, copies_of(edits)), min(first, count - last)
         return self.weights.unembed(self._run_on(start, first, edits, copies, read=count - last - first))
 
     def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
         return self._gradients(metric, ("z",))["z"]
 
-    @torch.no_grad()
     def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
-        found, slopes, W = self._gradients(metric, ("q", "k", "v", "mlp_in")), [], self.weights
-        back = W.turn and (W.turn[0], -W.turn[1])  # a rotation's transpose turns the other way
+        found = self._gradients(metric, ("q read", "k read", "v read", "mlp in"))
+        slopes, W = [], self.weights
         for number, layer in enumerate(W.layers):
-            for site, (matrix, _) in (("q", layer.Q), ("k", layer.K), ("v", layer.V)):
-                slope = found[site][number]
-                if back is not None and site != "v":
-                    slope = rotate(slope, back, slice(slope.shape[2]))
-                heads = matrix.unflatten(1, (-1, W.d_head))
-                slope = einsum(
-                    slope, heads, "batch head pos d_head, d_model head d_head -> batch pos head d_model"
-                )
-                slopes.append(W.norm_slope(self.resid_pre[number], slope))
-            slopes.append(W.norm_slope(self.resid_mid[number], found["mlp_in"][number][:, :, None]))
+            streams = self.resid_pre[number], self.resid_pre[number] if W.parallel else self.resid_mid[number]
+            heads = [(found[f"{site} read"][number], getattr(layer, site.upper())[0]) for site in "qkv"]
+            slopes += reader_slopes(layer, streams, heads, found["mlp in"][number])
         return [*slopes, found["end"][0][:, :, None]]
 
     # How it is done
@@ -237,15 +244,16 @@ class Fast:
             late = first + read if layer == len(self.weights.layers) - 1 else first
             live = live or copy.edits("resid_pre", layer)
             stream = copy.edit("resid_pre", layer, stream)
+            entry, entered = stream[:, late - first :], live
             if live or copy.edits("attention", layer):
-                stream = stream[:, late - first :] + copy.attention(layer, stream, first, late, live)
-                live = True
+                stream, live = entry + copy.attention(layer, stream, first, late, live), True
             else:
                 stream = copy.kept(self.resid_mid[layer][:, late:])
             if note:
                 note("resid_mid", layer, stream)
+            reads, changed = (entry, entered) if self.weights.parallel else (stream, live)
             if live or copy.edits("mlp_out", layer):
-                stream, live = stream + copy.mlp(layer, stream, live), True
+                stream, live = stream + copy.mlp(layer, reads, changed), True
             else:
                 stream = copy.kept(self.resid_pre[layer + 1][:, late:])
         return stream
@@ -255,17 +263,19 @@ class Fast:
 
         "end": for the last stream.
         """
+        self.check_fresh()
         kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
 
         def note(site: str, layer: int, value: Tensor) -> None:
             if site in kept:
                 kept[site].append(value)
 
-        with torch.enable_grad():
-            begin = self.resid_pre[0].detach().requires_grad_()
+        with gradients():
+            begin = self.before.get(0, self.resid_pre[0]).detach().clone().requires_grad_()
             kept["end"].append(self._run_on(0, 0, stream=begin, note=note))
-            total = self._metric(metric, kept["end"][0][None], 0).sum()
-        found = iter(torch.autograd.grad(total, [tensor for each in kept.values() for tensor in each]))
+            total = self._metric(self.fitted(metric), kept["end"][0][None], 0).sum()
+            wanted = [tensor for each in kept.values() for tensor in each]
+            found = iter(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
         return {site: [next(found) for _ in tensors] for site, tensors in kept.items()}
 
     # Reading the metric
@@ -292,13 +302,13 @@ class Fast:
         Only the logits of the tokens it reads are computed.
         """
         W = self.weights
-        if metric.tokens is None:
-            return torch.stack([metric.of(W.unembed(each)) for each in x])
+        if metric.tokens is None or metric.beside is not None:
+            return torch.stack([metric.measured(W.unembed(each)) for each in x])
         ids = metric.ids(len(self.tokens), x.device)
         logits = einsum(
-            W.norm(x), W.W_U[:, ids], "copy batch d_model, d_model batch token -> copy batch token"
+            W.last(x), W.W_U[:, ids], "copy batch d_model, d_model batch token -> copy batch token"
         )
-        return metric.of((logits + W.b_U[ids]).flatten(0, 1)).view(len(x), -1)
+        return metric.of(W.capped(logits + W.b_U[ids]).flatten(0, 1)).view(len(x), -1)
 
     def _ends(self, metric: Metric, first: int) -> Int[Tensor, "batch"] | None:
         """The position a metric reads in each prompt; None: it may read any, or one before `first`."""
@@ -331,7 +341,7 @@ class Fast:
         rows, W = torch.arange(len(places), device=places.device)[:, None], self.weights
         puts = {(put.site, put.layer): put for put in edits}
         sends = [_sends(puts.get(("z", layer)), rows, places, W.heads) for layer in range(max(wanted))]
-        copies = max(put.copies for put in edits)
+        copies = copies_of(edits)
         begins = torch.full((copies,), max(wanted))
         for layer in reversed(range(max(wanted))):
             begins[sends[layer].flatten(1).any(1).cpu().expand(copies)] = layer
@@ -344,25 +354,38 @@ class Fast:
             if layer == max(wanted):
                 return found
             begun = int((begins <= layer).sum())
-            new = self.resid_mid[layer][rows, places].expand(begun - len(streams), -1, -1, -1)
-            streams = torch.cat([streams + self.at("attn_out", layer)[rows, places], new])
+            new = self.resid_pre[layer][rows, places].expand(begun - len(streams), -1, -1, -1)
+            streams = torch.cat([streams, new])
             mine = sends[layer].expand(copies, -1, -1, -1)[order[:begun]]
-            if mine.any():
-                streams = streams + self._sent(layer, puts["z", layer], mine, rows, places)
-            streams = streams + self._mlps(layer, streams, ("mlp_out", layer) in puts, rows, places)
+            middle = streams + self._sent(layer, puts.get(("z", layer)), mine, rows, places)
+            reads = streams if W.parallel else middle
+            streams = middle + self._mlps(layer, reads, ("mlp_out", layer) in puts, rows, places)
         raise AssertionError("the last wanted layer ends the loop")
 
     def _sent(
-        self, layer: int, put: Put, sends: Bool[Tensor, "copy batch place head"], rows: Tensor, places: Tensor
+        self,
+        layer: int,
+        put: Put | None,
+        sends: Bool[Tensor, "copy batch place head"],
+        rows: Tensor,
+        places: Tensor,
     ) -> Float[Tensor, "copy batch place d_model"]:
-        """What the heads that are put add to what is held, in each copy."""
-        W_O = self.weights.layers[layer].out[0].unflatten(0, (self.weights.heads, -1))
-        change = (torch.as_tensor(put.value)[0] - self.z[layer])[rows, places]
+        """What attention writes in each copy: what is held, and what the heads that are put change in it."""
+        W = self.weights.layers[layer]
+        held = self.at("attn_out", layer)[rows, places]
+        if put is None or put.value is None or not sends.any():
+            return held.expand(len(sends), -1, -1, -1)
+        value = torch.as_tensor(put.value)[0].expand_as(self.z[layer])[rows, places]
+        z = self.z[layer][rows, places]
+        if W.after_attention is not None:  # the norm mixes what the heads write
+            z = torch.where(sends[..., None], value, z).flatten(0, 1)
+            return self.weights.attention_out(W, z).unflatten(0, (len(sends), -1))
+        W_O = W.out[0].unflatten(0, (self.weights.heads, -1))
         change = einsum(
-            change, W_O, "batch place head d_head, head d_head d_model -> batch place head d_model"
+            value - z, W_O, "batch place head d_head, head d_head d_model -> batch place head d_model"
         )
         mixed = "copy batch place head, batch place head d_model -> copy batch place d_model"
-        return einsum(sends.to(change), change, mixed)
+        return held + einsum(sends.to(change), change, mixed)
 
     def _mlps(
         self,
@@ -376,7 +399,7 @@ class Fast:
         if held or not len(streams):
             return self.at("mlp_out", layer)[rows, places].expand_as(streams)
         W, some = self.weights, streams.flatten(0, 1).split(max(1, ROWS // places.shape[1]))
-        return torch.cat([W.mlp(W.layers[layer], W.norm(part)) for part in some]).view_as(streams)
+        return torch.cat([W.mlp(W.layers[layer], W.mlp_in(layer, part)) for part in some]).view_as(streams)
 
     def _held_metric(self, metric: Metric, edits: Sequence[Put]) -> Float[Tensor, "copy batch"]:
         ends, last = self._ends(metric, 0), len(self.weights.layers)
@@ -394,8 +417,7 @@ class Fast:
     ) -> Float[Tensor, "copy batch place head d_head"]:
         """The queries, keys or values read from streams at some places."""
         W = self.weights
-        turned = None if site == "v" else places.repeat(len(streams), 1)[:, None]
-        found = W.heads_of(W.norm(streams).flatten(0, 1), getattr(W.layers[layer], site.upper()), turned)
+        found = W.heads_of(W.reads(layer, streams).flatten(0, 1), getattr(W.layers[layer], site.upper()))
         return found.transpose(1, 2).unflatten(0, (len(streams), -1))
 
     # Memory
@@ -443,10 +465,7 @@ class _Copies:
         self.run, self.copies, self.past, self.note, self.dtype = run, copies, past, note, dtype
         self.many, self.W = copies.stop - copies.start, run.weights
         self.mine, self.puts = edits, [*run.edits, *edits]
-        check_edits(self.puts, run.weights.kv_heads)
-        for put in edits:
-            one_of("site", put.site, ("resid_pre", *ATTENTION, "mlp_out"))
-            check_layer(run.model, put.layer)  # the end of the stream is not among them
+        check_edits(run.model, self.puts)
 
     def kept(self, values: Float[Tensor, "batch ..."]) -> Float[Tensor, "row ..."]:
         """What the run itself has, for each copy."""
@@ -463,6 +482,8 @@ class _Copies:
         Queries, keys and values have their heads before their positions.
         """
         swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
+        if self.note:
+            self.note(f"{site} read", layer, x)
         for put in self.puts:
             if (put.site, put.layer) != (site, layer):
                 continue
@@ -483,25 +504,42 @@ class _Copies:
 
         Not live: the stream is the run's own on entering.
         """
-        W, M, run = self.W, self._matrices(layer), self.run
-        if live:
-            x, count = W.norm(stream), first + stream.shape[1]
-            q = W.heads_of(x[:, late - first :], M.Q, slice(late, count))
-            k = self._after("keys", layer, W.heads_of(x, M.K, slice(first, count)), first)
-            v = self._after("values", layer, W.heads_of(x, M.V), first)
-        else:
-            q = self.kept(run.queries[layer][:, :, late:])
-            k, v = self.kept(run.keys[layer]), self.kept(run.values[layer])
-        q, k, v = self.edit("q", layer, q), self.edit("k", layer, k), self.edit("v", layer, v)
+        W, M, way, run = self.W, self._matrices(layer), self.W.attends[layer], self.run
+        x = W.reads(layer, stream) if live else None
+        q = self._heads("q", layer, x, late, first)
+        k = self._heads("k", layer, x, first, first)
+        v = self._heads("v", layer, x, first, first)
         if any(put.layer == layer and put.site == "pattern" for put in self.puts):
-            pattern = self.edit("pattern", layer, W.pattern(q, k))
+            pattern = self.edit("pattern", layer, way.pattern(q, k))
             v = v.repeat_interleave(W.heads // v.shape[1], dim=1)
             z = einsum(pattern, v, "row query head pos, row head pos d_head -> row query head d_head")
         elif live or any(self.edits(site, layer) for site in "qkv"):
-            z = W.attend(q, k, v)
+            z = way.attend(q, k, v)
         else:
             z = self.kept(run.z[layer][:, late:])
-        return self.edit("attn_out", layer, project(self.edit("z", layer, z).flatten(2), M.out))
+        return self.edit("attn_out", layer, W.attention_out(M, self.edit("z", layer, z)))
+
+    def _heads(
+        self, site: str, layer: int, x: Float[Tensor, "row later d_model"] | None, begin: int, first: int
+    ) -> Float[Tensor, "row head pos d_head"]:
+        """Queries from position `begin` on, or all keys or values, as they are used.
+
+        x: what attention reads at positions `first` and later; None: what it reads in the run itself
+        """
+        used = {"q": "queries", "k": "keys", "v": "v"}[site]
+        if x is None and not self.edits(site, layer):
+            return self.kept(getattr(self.run, used)[layer][:, :, begin if site == "q" else 0 :])
+        if x is None:
+            made = self.kept(getattr(self.run, site)[layer][:, :, begin:])
+        else:
+            made = self.W.heads_of(x[:, begin - first :], getattr(self._matrices(layer), site.upper()))
+        made, way = self.edit(site, layer, made), self.W.attends[layer]
+        if site != "v" and not way.plain:
+            groups = self.W.heads if site == "q" else self.W.kv_heads
+            made = way.finished(site, made, slice(begin, begin + made.shape[2]), groups)
+        if self.note and used != site:
+            self.note(used, layer, made)
+        return made if site == "q" else self._after(used, layer, made, first)
 
     def mlp(
         self, layer: int, stream: Float[Tensor, "row later d_model"], live: bool
@@ -510,9 +548,9 @@ class _Copies:
         if not live:
             kept = self.run.at("mlp_out", layer)
             return self.edit("mlp_out", layer, self.kept(kept[:, kept.shape[1] - stream.shape[1] :]))
-        x = self.W.norm(stream)
+        x = self.W.mlp_in(layer, stream)
         if self.note:
-            self.note("mlp_in", layer, x)
+            self.note("mlp in", layer, x)
         return self.edit("mlp_out", layer, self.W.mlp(self._matrices(layer), x))
 
     def _after(
@@ -521,7 +559,8 @@ class _Copies:
         """The run's keys or values before `first`, then each copy's own."""
         if not first:
             return new
-        past = getattr(self.past, name)[layer][:, :, :first].expand(self.many, -1, -1, -1, -1)
+        past = getattr(self.past, name)[layer][:, :, :first]
+        past = _shared(past, new).expand(self.many, -1, -1, -1, -1)
         return torch.cat([past, new.unflatten(0, (self.many, -1))], 3).flatten(0, 1)
 
     def _matrices(self, layer: int) -> Layer:
@@ -531,6 +570,13 @@ class _Copies:
         if (layer, self.dtype) not in cast:
             cast[layer, self.dtype] = self.W.layers[layer].to(self.dtype)
         return cast[layer, self.dtype]
+
+
+def _shared(
+    old: Float[Tensor, "batch head pos d_head"], new: Float[Tensor, "row its_head its_pos d_head"]
+) -> Float[Tensor, "batch its_head pos d_head"]:
+    """Keys or values for as many heads as the new ones have: for query heads, where those are told apart."""
+    return old.repeat_interleave(new.shape[1] // old.shape[1], dim=1)
 
 
 def _begin(edits: Sequence[Put], count: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ leaves the model as it found it.
 """
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,10 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.arguments import check_head
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Hook = tuple[str, Callable]
+KINDS = ("position", "head")
 
 
 class HookError(RuntimeError):
@@ -33,31 +37,31 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Generator[li
         logits = model(tokens)
 
     Raises `HookError` for an unknown name (with the nearest ones), for a function that changes its input in
-    place, and on leaving for a hook that never fired.
+    place, for one whose result this model does not use, and on leaving for a hook that never fired.
     """
+    for name, _ in hooks:
+        check_name(model, name)
+    ignored = {name for name, _ in hooks if is_ignored(model, name)}
     fired = [0] * len(hooks)
 
     def counted(place: int, name: str, function: Callable) -> Callable:
         def run(activation: Tensor, hook):
             fired[place] += 1
-            before = None if activation.is_inference() else activation._version
-            result = function(activation, hook=hook)
-            if before is not None and activation._version != before:
-                raise HookError(
-                    f"The function on {name} writes into the activation it was given. Make a copy first "
-                    "(`activation = activation.clone()`), change the copy and return it."
-                )
+            result = _unspoilt(name, function, activation, hook)
             if result is not None and result.shape != activation.shape:
                 raise HookError(
                     f"The function on {name} returned shape {tuple(result.shape)}; the activation is "
                     f"{tuple(activation.shape)}."
                 )
+            if name in ignored and result is not None and result is not activation:
+                raise HookError(
+                    f"{name} can be read in this model and not written: it computes on with what it had "
+                    "before, whatever a hook returns. Write where the result is used, such as hook_z."
+                )
             return result
 
         return run
 
-    for name, _ in hooks:
-        check_name(model, name)
     with model.hooks(
         fwd_hooks=[(name, counted(place, name, function)) for place, (name, function) in enumerate(hooks)]
     ):
@@ -69,6 +73,71 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Generator[li
             "this model never computes it (no position embedding where positions are rotary); or the hook is "
             "off by default (hook_result, hook_q_input, hook_mlp_in need a `model.set_use_...` call first)."
         )
+
+
+def _unspoilt(name: str, function: Callable, activation: Tensor, hook) -> Tensor | None:
+    """What a hook function returns; a `HookError` where it writes into what it was given."""
+    counted = not activation.is_inference()  # in inference mode nobody counts how often a tensor was written
+    before = activation._version if counted else activation.clone()
+    result = function(activation, hook=hook)
+    if counted:
+        written = activation._version != before
+    else:
+        written = not torch.equal(activation.nan_to_num(), before.nan_to_num())
+    if written:
+        raise HookError(
+            f"The function on {name} writes into the activation it was given. Make a copy first "
+            "(`activation = activation.clone()`), change the copy and return it."
+        )
+    return result
+
+
+def is_ignored(model: "TransformerBridge", name: str) -> bool:
+    """Whether the model computes on as before when a hook function returns something else.
+
+    Found by trying, once per model for every kind of hook: a few tokens are run with another value there, and
+    the logits are looked at. A hook that never fires is not called ignored.
+    """
+    known = model.__dict__.setdefault("_mechlab_ignored", {})
+    parts = name.split(".")
+    kind = ".".join(parts[2:]) if parts[0] == "blocks" else name
+    if kind not in known:
+        known[kind] = _tried(model, name)
+    return known[kind]
+
+
+@torch.no_grad()
+def _tried(model: "TransformerBridge", name: str) -> bool:
+    """Run the model with another value at a hook: does nothing come of it?"""
+    changed: list[bool] = []
+
+    def other(x: Tensor, hook) -> Tensor | None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return None
+        changed.append(True)
+        finite = torch.isfinite(x) & (x > torch.finfo(x.dtype).min / 2)  # masked scores stay as they are
+        return torch.where(finite, x * 1.5 + 0.25 + 0.5 * x.flip(-1).nan_to_num(0, 0, 0).clamp(-9, 9), x)
+
+    tokens = torch.arange(1, 7, device=model.cfg.device)[None] % model.cfg.d_vocab
+    with _without_hooks(model):
+        intact = model(tokens)
+        with model.hooks(fwd_hooks=[(name, other)]):
+            found = model(tokens)
+    return bool(changed) and torch.equal(intact, found)
+
+
+@contextmanager
+def _without_hooks(model: "TransformerBridge") -> Generator[None]:
+    """The model with all hooks that are on it now put aside."""
+    points = {id(point): point for point in model.hook_dict.values()}.values()
+    kept = [(point, point._forward_hooks) for point in points if len(point._forward_hooks)]
+    for point, _ in kept:
+        point._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for point, hooks in kept:
+            point._forward_hooks = hooks
 
 
 def check_name(model: "TransformerBridge", name: str) -> None:
@@ -115,9 +184,11 @@ def replace_with(
 ) -> list[Hook]:
     """Write `value` over an activation: everywhere, or at some positions, or for one head.
 
-    `value` is the whole activation of another run, such as `cache[name]`. `head` indexes the third axis:
-    query heads on hook_q and hook_z, key/value heads on hook_k and hook_v.
+    `value` is the whole activation of another run, such as `cache[name]`. `head` counts query heads on
+    hook_q, hook_z and patterns, key/value heads on hook_k and hook_v; `positions` are those of the query on
+    patterns. Raises `HookError` for a head or a position that is not there.
     """
+    axes = (2, 1) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1, 2)  # positions, heads
 
     def write(activation: Tensor, hook) -> Tensor:
         if activation.shape != value.shape:
@@ -126,29 +197,31 @@ def replace_with(
                 "runs need the "
                 "same number of prompts and tokens."
             )
-        where = torch.zeros_like(activation, dtype=torch.bool)
-        rows = slice(None) if positions is None else list(positions)
-        if head is None:
-            where[:, rows] = True
-        else:
-            if activation.ndim < 4 or head >= activation.shape[2]:
-                count = activation.shape[2] if activation.ndim > 3 else 0
-                raise HookError(f"{name} has no head {head}: it has {count} heads, numbered from 0.")
-            where[:, rows, head] = True
+        where = torch.ones_like(activation, dtype=torch.bool)
+        for axis, asked, what in zip(axes, (positions, None if head is None else [head]), KINDS, strict=True):
+            if asked is not None:
+                where &= _only(activation, axis, asked, what, name)
         return torch.where(where, value.to(activation), activation)
 
     return [(name, write)]
+
+
+def _only(x: Tensor, axis: int, asked: Sequence[int], what: str, name: str) -> Tensor:
+    """A mask of x that is true at some places of an axis."""
+    count = x.shape[axis] if what == "position" or x.ndim > 3 else 0
+    low = -count if what == "position" else 0
+    wrong = [place for place in asked if not low <= place < count]
+    if wrong:
+        raise HookError(f"{name} has no {what} {wrong[0]}: it has {count} {what}s, numbered from 0.")
+    mask = torch.zeros(x.shape[axis], dtype=torch.bool, device=x.device)
+    mask[list(asked)] = True
+    return mask.reshape([-1 if n == axis else 1 for n in range(x.ndim)])
 
 
 def replace_head(
     model: "TransformerBridge", head: tuple[int, int], cache, *, positions: Sequence[int] | None = None
 ) -> list[Hook]:
     """Give one attention head (layer, head) the output it had in another run, before W_O (`hook_z`)."""
-    layer, index = head
-    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
-        raise HookError(
-            f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, heads from 0 "
-            f"to {model.cfg.n_heads - 1}."
-        )
+    layer, index = check_head(model, head)
     name = f"blocks.{layer}.attn.hook_z"
     return replace_with(name, cache[name], positions=positions, head=index)

@@ -1,30 +1,35 @@
 """The weights of a model and what it computes with them: norms, rotated heads, attention, MLPs.
 
-Matrices are [in, out], heads side by side, in the model's own memory. For models of the GPT-2 and Llama kind;
-the fast engine compares with the model's own logits before it believes them.
+Matrices are [in, out], heads side by side, in the model's own memory. What families do differently (which
+norms stand where, how queries and keys are turned, who sees whom) is read off the model or found out by
+trying; the fast engine compares with the model's own logits before it believes the result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import key_value_heads
-from mechlab.runs.rotary import Turn, rotate, turn_of
+from mechlab.runs.attending import Attending, ways_of_attending
+from mechlab.runs.norms import Norm
+from mechlab.runs.run import NotResumable
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu squared": lambda x: F.relu(x) ** 2,
 }
 
 # [in, out] and a bias for each output, or none.
@@ -36,6 +41,8 @@ class Layer:
     """The matrices of one layer, [in, out], heads side by side: the model's own memory, not a copy.
 
     A matrix comes with its bias, or None. `gate` is None where the MLP has none.
+    before_attention, before_mlp: the norms through which the two read the stream; None: they read it as it is
+    after_attention, after_mlp:   the norms of what they write to it; None: it is added as it is
     """
 
     Q: Affine
@@ -45,14 +52,25 @@ class Layer:
     gate: Affine | None
     up: Affine
     down: Affine
+    before_attention: Norm | None
+    before_mlp: Norm | None
+    after_attention: Norm | None
+    after_mlp: Norm | None
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        def cast(part: Affine) -> Affine:
-            W, b = part
-            return W.to(dtype), None if b is None else b.to(dtype)
+        """The same with matrices of another precision."""
 
-        parts = {name: part and cast(part) for name, part in vars(self).items()}
+        def cast(part: Affine | None) -> Affine | None:
+            return part and (part[0].to(dtype), None if part[1] is None else part[1].to(dtype))
+
+        names = ("Q", "K", "V", "out", "gate", "up", "down")
+        parts: dict[str, Any] = {name: cast(getattr(self, name)) for name in names}
         return replace(self, **parts)
+
+
+def through(norm: Norm | None, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+    """x through a norm, where there is one."""
+    return x if norm is None else norm(x)
 
 
 def project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "copy pos out"]:
@@ -63,19 +81,37 @@ def project(x: Float[Tensor, "copy pos in"], matrix: Affine) -> Float[Tensor, "c
     return found.to(x.dtype).view(*x.shape[:2], -1)
 
 
-def layer_matrices(model: "TransformerBridge", index: int) -> Layer:
-    """The matrices of one layer."""
-    attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
+def is_parallel(model: "TransformerBridge", layer: int = 0) -> bool:
+    """Whether attention and MLP of a layer read the same stream, so that none stands between them."""
+    return f"blocks.{layer}.hook_resid_mid" not in model.hook_dict
 
-    def affine(owner, name: str, bias: str) -> Affine:
-        W, b = getattr(owner, f"W_{name}").detach(), getattr(owner, f"b_{bias}", None)
+
+def norms_of(model: "TransformerBridge", layer: int) -> dict[str, Norm | None]:
+    """The norms of a layer, by the names of `Layer`."""
+    block = model.blocks[layer]
+    first, second, *after = (
+        Norm.of(getattr(block, name, None), model) for name in ("ln1", "ln2", "ln1_post", "ln2_post")
+    )
+    second = first if second is None and is_parallel(model, layer) else second
+    names = ("before_attention", "before_mlp", "after_attention", "after_mlp")
+    return dict(zip(names, (first, second, *after), strict=True))
+
+
+def layer_matrices(model: "TransformerBridge", index: int) -> Layer:
+    """The matrices and norms of one layer; `NotResumable` for an MLP that has no such matrices."""
+    attn, mlp = model.blocks[index].attn, model.blocks[index].mlp
+    if getattr(mlp, "W_out", None) is None or getattr(attn, "W_O", None) is None:
+        raise NotResumable(f"This model has parts of a kind of their own ({type(mlp).__name__}).")
+
+    def affine(owner: Any, name: str) -> Affine:
+        W, b = getattr(owner, f"W_{name}").detach(), getattr(owner, f"b_{name}", None)
         if W.ndim == 3:  # heads first
             W = W.flatten(0, 1) if name == "O" else W.transpose(0, 1).flatten(1)
         return W, None if b is None else b.detach().flatten()
 
-    heads = [affine(attn, name, name) for name in "QKVO"]
-    gate = affine(mlp, "gate", "gate") if model.cfg.gated_mlp else None
-    return Layer(*heads, gate, affine(mlp, "in", "in"), affine(mlp, "out", "out"))
+    heads = [affine(attn, name) for name in "QKVO"]
+    gate = affine(mlp, "gate") if getattr(mlp, "W_gate", None) is not None else None
+    return Layer(*heads, gate, affine(mlp, "in"), affine(mlp, "out"), **norms_of(model, index))
 
 
 @dataclass(frozen=True)
@@ -83,109 +119,131 @@ class Weights:
     """All that a forward pass multiplies with, and how it is done.
 
     heads, kv_heads, d_head: of queries, of keys and values, and the size of one
-    act, centred, eps: the MLP's activation; whether norms subtract the mean; what they add to the mean square
-    turn: of rotary positions, or None
+    act:      the MLP's activation;  parallel: whether the MLP reads what attention reads
+    attends:  how the heads of each layer look back
+    last:     the norm before the unembedding; cap: logits x become cap · tanh(x / cap), or None
     """
 
     layers: list[Layer]
+    attends: list[Attending]
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, "d_vocab"]
     heads: int
     kv_heads: int
     d_head: int
     act: Callable[[Tensor], Tensor]
-    centred: bool
-    eps: float
-    turn: Turn | None
+    parallel: bool
+    last: Norm
+    cap: float | None
 
     @classmethod
-    def of(cls, model: "TransformerBridge", positions: int) -> "Weights":
-        """Those of a model, for prompts of at most so many positions."""
+    def of(cls, model: "TransformerBridge", tokens: Int[Tensor, "1 pos"]) -> "Weights":
+        """Those of a model, for prompts of at most as many positions as this one, which is tried.
+
+        Raises `NotResumable` for a model that computes something else.
+        """
         cfg = model.cfg
+        try:
+            layers = [layer_matrices(model, layer) for layer in range(cfg.n_layers)]
+            last = Norm.of(model.ln_final, model)
+        except (ValueError, AttributeError, RuntimeError) as reason:
+            raise NotResumable(f"The fast engine does not know this model: {reason}") from None
+        tried = (
+            "attn.hook_q",
+            "attn.hook_k",
+            "attn.hook_pattern",
+            "hook_pre",
+            "hook_post",
+            "hook_pre_linear",
+        )
+        with torch.no_grad():
+            _, seen = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(tried))
         return cls(
-            [layer_matrices(model, layer) for layer in range(cfg.n_layers)],
+            layers,
+            ways_of_attending(model, seen, tokens.shape[1]),
             model.W_U,
             model.b_U,
             cfg.n_heads,
             key_value_heads(model),
             cfg.d_head,
-            ACTIVATIONS[cfg.act_fn],
-            str(cfg.normalization_type).startswith("LN"),
-            cfg.eps,
-            turn_of(model, positions),
+            _activation(seen, layers[0].gate is not None),
+            is_parallel(model),
+            last or Norm(False, cfg.eps),
+            getattr(model.original_model.config, "final_logit_softcapping", None),
         )
-
-    def norm(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """The stream as a layer reads it: divided by its root mean square.
-
-        Its mean is taken off where the model does so.
-        """
-        x = self._centre(x)
-        return x * self._scale(x)
-
-    def _centre(self, x: Tensor) -> Tensor:
-        return x - x.mean(-1, keepdim=True) if self.centred else x
-
-    def _scale(self, x: Tensor) -> Tensor:
-        """What a norm multiplies a stream by that is centred already."""
-        return (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-
-    def norm_slope(
-        self, x: Float[Tensor, "row pos d_model"], slope: Float[Tensor, "row pos reader d_model"]
-    ) -> Float[Tensor, "row pos reader d_model"]:
-        """The gradient for the stream x, from gradients for what the norm makes of it."""
-        x = self._centre(x)
-        scale = self._scale(x)
-        y, scale = (x * scale)[:, :, None], scale[:, :, None]
-        return self._centre(scale * (slope - y * (slope * y).mean(-1, keepdim=True)))
 
     def heads_of(
-        self, x: Float[Tensor, "row pos d_model"], matrix: Affine, places: slice | Tensor | None = None
+        self, x: Float[Tensor, "row pos d_model"], matrix: Affine
     ) -> Float[Tensor, "row head pos d_head"]:
-        """One vector for each head; queries and keys turned by their positions, which `places` says."""
-        found = project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        return found if places is None or self.turn is None else rotate(found, self.turn, places)
+        """One vector for each head."""
+        return project(x, matrix).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
-    def attend(
-        self,
-        q: Float[Tensor, "row head query d_head"],
-        k: Float[Tensor, "row kv_head pos d_head"],
-        v: Float[Tensor, "row its_head pos d_head"],
-    ) -> Float[Tensor, "row query head d_head"]:
-        """What the heads hand to W_O.
+    def reads(self, layer: int, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """The stream as the attention of a layer reads it."""
+        return through(self.layers[layer].before_attention, x)
 
-        The queries are the last ones; each looks at its own position and earlier ones.
-        """
-        count, first = q.shape[2], k.shape[2] - q.shape[2]
-        seen = torch.ones(count, first + count, dtype=torch.bool, device=q.device).tril(first)
-        if k.shape[1] != v.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if count == 1 else seen, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return z.transpose(1, 2)
+    def attention_out(
+        self, W: Layer, z: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What attention writes, from what its heads hand on."""
+        return through(W.after_attention, project(z.flatten(2), W.out))
 
-    def pattern(
-        self, q: Float[Tensor, "row head query d_head"], k: Float[Tensor, "row kv_head pos d_head"]
-    ) -> Float[Tensor, "row query head pos"]:
-        """The attention of each head: softmax of scaled products of queries and keys.
-
-        The queries are the last ones, with the keys up to their own.
-        """
-        k = k.repeat_interleave(self.heads // k.shape[1], dim=1)
-        fit = (q @ k.transpose(2, 3)) / self.d_head**0.5
-        future = torch.ones_like(fit, dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
-        return fit.masked_fill(future, float("-inf")).softmax(-1).transpose(1, 2)
+    def mlp_in(self, layer: int, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """The stream as the MLP of a layer reads it."""
+        return through(self.layers[layer].before_mlp, x)
 
     def mlp(self, W: Layer, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """What the MLP writes, from a stream after its norm."""
+        """What the MLP writes, from the stream as it reads it."""
         if W.gate is None:
-            return project(self.act(project(x, W.up)), W.down)
-        return project(self.act(project(x, W.gate)) * project(x, W.up), W.down)
+            found = self.act(project(x, W.up))
+        else:
+            found = self.act(project(x, W.gate)) * project(x, W.up)
+        return through(W.after_mlp, project(found, W.down))
 
     def unembed(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_vocab"]:
         """Logits of a last stream."""
-        return self.norm(stream) @ self.W_U + self.b_U
+        return self.capped(self.last(stream) @ self.W_U + self.b_U)
+
+    def capped(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Logits as the model gives them: in some, no further than a limit."""
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def reader_slopes(
+    layer: Layer,
+    streams: tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]],
+    heads: Sequence[tuple[Float[Tensor, "batch _ pos d_head"], Float[Tensor, "d_model _"]]],
+    mlp: Float[Tensor, "batch pos d_model"],
+) -> list[Float[Tensor, "batch pos _ d_model"]]:
+    """The gradient of each reader of a layer for the stream: queries, keys, values by head, and the MLP.
+
+    streams: what attention and what the MLP read, before their norms
+    heads:   the gradients for queries, keys and values, and the matrices that make them
+    mlp:     the gradient for what the MLP reads, after its norm
+    """
+    slopes, back = [], "batch head pos d_head, d_model head d_head -> batch pos head d_model"
+    for slope, matrix in heads:
+        slope = einsum(slope, matrix.unflatten(1, (-1, slope.shape[-1])), back)
+        slopes.append(slope_before(layer.before_attention, streams[0], slope))
+    return [*slopes, slope_before(layer.before_mlp, streams[1], mlp[:, :, None])]
+
+
+def slope_before(
+    norm: Norm | None, x: Float[Tensor, "batch pos d_model"], slope: Float[Tensor, "batch pos reader d_model"]
+) -> Float[Tensor, "batch pos reader d_model"]:
+    """The gradient for a stream x, from gradients for what the norm makes of it; None: no norm."""
+    return slope if norm is None else norm.slope(x[:, :, None], slope)
+
+
+def _activation(seen: Any, gated: bool) -> Callable[[Tensor], Tensor]:
+    """The activation that makes of the neurons before it what they are after it."""
+    before, after = seen["blocks.0.mlp.hook_pre"], seen["blocks.0.mlp.hook_post"]
+    for act in ACTIVATIONS.values():
+        made = act(before)
+        made = made * seen["blocks.0.mlp.hook_pre_linear"] if gated else made
+        if torch.allclose(made, after, atol=1e-4, rtol=1e-4):
+            return act
+    raise NotResumable("The fast engine does not know the activation of this model's MLPs.")
 
 
 def held_norm_slope(
@@ -195,6 +253,5 @@ def held_norm_slope(
 
     It is found from the gradient for what the norm makes of x.
     """
-    if str(model.cfg.normalization_type).startswith("LN"):
-        x, slope = (each - each.mean(-1, keepdim=True) for each in (x, slope))
-    return slope * (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()
+    norm = Norm.of(model.ln_final, model)
+    return slope if norm is None else norm.held_slope(x, slope)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechlab.prompts import PromptError
 from mechlab.results import position_labels
 from mechlab.runs.run import Run
+from mechlab.tokens import Batch, PromptError, tokenized
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,41 +30,95 @@ def first_difference(run: Run, other: Run) -> int:
     return int(differs.float().argmax()) if differs.any() else len(differs)
 
 
-def places_of(
-    model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], positions: Positions | None, apart: bool
-) -> dict[str, Where]:
-    """Which positions of each prompt are touched: one entry for each place, or one for all together."""
-    count = tokens.shape[1]
+def places_of(batch: Batch, positions: Positions | None, apart: bool) -> dict[str, Where]:
+    """Which positions of each prompt are touched: one entry for each place, or one for all together.
+
+    −1 is each prompt's own last token. Raises a `ValueError` for a position that is not there or named twice.
+    """
+    count, tokens = batch.tokens.shape[1], batch.tokens
+    given = isinstance(positions, Mapping)
     if not isinstance(positions, Mapping):
-        chosen = range(count) if positions is None else [int(p) for p in positions]
-        wrong = [p for p in chosen if not -count <= p < count]
-        if wrong:
-            raise ValueError(f"There is no position {wrong[0]}: the prompts have positions 0 to {count - 1}.")
-        labels = position_labels(model, tokens)
-        positions = {labels[p % count]: torch.full((len(tokens),), p) for p in chosen}
-    places = {}
-    for name, each in positions.items():
-        each = torch.as_tensor(each).expand(len(tokens))
-        if not ((each >= -count) & (each < count)).all():
-            raise ValueError(
-                f"{name!r} has positions {each.tolist()}: the prompts have positions 0 to {count - 1}."
-            )
-        places[name] = (torch.arange(count) == (each % count)[:, None]).to(tokens.device)
-    if not places:
+        labels = position_labels(batch.model, tokens)
+        if positions is None:
+            positions = {labels[p]: torch.full((len(tokens),), p) for p in range(count)}
+            found = {name: each.to(tokens.device) for name, each in positions.items()}
+            return _masks(found, count, apart)
+        asked = [int(p) for p in positions]
+        named = lambda p: labels[p % count] if p >= 0 or not batch.padded else f"position {p}"
+        _refuse_twice(asked, count, batch.padded)
+        positions = {named(p) if -count <= p < count else str(p): p for p in asked}
+    if not positions:
         raise ValueError("There is nothing to patch: `positions` is empty.")
+    what = (lambda name: f"The position of {name!r}") if given else (lambda name: "positions")
+    found = {name: batch.position(each, what(name)) for name, each in positions.items()}
+    return _masks(found, count, apart)
+
+
+def _masks(found: Mapping[str, Int[Tensor, "batch"]], count: int, apart: bool) -> dict[str, Where]:
+    places = {name: torch.arange(count, device=at.device) == at[:, None] for name, at in found.items()}
     return places if apart else {"all": torch.stack([*places.values()]).any(0)}
+
+
+def _refuse_twice(asked: Sequence[int], count: int, padded: bool) -> None:
+    """Refuse a list of positions that names one of them twice, also from both ends."""
+    places = [p if padded else p % count for p in asked]
+    twice = [p for n, p in enumerate(asked) if places[n] in places[:n]]
+    if twice:
+        raise ValueError(f"positions is {asked}: {twice[0]} is there twice (-1 is the last).")
 
 
 def subject_positions(model: "TransformerBridge", prompt: str, subject: str) -> list[int]:
     """The positions of the tokens that hold `subject` in `prompt`, where it occurs last.
 
-    Raises `PromptError`.
+    Occurrences inside a longer word do not count ("art" in "party"). A character that several tokens share
+    belongs to all of them. Raises `PromptError`.
     """
-    start = prompt.rfind(subject) if subject else -1
-    if start < 0:
+    starts = [n for n in range(len(prompt)) if subject and prompt.startswith(subject, n)]
+    if not starts:
         raise PromptError(f"The subject {subject!r} does not occur in the prompt {prompt!r}.")
-    tokens = model.to_tokens(prompt)[0].tolist()
-    ends = [len(model.to_string(tokens[: i + 1])) for i in range(len(tokens))]
-    offset = ends[-1] - len(prompt)  # the first token is the model's own
-    holds = lambda i: ends[i] - offset > start and ends[i - 1] - offset < start + len(subject)
-    return [i for i in range(1, len(ends)) if holds(i)]
+    whole = [n for n in starts if not _inside_a_word(prompt, n, n + len(subject))]
+    if not whole:
+        raise PromptError(
+            f"{subject!r} occurs in {prompt!r} only inside a longer word. Give the word as it stands there."
+        )
+    return word_positions(model, prompt, whole[-1], whole[-1] + len(subject))
+
+
+def word_positions(model: "TransformerBridge", text: str, start: int, end: int) -> list[int]:
+    """The positions of the tokens that hold any of the characters `start` to `end` (excluded) of a text.
+
+    By the offsets that the tokenizer itself gives, so that it holds for every script and for characters that
+    are split between tokens. Spaces around the word do not count. Raises `PromptError`.
+    """
+    word = text[start:end]
+    start, end = start + len(word) - len(word.lstrip()), end - len(word) + len(word.rstrip())
+    tokens = tokenized(model, text).tolist()
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise PromptError(
+            f"The tokenizer of this model ({type(tokenizer).__name__}) does not say which characters a token "
+            "holds, so the place of a word cannot be found. Give its positions as numbers."
+        )
+    said = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    ids, first = said["input_ids"], _begin(tokens, said["input_ids"])
+    if first is None:
+        raise PromptError(
+            f"The tokenizer of this model reads {text!r} in two ways, so no word has a place in it."
+        )
+    spans = said["offset_mapping"]
+    found = [first + n for n in range(len(ids)) if spans[n][0] < end and spans[n][1] > start]
+    if not found:
+        raise PromptError(f"No token of this model holds {word!r} in {text!r}.")
+    return found
+
+
+def _begin(tokens: list[int], ids: list[int]) -> int | None:
+    """Where the text's own tokens begin among all; None if they are not there."""
+    return next((n for n in range(len(tokens) - len(ids) + 1) if tokens[n : n + len(ids)] == ids), None)
+
+
+def _inside_a_word(text: str, start: int, end: int) -> bool:
+    """Whether letters of a script with spaces between words go on before or behind."""
+    spaced = lambda c: (c.isalpha() or c.isdigit()) and ord(c) < 0x590  # Latin, Greek, Cyrillic, Armenian
+    before = start > 0 and spaced(text[start - 1]) and spaced(text[start])
+    return before or (end < len(text) and spaced(text[end - 1]) and spaced(text[end]))

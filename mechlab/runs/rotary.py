@@ -5,7 +5,8 @@ theta^(−2i/n). The inner product of a turned query and a turned key depends on
 on nothing else about their positions.
 """
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +15,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# Cosines and sines of every position.
-Turn = tuple[Float[Tensor, "all_pos turned"], Float[Tensor, "all_pos turned"]]
+
+class Turn(NamedTuple):
+    """Cosines and sines of every position, and which numbers of a head are turned together.
+
+    neighbours: pairs (2i, 2i + 1), as in GPT-J, instead of (i, i + n/2)
+    """
+
+    cos: Float[Tensor, "all_pos turned"]
+    sin: Float[Tensor, "all_pos turned"]
+    neighbours: bool = False
 
 
 def rotate(
@@ -27,29 +36,45 @@ def rotate(
 
     In some models only the first `turned` numbers of a head are turned; the rest stays.
     """
-    cos, sin = (part[places] for part in turn)
+    cos, sin = turn.cos[places], turn.sin[places]
     x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([x * cos + torch.cat([-right, left], -1) * sin, rest], -1)
+    if turn.neighbours:
+        crossed = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    else:
+        left, right = x.chunk(2, dim=-1)
+        crossed = torch.cat([-right, left], -1)
+    return torch.cat([x * cos + crossed * sin, rest], -1)
 
 
 def turn_by(theta: float | int, positions: int, turned: int, device: torch.device | str = "cpu") -> Turn:
     """Cosines and sines for the first positions, from the base `theta` of the frequencies."""
     frequency = theta ** (-torch.arange(0, turned, 2, device=device) / turned)
     angle = torch.arange(positions, device=device)[:, None] * torch.cat([frequency, frequency])
-    return angle.cos(), angle.sin()
+    return Turn(angle.cos(), angle.sin())
 
 
-def turn_of(model: "TransformerBridge", positions: int) -> Turn | None:
-    """Cosines and sines of the first positions as the model itself has them.
+def turn_of(model: "TransformerBridge", positions: int, layer: int = 0) -> Turn | None:
+    """Cosines and sines of the first positions as a layer of the model itself has them.
 
-    None where positions are not rotary.
+    None where positions are not rotary. Layers differ in some models (Gemma 3: local and global ones).
     """
-    names = [f"rotary_emb.hook_{part}" for part in ("cos", "sin")]
-    if not all(name in model.hook_dict for name in names):
-        return None
-    tokens = torch.zeros(1, positions, dtype=torch.long, device=model.cfg.device)
+    rotary: Any = getattr(model, "rotary_emb", None)
+    if rotary is None:
+        return _of_attention(model, positions, layer)
+    rotary = getattr(rotary, "original_component", rotary)
+    places = torch.arange(positions, device=model.cfg.device)[None]
+    like = torch.zeros(1, 1, 1, device=model.cfg.device, dtype=model.W_E.dtype)
+    kinds = getattr(model.original_model.config, "layer_types", None)
+    several = "layer_type" in inspect.signature(rotary.forward).parameters
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=1)
-    cos, sin = (cache[name].reshape(-1, *cache[name].shape[-2:])[0] for name in names)
-    return cos, sin
+        cos, sin = rotary(like, places, **({"layer_type": kinds[layer]} if several and kinds else {}))
+    return Turn(*(each.reshape(-1, *each.shape[-2:])[0] for each in (cos, sin)))
+
+
+def _of_attention(model: "TransformerBridge", positions: int, layer: int) -> Turn | None:
+    """The sines and cosines that GPT-J's attention keeps: a row for each position, neighbours together."""
+    kept = getattr(model.blocks[layer].attn.original_component, "embed_positions", None)
+    if not isinstance(kept, Tensor):
+        return None
+    sin, cos = kept[:positions].to(model.W_E).repeat_interleave(2, dim=-1).chunk(2, dim=-1)
+    return Turn(cos, sin, neighbours=True)

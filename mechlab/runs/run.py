@@ -9,7 +9,8 @@ A new site needs a hook in `SITES` for the plain engine, and its place in `fast.
 that it does not know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -17,17 +18,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.metrics import Metric
+from mechlab.arguments import check_layer, key_value_heads, one_of
+from mechlab.metrics import Metric, fitted
+from mechlab.tokens import Batch
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 # What can be edited, and the hook that holds it. The axes are [batch pos ...] everywhere, [batch pos head
-# ...] where there are heads; queries, keys and values as the engine has them, before or after they are turned
-# by their positions.
+# ...] where there are heads.
 SITES = {
     "resid_pre": "hook_resid_pre",
-    "q": "attn.hook_q",
+    "q": "attn.hook_q",  # before their norm and before they are turned, as are keys
     "k": "attn.hook_k",  # key/value heads: several query heads may share one
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",  # the row of the query's position
@@ -89,9 +91,20 @@ class Put:
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
 
 
-def check_edits(edits: Sequence[Put], kv_heads: int) -> None:
-    """Refuse keys or values of single query heads together with other edits of the same attention."""
+def copies_of(edits: Sequence[Put]) -> int:
+    """For how many copies of a run some edits say something different."""
+    return max((put.copies for put in edits), default=1)
+
+
+def check_edits(model: "TransformerBridge", edits: Sequence[Put]) -> None:
+    """Refuse sites and layers that are not there.
+
+    Also keys or values of single query heads together with other edits of the same attention.
+    """
+    kv_heads = key_value_heads(model)
     for put in edits:
+        one_of("site", put.site, SITES)
+        check_layer(model, put.layer)  # the end of the stream is not among them
         mates = [other for other in edits if other.layer == put.layer and other.site in WITH_HEADS]
         if put.site in ("k", "v") and put.heads > kv_heads and len(mates) > 1:
             raise ValueError(
@@ -111,6 +124,7 @@ class Run(Protocol):
     """A run of `model` on `tokens`, kept so that changed copies of it can be asked for."""
 
     model: "TransformerBridge"
+    batch: Batch  # its prompts, and where each ends
     tokens: Int[Tensor, "batch pos"]
     edits: tuple[Put, ...]  # what was made for good in it
     elsewhere: bool  # whether it starts from another stream than the tokens' own embeddings
@@ -120,6 +134,10 @@ class Run(Protocol):
 
         "resid_pre" has one layer more, the end.
         """
+        ...
+
+    def check_fresh(self) -> None:
+        """Raise a `ValueError` where the model's weights were changed since the run was made."""
         ...
 
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
@@ -165,6 +183,39 @@ class Run(Protocol):
         In the order of layers: queries by head, keys, values (by key/value head), the MLP; last the logits.
         """
         ...
+
+
+class Kept:
+    """What both engines keep of a run: its prompts, and which weights it was made with."""
+
+    def __init__(self, batch: Batch):
+        self.batch, self.model, self.tokens = batch, batch.model, batch.tokens
+        self._weights = [*self.model.original_model.parameters()]
+        self._made_with = _state(self._weights)
+
+    def check_fresh(self) -> None:
+        if _state(self._weights) != self._made_with:
+            raise ValueError(
+                "The weights of the model were changed since this run was made, so it is the run of another "
+                "model now. Make it again: `ml.run_of(model, tokens)`."
+            )
+
+    def fitted(self, metric: Metric) -> Metric:
+        """The metric for the prompts of the run, which must not be stale."""
+        self.check_fresh()
+        return fitted(metric, self.batch)
+
+
+def _state(weights: Sequence[torch.nn.Parameter]) -> list[tuple[int, int]]:
+    """Where weights lie, and how often they were written to."""
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
+
+
+@contextmanager
+def gradients() -> Generator[None]:
+    """With gradients, whatever the caller has switched off: `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class NotResumable(ValueError):

@@ -1,0 +1,120 @@
+"""Norms: what a layer divides by before it reads the stream, and what it makes of a small change.
+
+LayerNorm takes the mean away, RMS norm does not; both may carry a weight and a bias. What a norm of a model
+does is found out by trying, since families store the same thing differently (Gemma keeps w and uses 1 + w).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Norm:
+    """x ↦ weight · (x − mean) / root of the mean square + bias, over the last axis.
+
+    centred: whether the mean is taken off; weight, bias: None where they change nothing
+    """
+
+    centred: bool
+    eps: float
+    weight: Float[Tensor, "width"] | None = None
+    bias: Float[Tensor, "width"] | None = None
+
+    def __call__(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        x = self._centre(x)
+        x = x * self._scale(x)
+        x = x if self.weight is None else x * self.weight
+        return x if self.bias is None else x + self.bias
+
+    def slope(
+        self, x: Float[Tensor, "*#any width"], slope: Float[Tensor, "*#any width"]
+    ) -> Float[Tensor, "*#any width"]:
+        """The gradient for x, from the gradient for what the norm makes of it."""
+        return self._through(x, slope if self.weight is None else slope * self.weight)
+
+    def moved(
+        self, x: Float[Tensor, "*#any width"], change: Float[Tensor, "*#any width"]
+    ) -> Float[Tensor, "*#any width"]:
+        """How the output changes to first order when x changes by a little."""
+        found = self._through(x, change)
+        return found if self.weight is None else found * self.weight
+
+    def held(
+        self, x: Float[Tensor, "*#any width"], change: Float[Tensor, "*#any width"]
+    ) -> Float[Tensor, "*#any width"]:
+        """How the output changes when x changes and the length it divides by is held."""
+        found = self._centre(change) * self._scale(self._centre(x))
+        return found if self.weight is None else found * self.weight
+
+    def held_slope(
+        self, x: Float[Tensor, "*#any width"], slope: Float[Tensor, "*#any width"]
+    ) -> Float[Tensor, "*#any width"]:
+        """The gradient for x where the length is held."""
+        slope = slope if self.weight is None else slope * self.weight
+        return self._centre(slope) * self._scale(self._centre(x))
+
+    def _through(self, x: Tensor, each: Tensor) -> Tensor:
+        """The norm's derivative without its weight: symmetric, so it serves both ways."""
+        x = self._centre(x)
+        scale = self._scale(x)
+        y = x * scale
+        return self._centre(scale * (each - y * (each * y).mean(-1, keepdim=True)))
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """What a stream that is centred already is multiplied by."""
+        return (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    @classmethod
+    def of(cls, module: Any, model: "TransformerBridge") -> "Norm | None":
+        """What a norm of a model does; None where there is no module.
+
+        Raises a `ValueError` for a module that does something else.
+        """
+        if module is None:
+            return None
+        inner = getattr(module, "original_component", module)
+        eps = next(
+            (getattr(inner, name) for name in ("variance_epsilon", "eps") if hasattr(inner, name)), None
+        )
+        width = inner.weight.shape[-1] if getattr(inner, "weight", None) is not None else model.cfg.d_model
+        chance = torch.Generator().manual_seed(0)
+        x = (torch.randn(2, 4, width, generator=chance) + 0.5).to(model.W_E)
+        with torch.no_grad():
+            there, back, shifted = inner(x), inner(-x), inner(x + 1)
+        centred = torch.allclose(there, shifted, atol=1e-2)
+        plain = cls(centred, float(model.cfg.eps if eps is None else eps))
+        weight, bias = _scaled_by(inner, there - back, 2 * plain(x)), (there + back)[0, 0] / 2
+        stored = getattr(inner, "bias", None)
+        bias = stored.detach() if stored is not None and torch.allclose(stored, bias, atol=1e-3) else bias
+        found = cls(
+            centred,
+            plain.eps,
+            None if (weight - 1).abs().max() < 1e-5 else weight,
+            None if bias.abs().max() < 1e-5 else bias,
+        )
+        if not torch.allclose(found(x), there, atol=1e-3, rtol=1e-3):
+            raise ValueError(f"{type(inner).__name__} is no norm of a known kind.")
+        return found
+
+
+def _scaled_by(
+    inner: Any, made: Float[Tensor, "row pos width"], plain: Float[Tensor, "row pos width"]
+) -> Float[Tensor, "width"]:
+    """The weight: the parameter itself or 1 more, whichever explains what was made; else the quotient."""
+    quotient = (made * plain).sum((0, 1)) / plain.pow(2).sum((0, 1))
+    stored = getattr(inner, "weight", None)
+    if stored is not None:
+        for guess in (stored.detach(), 1 + stored.detach()):
+            if torch.allclose(guess, quotient.to(guess), atol=1e-3, rtol=1e-3):
+                return guess
+    return quotient

@@ -1,0 +1,231 @@
+"""One door for input: from what a person brings to tokens that a technique can run on.
+
+A string, several strings, tokens of one prompt or of several, a `PromptPair`, IOI prompts: all become a
+`Batch`, which knows where each prompt ends. What would go wrong without a word is refused here: texts beyond
+the context, prompts padded at the beginning, tokens that the model does not have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class PromptError(ValueError):
+    """A prompt or an answer does not fit the experiment. The message says which one and why."""
+
+
+@runtime_checkable
+class Pair(Protocol):
+    """Two prompts of which the clean one is meant, such as `PromptPair`."""
+
+    clean: Int[Tensor, "batch pos"]
+    corrupted: Int[Tensor, "batch pos"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Prompts that know where they end, such as `IOIPrompts`."""
+
+    tokens: Int[Tensor, "batch pos"]
+    positions: Mapping[str, Int[Tensor, "batch"]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts as tokens, on the model's device.
+
+    tokens: [batch, pos], padded at the end where prompts differ in length
+    ends:   [batch], the position of each prompt's own last token; what stands behind it is padding
+    """
+
+    model: "TransformerBridge"
+    tokens: Int[Tensor, "batch pos"]
+    ends: Int[Tensor, "batch"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any prompt is shorter than the longest."""
+        return bool((self.ends < self.tokens.shape[1] - 1).any())
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each prompt has."""
+        return (self.ends + 1).tolist()
+
+    def position(
+        self, pos: int | Sequence[int] | Int[Tensor, "..."], what: str = "pos"
+    ) -> Int[Tensor, "batch"]:
+        """A position of each prompt, counted from the front; −1 is each prompt's own last token.
+
+        Raises a `PromptError` for one that a prompt does not have.
+        """
+        asked = torch.as_tensor(pos, device=self.tokens.device)
+        if asked.ndim > 1 or (asked.ndim and len(asked) not in (1, len(self))):
+            raise PromptError(
+                f"{what} is {asked.tolist()} for {len(self)} prompts: give one position for all, or one for "
+                "each."
+            )
+        asked = asked.expand(len(self))
+        found = torch.where(asked < 0, self.ends + 1 + asked, asked)
+        wrong = ((found < 0) | (found > self.ends)).nonzero()[:, 0].tolist()
+        if wrong:
+            row, count = wrong[0], self.lengths[wrong[0]]
+            raise PromptError(
+                f"{what} is {asked[row].item()}, and prompt {row} has {count} tokens: positions 0 to "
+                f"{count - 1}, or -1 for the last."
+            )
+        return found
+
+    def one_length(self, why: str) -> Int[Tensor, "batch pos"]:
+        """The tokens, if all prompts have the same number of them; `why` says what needs that."""
+        if self.padded:
+            raise PromptError(
+                f"The prompts have {', '.join(map(str, self.lengths[:8]))} tokens, and {why}. Run prompts of "
+                "one length together, the others in calls of their own."
+            )
+        return self.tokens
+
+
+Prompts = (
+    str | Sequence[str] | Int[Tensor, "_"] | Int[Tensor, "_ _"] | Sequence[int] | Pair | Task | Batch
+)
+
+
+def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") -> Batch:
+    """What a person gave as prompts, as a `Batch`.
+
+    Strings get the model's first token, where its tokenizer adds one; strings of unequal length are padded at
+    the end. Tokens are taken as they are; trailing padding is recognised where rows have different counts of
+    it. Of a `PromptPair` the clean prompts are meant. Raises a `PromptError` for a text beyond the context,
+    padding at the beginning, ids that the model does not have, or nothing at all.
+    """
+    ends = None
+    if isinstance(given, Batch):
+        return given
+    texts = [given] if isinstance(given, str) else given
+    if isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts):
+        tokens, ends = _tokenized(model, [*texts])
+    elif isinstance(given, Pair):
+        tokens = given.clean
+    elif isinstance(given, Task):
+        tokens, ends = given.tokens, given.positions["end"]
+    else:
+        tokens = _as_rows(given, what)
+    tokens = tokens.to(model.cfg.device)
+    _check_ids(model, tokens, what)
+    check_context(model, tokens.shape[1], what)
+    ends = _own_ends(model, tokens) if ends is None else ends.to(tokens.device)
+    with torch.inference_mode(False):  # gradients cannot flow past what inference mode has made
+        return Batch(model, *(each.clone() if each.is_inference() else each for each in (tokens, ends)))
+
+
+def batches_of(model: "TransformerBridge", base: Prompts, source: Prompts, why: str) -> tuple[Batch, Batch]:
+    """Two batches whose prompts correspond position by position; others are refused.
+
+    why: what needs that, for the message
+    """
+    first, second = batch_of(model, base), batch_of(model, source, what="source")
+    if first.tokens.shape != second.tokens.shape or not torch.equal(first.ends, second.ends):
+        own = ""
+        if first.padded or second.padded:
+            own = f", with {first.lengths[:8]} and {second.lengths[:8]} tokens of their own"
+        raise PromptError(
+            f"base is {tuple(first.tokens.shape)} and source {tuple(second.tokens.shape)}{own}: {why} needs "
+            "as many prompts of the same number of tokens, or positions do not correspond."
+        )
+    return first, second
+
+
+def first_tokens(model: "TransformerBridge") -> int:
+    """How many tokens the model's tokenizer puts before every text: 1, or 0 (Qwen, Pythia, Bloom)."""
+    return model.to_tokens("").shape[-1]
+
+
+def check_context(model: "TransformerBridge", count: int, what: str = "The text") -> None:
+    """Refuse texts longer than the model can read; nothing is cut in silence."""
+    most = model.cfg.n_ctx
+    if count > most:
+        raise PromptError(f"{what} has {count} tokens; this model reads at most {most}. Give a shorter text.")
+
+
+def tokenized(model: "TransformerBridge", text: str) -> Int[Tensor, "pos"]:
+    """The tokens of one text, with the model's first token where its tokenizer adds one; never cut."""
+    tokens = model.to_tokens(text, truncate=False)[0]
+    check_context(model, len(tokens), f"The text {text[:40]!r}{'...' * (len(text) > 40)}")
+    return tokens
+
+
+def _tokenized(
+    model: "TransformerBridge", texts: list[str]
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch"]]:
+    rows = [tokenized(model, text) for text in texts]
+    empty = [n for n, row in enumerate(rows) if not len(row)]
+    if empty:
+        raise PromptError(f"Prompt {empty[0]} is empty: this model's tokenizer makes no token of it.")
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    filler = padding(model)
+    whole = torch.full((len(rows), int(ends.max()) + 1), filler, dtype=torch.long)
+    for n, row in enumerate(rows):
+        whole[n, : len(row)] = row
+    return whole, ends
+
+
+def padding(model: "TransformerBridge") -> int:
+    """The token that stands behind a prompt which is shorter than others."""
+    tokenizer: Any = model.tokenizer
+    known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id"))
+    return next((each for each in known if each is not None and each < model.cfg.d_vocab), 0)
+
+
+def _as_rows(given: Any, what: str) -> Int[Tensor, "batch pos"]:
+    try:
+        tokens = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        tokens = torch.zeros(())
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        shape = (
+            f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        )
+        raise PromptError(
+            f"{what} is {shape}; give a text, several texts, or tokens [pos] or [batch, pos] of whole "
+            "numbers, such as `model.to_tokens(...)`."
+        )
+    if not tokens.numel():
+        raise PromptError(f"{what} is {tuple(tokens.shape)}: there is no token in it.")
+    return tokens.long()
+
+
+def _check_ids(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], what: str) -> None:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= model.cfg.d_vocab:
+        raise PromptError(
+            f"{what} has the token {low if low < 0 else high}; this model's ids go from 0 to "
+            f"{model.cfg.d_vocab - 1}. Were the prompts tokenised for another model?"
+        )
+
+
+def _own_ends(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """Where each row of tokens ends: padding is what some rows have more of at the end than all have."""
+    count = tokens.shape[1]
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    if pad is None or len(tokens) < 2:
+        return torch.full((len(tokens),), count - 1, device=tokens.device)
+    leading, trailing = ((each == pad).long().cumprod(1).sum(1) for each in (tokens, tokens.flip(1)))
+    if (leading != leading.min()).any():
+        raise PromptError(
+            f"The prompts are padded at the beginning, with {leading.tolist()[:8]} tokens: positions would "
+            "not be the prompts' own, and padding would be read. Give the texts themselves, or tokens padded "
+            "at the end."
+        )
+    return count - 1 - (trailing - trailing.min())
