@@ -7,6 +7,7 @@ from sklearn.linear_model import LinearRegression
 
 import mechlab as ml
 from mechlab.discovery import probing
+from mechlab.prompts import PromptError
 
 
 def random(*shape, seed=0):
@@ -83,10 +84,13 @@ def test_streams_of_texts_of_different_lengths(tiny):
         _, cache = tiny.run_with_cache(tiny.to_tokens(text))
         assert torch.allclose(found[1, row], cache["resid_pre", 1][0, -1], atol=1e-5)
         assert torch.allclose(found[3, row], cache["resid_post", 2][0, -1], atol=1e-5)
-    with pytest.raises(ValueError, match="no position 30"):
+    with pytest.raises(PromptError, match=r"pos is 30, and prompt 0 has \d tokens: positions 0 to"):
         ml.residual_streams(tiny, texts, pos=30)
-    with pytest.raises(ValueError, match="list of at least one text"):
-        ml.residual_streams(tiny, "one text")
+    with pytest.raises(PromptError, match="texts is list; give a text, several texts, or tokens"):
+        ml.residual_streams(tiny, [])
+    assert torch.equal(ml.residual_streams(tiny, "ab"), ml.residual_streams(tiny, ["ab"]))
+    with pytest.raises(PromptError, match="has 102 tokens; this model reads at most 64"):
+        ml.residual_streams(tiny, ["x", " John" * 100 + " Mary"])
 
 
 def test_a_model_with_random_weights_is_another_one_of_the_same_shape(gqa):

@@ -69,8 +69,8 @@ def baseline_tokens(
 def _mean_embedding(model: "TransformerBridge") -> Float[Tensor, "d_model"]:
     """The mean of all tokens' embeddings as the model makes them; some (Gemma) scale the rows of W_E."""
     every = torch.arange(model.cfg.d_vocab, device=model.cfg.device)
-    total = sum(wide(model.embed(some[None])[0]).double().sum(0) for some in every.split(8192))
-    return total / len(every)
+    sums = [model.embed(some[None])[0].double().sum(0) for some in every.split(8192)]
+    return torch.stack(sums).sum(0) / len(every)
 
 
 @dataclass
@@ -108,7 +108,8 @@ class Game:
         self.empty = per_prompt(self.metric, wide(without)).float()
         # A metric that reads only the last position needs no other logits, and lets prefixes be shared.
         self.last_only = self._reads_the_last()
-        if self.last_only:  # sharing needs a model whose past can be cached; try it before relying on it
+        if self.last_only and isinstance(self.metric, PositionMetric):
+            # sharing needs a model whose past can be cached; try it before relying on it
             self.metric = replace(self.metric, pos=-1)
             self.shared = self._past_can_be_kept(logits)
 

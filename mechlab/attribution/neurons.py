@@ -173,8 +173,8 @@ class _Seen:
         middle, end = (f"blocks.{layer}.hook_{name}" for name in ("resid_mid", "resid_post"))
         if self.hooks and middle not in self.cache:  # the hooks may have changed any of the summands
             return self.at(end) - self.at(f"blocks.{layer}.hook_mlp_out")
-        parts = (f"blocks.{layer}.hook_{name}" for name in ("resid_pre", "attn_out"))
-        found = self.at(middle) if middle in self.cache else sum(map(self.at, parts))
+        start, attention = (f"blocks.{layer}.hook_{name}" for name in ("resid_pre", "attn_out"))
+        found = self.at(middle) if middle in self.cache else self.at(start) + self.at(attention)
         if not self.hooks and not close(
             found + self.at(f"blocks.{layer}.hook_mlp_out"), self.at(end), self.model
         ):

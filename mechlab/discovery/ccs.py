@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.arguments import at_least, gradients, outside_inference
+
 
 @dataclass(frozen=True)
 class CCS:
@@ -24,13 +26,14 @@ class CCS:
     def truth(
         self, yes: Float[Tensor, "pair d_model"], no: Float[Tensor, "pair d_model"]
     ) -> Float[Tensor, "pair"]:
-        says = lambda x, mean: torch.sigmoid((x - mean) @ self.direction + self.offset)
+        says = lambda x, mean: torch.sigmoid((x.float() - mean) @ self.direction + self.offset)
         return (says(yes, self.means[0]) + 1 - says(no, self.means[1])) / 2
 
 
+@outside_inference
 def contrast_consistent_search(
     yes: Float[Tensor, "pair d_model"],
-    no: Float[Tensor, "pair d_model"],
+    no: Float[Tensor, "its_pair its_d_model"],
     *,
     restarts: int = 8,
     steps: int = 300,
@@ -42,10 +45,21 @@ def contrast_consistent_search(
 
     No labels are used, so the sign is open: an accuracy a is as good as 1 − a. Loss: (p(yes) − (1 − p(no)))²
     + min(p(yes), p(no))², on activations centred for each side. Burns et al. 2022. Any property that differs
-    between the pairs satisfies it.
+    between the pairs satisfies it. Raises a `ValueError` for pairs that do not correspond or do not differ.
     """
+    at_least("restarts", restarts, 1)
+    at_least("steps", steps, 1)
+    if yes.shape != no.shape or len(yes) < 2:
+        raise ValueError(
+            f"yes is {tuple(yes.shape)} and no {tuple(no.shape)}: give two pairs or more, of one shape."
+        )
+    yes, no = yes.detach().float(), no.detach().float()
+    if not (torch.isfinite(yes).all() and torch.isfinite(no).all()):
+        raise ValueError("There are NaN or infinite activations: nothing can be found in them.")
     means = yes.mean(0), no.mean(0)
     scale = torch.cat([yes - means[0], no - means[1]]).std()
+    if scale == 0:
+        raise ValueError("All statements have the same activations, so there is nothing to find in them.")
     pair = [(x - m) / scale for x, m in zip((yes, no), means, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -63,10 +77,10 @@ def _descend(
     steps: int,
 ) -> tuple[Float[Tensor, "d_model_and_one"], float]:
     """The direction and offset that gradient descent reaches, and their loss."""
-    weights.requires_grad_()
-    optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
     loss = torch.tensor(torch.inf)  # of no step at all
-    with torch.enable_grad():
+    with gradients():
+        weights.requires_grad_()
+        optimiser = torch.optim.AdamW([weights], lr=0.01, weight_decay=0.01)
         for _ in range(steps):
             p, q = (torch.sigmoid(x @ weights[:-1] + weights[-1]) for x in (yes, no))
             loss = ((p - (1 - q)) ** 2 + torch.minimum(p, q) ** 2).mean()

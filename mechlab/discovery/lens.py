@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import one_of
+from mechlab.arguments import at_least, one_of, whole
 from mechlab.discovery.streams import residual_entries
 from mechlab.discovery.tuned_lens import TunedLens
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores, token_labels
+from mechlab.tokens import Prompts, batch_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,7 +36,7 @@ QUANTITIES = {"rank": "rank of the answer (0 is first)", "log_prob": "log-probab
 @torch.no_grad()
 def logit_lens(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     answers: Answers,
     *,
     lens: TunedLens | None = None,
@@ -48,19 +49,27 @@ def logit_lens(
 
     what: "rank" (0 is first; tokens of exactly the same logit share a rank) or "log_prob" (nats)
     lens: a `TunedLens`; None is the plain logit lens (nostalgebraist 2020)
+    pos:  -1 is each prompt's own last token
 
-    TransformerLens' `logit_lens` does the reading. The norm is computed anew from each stream; holding it at
+    TransformerLens' `logit_lens` does the reading, through the soft cap of the logits too, where the model
+    has one. The norm is computed anew from each stream; holding it at
     the last layer's scale gives other curves. `answers`: one word of one token for all prompts or for each,
     or ids.
     """
     from transformer_lens.tools.analysis import logit_lens as read
 
     one_of("what", what, QUANTITIES)
-    asked: dict[str, Any] = {"targets": answer_ids(model, answers, len(base)), "return_type": "log_probs"}
-    found = read(model, base, positions=pos, lens=_fitting(model, lens), **asked).readout
-    values = found.target_ranks if what == "rank" else found.values
-    assert values is not None  # there are ranks where there are targets
-    return Scores.over_prompts(values[..., 0].T.float(), ("layer",), QUANTITIES[what], signed=False)
+    batch, lens = batch_of(model, base), _fitting(model, lens)
+    ids, at = answer_ids(model, answers, len(batch)), batch.position(pos)
+    scores = torch.zeros(len(batch), model.cfg.n_layers + 1)
+    for place in at.unique().tolist():  # prompts that are read at one position are run together
+        rows = (at == place).nonzero()[:, 0]
+        asked: dict[str, Any] = {"targets": ids[rows], "return_type": "log_probs"}
+        found = read(model, batch.tokens[rows], positions=place, lens=lens, **asked).readout
+        values = found.target_ranks if what == "rank" else found.values
+        assert values is not None  # there are ranks where there are targets
+        scores[rows.cpu()] = values[..., 0].T.float().cpu()
+    return Scores.over_prompts(scores, ("layer",), QUANTITIES[what], signed=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class LensTable:
 @torch.no_grad()
 def lens_table(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     *,
     lens: TunedLens | None = None,
     every: int = 1,
@@ -87,14 +96,16 @@ def lens_table(
     """What the lens says first at each layer (every n-th, and the last) and position of one prompt."""
     from transformer_lens.tools.analysis import logit_lens as read
 
-    if len(base) != 1:
-        raise ValueError(f"A table shows one prompt, and there are {len(base)}. Give one: base[:1].")
+    batch = batch_of(model, base)
+    if len(batch) != 1:
+        raise ValueError(f"A table shows one prompt, and there are {len(batch)}. Give one: base[:1].")
+    at_least("every", every, 1)
     entries = sorted({*range(0, model.cfg.n_layers, every), model.cfg.n_layers})
     asked: dict[str, Any] = {"layers": entries, "top_k": 1, "return_type": "probs"}
-    found = read(model, base, positions=None, lens=_fitting(model, lens), **asked).readout
+    found = read(model, batch.tokens, positions=None, lens=_fitting(model, lens), **asked).readout
     assert found.top_ids is not None  # asked for with top_k
     words = [[repr(model.tokenizer.decode(int(i))) for i in row] for row in found.top_ids[:, 0, :, 0]]
-    labels = {"layer": [str(entry) for entry in entries], "pos": token_labels(model, base[0])}
+    labels = {"layer": [str(entry) for entry in entries], "pos": token_labels(model, batch.tokens[0])}
     name, likeliest = "probability of the likeliest token", found.values[:, 0, :, 0]
     return LensTable(words, Scores(likeliest, ("layer", "pos"), name, labels, signed=False))
 
@@ -117,7 +128,7 @@ class LensQuality:
 @torch.no_grad()
 def lens_quality(
     model: "TransformerBridge",
-    texts: Int[Tensor, "batch pos"],
+    texts: Prompts,
     *,
     lens: TunedLens | None = None,
     skip: int = 4,
@@ -126,22 +137,27 @@ def lens_quality(
     """Compare a lens with the model's last layer over whole texts (Belrose et al. 2023).
 
     The first `skip` positions are left out: position 0 is an attention sink with a stream a hundred times as
-    long.
+    long, in many models whether the model's first token stands there or a word. So is padding.
     layers: which entries (default all, n_layers + 1).
     """
-    lens = _fitting(model, lens)
-    entries = list(range(model.cfg.n_layers + 1)) if layers is None else list(layers)
-    kl, same = torch.zeros(2, len(texts), len(entries))
+    lens, batch = _fitting(model, lens), batch_of(model, texts, what="texts")
+    entries = _entries(model, layers)
+    if at_least("skip", skip, 0) >= min(batch.lengths):
+        raise ValueError(
+            f"A text has {min(batch.lengths)} tokens, and the first {skip} are left out: none is left."
+        )
+    kl, same = torch.zeros(2, len(batch), len(entries))
     mean, mean_final = torch.zeros(len(entries), model.cfg.d_vocab), torch.zeros(model.cfg.d_vocab)
-    for row, streams in enumerate(residual_entries(model, texts, batch=1)):
-        final = _read(model, streams[-1, 0, skip:])
-        mean_final += final.exp().mean(0).cpu() / len(texts)
+    for row, streams in enumerate(residual_entries(model, batch.tokens, batch=1)):
+        streams = streams[:, :, skip : batch.lengths[row]]
+        final = _read(model, streams[-1, 0])
+        mean_final += final.exp().mean(0).cpu() / len(batch)
         for place, entry in enumerate(entries):
-            stream = streams[entry, 0, skip:]
+            stream = streams[entry, 0]
             found = _read(model, stream if lens is None else lens(stream, entry))
             kl[row, place] = (final.exp() * (final - found)).sum(-1).mean()
             same[row, place] = (final.argmax(-1) == found.argmax(-1)).float().mean()
-            mean[place] += found.exp().mean(0).cpu() / len(texts)
+            mean[place] += found.exp().mean(0).cpu() / len(batch)
     bias = (mean_final * (mean_final.log() - mean.log())).nan_to_num(0).sum(-1)
     given: dict[str, Any] = {
         "labels": {} if layers is None else {"layer": [str(entry) for entry in entries]},
@@ -159,6 +175,15 @@ def _read(model: "TransformerBridge", stream: Float[Tensor, "... d_model"]) -> F
     from transformer_lens.tools.analysis import logit_readout
 
     return logit_readout(model, stream, return_type="log_probs").values
+
+
+def _entries(model: "TransformerBridge", layers: Sequence[int] | None) -> list[int]:
+    """The entries asked for, or all: the stream on entering each layer, and after the last."""
+    last = model.cfg.n_layers
+    entries = list(range(last + 1)) if layers is None else list(layers)
+    if not entries or not all(whole(entry) and 0 <= entry <= last for entry in entries):
+        raise ValueError(f"layers is {entries}: a lens of this model has the entries 0 to {last}.")
+    return [int(entry) for entry in entries]
 
 
 def _fitting(model: "TransformerBridge", lens: TunedLens | None) -> TunedLens | None:

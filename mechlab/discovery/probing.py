@@ -8,7 +8,7 @@ features of the text's surface.
 Decodable is not used: a probe says that the information is there, never that the model reads it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mechlab.arguments import at_least, whole
+from mechlab.attribution.readout import wide
 from mechlab.discovery.streams import residual_entries
 from mechlab.moved import was
 from mechlab.results import Scores
+from mechlab.tokens import Prompts, batch_of, first_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,29 +40,42 @@ Split = tuple[np.ndarray, np.ndarray]  # the examples to fit to, and those to sc
 @was(position="pos")
 @torch.no_grad()
 def residual_streams(
-    model: "TransformerBridge", texts: Sequence[str], *, pos: int | str = -1, batch: int = 32
+    model: "TransformerBridge",
+    texts: Prompts,
+    *,
+    pos: int | str = -1,
+    batch: int = 32,
+    skip: int | None = None,
 ) -> Float[Tensor, "layer text d_model"]:
     """The residual stream of each text at one position, on entering each layer and after the last.
 
     [n_layers + 1, text, d_model]. Texts may differ in length: those of one length are run together, so there
-    is no padding. Position -1 is the last token; "mean" is the mean over all but the first, which is the
-    model's own.
+    is no padding.
+
+    pos:  -1 is each text's last token; "mean" is the mean over all but the first `skip`
+    skip: by default the model's first token. In models whose tokenizer adds none (Qwen, Pythia, Bloom)
+          position 0 is a word, and often an attention sink with a far longer stream than others: skip=1
+          leaves it out
+
+    Raises a `PromptError` for a text beyond the context and a position that a text does not have.
     """
-    if pos != "mean" and not isinstance(pos, int):
+    if pos != "mean" and not whole(pos):
         raise ValueError(f'pos is {pos!r}: a number, or "mean".')
-    if isinstance(texts, str) or len(texts) == 0:
-        raise ValueError("Give a list of at least one text.")
-    tokens = [model.to_tokens(text)[0] for text in texts]
-    found = torch.zeros(model.cfg.n_layers + 1, len(texts), model.cfg.d_model)
-    for length in sorted({len(row) for row in tokens}):
-        if pos == "mean" and length < 2:
-            raise ValueError("A text is empty, so there is nothing to take the mean of.")
-        if pos != "mean" and not -length <= pos < length:
-            raise ValueError(f"A text has {length} tokens, so it has no position {pos}.")
-        rows = [n for n, row in enumerate(tokens) if len(row) == length]
-        streams = residual_entries(model, torch.stack([tokens[n] for n in rows]), batch)
-        at = lambda stream: stream[:, :, 1:].mean(2) if pos == "mean" else stream[:, :, pos]
-        found[:, rows] = torch.cat([at(stream).float().cpu() for stream in streams], dim=1)
+    given = batch_of(model, texts, what="texts")
+    skip = first_tokens(model) if skip is None else at_least("skip", skip, 0)
+    if pos == "mean" and min(given.lengths) <= skip:
+        raise ValueError("A text is empty, so there is nothing to take the mean of.")
+    at = given.ends if isinstance(pos, str) else given.position(pos)
+    found = torch.zeros(model.cfg.n_layers + 1, len(given), model.cfg.d_model)
+    for length in sorted(set(given.lengths)):
+        rows = (given.ends == length - 1).nonzero()[:, 0]
+        places, begin = at[rows].split(batch), 0
+        for streams in residual_entries(model, given.tokens[rows, :length], batch):
+            place = places[begin // batch]
+            own = torch.arange(len(place), device=place.device)
+            seen = wide(streams[:, :, skip:]).mean(2) if pos == "mean" else streams[:, own, place]
+            found[:, rows[begin : begin + len(place)].cpu()] = seen.float().cpu()
+            begin += batch
     return found
 
 
@@ -97,27 +113,26 @@ def probe_layers(
             classes, "ridge" for numbers ([example] or [example, target]); or any scikit-learn estimator
     groups: examples of one group are held out together (all sentences about one city, say); a probe can
             otherwise recognise the example instead of the property
-    on:     other features and labels: fit on all examples, score on these (transfer)
-    penalty: how strong it is (logistic: 1/C, default 1; ridge: default 1000). Choosing it on the scores below
-             is
-              cheating
+    on:     other features and labels of the same layers: fit on all examples, score on these (transfer)
+    penalty: how strong it is (logistic: 1/C, default 1; ridge: default 1000; 0: none). Choosing it on the
+             scores below is cheating
 
     Features are standardised on the training part. Each example is held out once (`folds` parts); classes
     keep their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
     """
     labels = np.asarray(labels)
-    _check(features, labels, groups)
     estimator = _estimator(probe, penalty)
     numbers = is_regressor(estimator)
-    layers = features.numpy()
-    splits = [] if on else _splits(labels, groups, folds, numbers, seed)
+    _check(features, labels, groups, numbers)
+    layers = _numpy(features)
+    splits = [] if on else _splits(labels, groups, at_least("folds", folds, 2), numbers, seed)
     fitted = [clone(estimator).fit(layer, labels) for layer in layers]
     if on is None:
         truth = labels
         said = [_held_out(estimator, layer, labels, splits, numbers) for layer in layers]
     else:
-        truth = np.asarray(on[1])
-        said = [probe.predict(np.asarray(layer)) for probe, layer in zip(fitted, on[0], strict=False)]
+        truth = _others(features, labels, *on)
+        said = [probe.predict(layer) for probe, layer in zip(fitted, _numpy(on[0]), strict=True)]
     predictions, directions = np.stack(said), [_direction(probe) for probe in fitted]
     score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth)
     known = [direction for direction in directions if direction is not None]
@@ -141,6 +156,11 @@ def control_labels(groups: Collection, labels: ArrayLike, *, seed: int = 0) -> n
     (Hewitt and Liang 2019). Score it with a split that does *not* hold groups out, or it is chance by design.
     """
     labels, names = np.asarray(labels), list(dict.fromkeys(groups))
+    if len(labels) != len(groups) or len(set(labels)) < 2:
+        raise ValueError(
+            f"There are {len(groups)} groups and {len(labels)} labels of {len(set(labels))} classes: give "
+            "one of each for every example, and at least two classes to draw from."
+        )
     mixed = np.random.default_rng(seed).permutation(np.resize(labels, max(len(names), len(labels))))
     drawn = mixed[: len(names)]
     if len(set(drawn)) < 2 <= len(names):
@@ -158,9 +178,15 @@ def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: ArrayLike |
     the probe knows beyond the group. Below 0: worse than saying the group's mean.
     """
     truth = np.asarray(truth, dtype=float)
-    centre, said = truth.mean(0), predictions
+    centre, said = truth.mean(0), np.asarray(predictions, dtype=float)
+    if said.shape[1:] != truth.shape:
+        raise ValueError(
+            f"predictions are {said.shape}, the truth {truth.shape}: give [layer, example] (and [target])."
+        )
     if within is not None:
         within = np.asarray(within)
+        if len(within) != len(truth):
+            raise ValueError(f"There are {len(truth)} examples, and within names the group of {len(within)}.")
         centre = np.stack([truth[within == group].mean(0) for group in within])
     error = ((said - truth) ** 2).sum(1)
     spread = ((truth - centre) ** 2).sum(0)
@@ -184,12 +210,15 @@ class MassMean(ClassifierMixin, BaseEstimator):
 
 
 def _estimator(probe: str | BaseEstimator, penalty: float | None) -> BaseEstimator:
+    if penalty is not None and not (penalty >= 0 and np.isfinite(penalty)):
+        raise ValueError(f"penalty is {penalty}; it is a number of at least 0.")
+    if penalty is not None and probe not in ("logistic", "ridge"):
+        raise ValueError(f"Only logistic and ridge probes have a penalty here, and the probe is {probe!r}.")
     if not isinstance(probe, str):
         return probe
     if probe == "logistic":
-        return make_pipeline(
-            StandardScaler(), LogisticRegression(C=1 / (1 if penalty is None else penalty), max_iter=1000)
-        )
+        strength = np.inf if penalty == 0 else 1 / (1 if penalty is None else penalty)
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     if probe == "ridge":
         return make_pipeline(StandardScaler(), Ridge(alpha=1000 if penalty is None else penalty))
     if probe == "mass_mean":
@@ -212,6 +241,12 @@ def _splits(
         kind = ms.GroupKFold if numbers else ms.StratifiedGroupKFold
     else:
         kind = ms.KFold if numbers else ms.StratifiedKFold
+    most = len(labels) if numbers else max((labels == name).sum() for name in set(labels))
+    if groups is None and folds > most:
+        raise ValueError(
+            f"{folds} parts cannot be made of {'' if numbers else 'classes of at most '}{most} examples: set "
+            f"folds={most}."
+        )
     by = labels if labels.ndim == 1 else np.zeros(len(labels))
     splits = list(kind(folds, shuffle=True, random_state=seed).split(by, by, groups))
     for train, _ in splits if not numbers else ():
@@ -224,7 +259,9 @@ def _splits(
     return splits
 
 
-def _check(features: Float[Tensor, "..."], labels: np.ndarray, groups: Collection | None) -> None:
+def _check(
+    features: Float[Tensor, "..."], labels: np.ndarray, groups: Collection | None, numbers: bool = False
+) -> None:
     if features.ndim != 3:
         raise ValueError(f"features are {tuple(features.shape)}; they must be [layer, example, d_model].")
     if len(labels) != features.shape[1] or (groups is not None and len(groups) != len(labels)):
@@ -236,9 +273,54 @@ def _check(features: Float[Tensor, "..."], labels: np.ndarray, groups: Collectio
         raise ValueError("There are NaN or infinite activations: no probe can be fitted to them.")
     if labels.ndim == 1 and len(set(labels)) < 2:
         raise ValueError(f"All labels are {labels[0]}. A probe needs at least two classes to tell apart.")
-    classes = labels.ndim == 1 and not np.issubdtype(labels.dtype, np.floating)
-    if classes and len(labels) < 2 * len(set(labels)):
-        raise ValueError(f"{len(labels)} examples of {len(set(labels))} classes: give at least two of each.")
+    countable = np.issubdtype(labels.dtype, np.number)
+    if numbers and not (countable or labels.dtype == bool):
+        raise ValueError(f"The labels are words such as {labels.flat[0]!r}, and this probe fits numbers.")
+    if countable and not np.isfinite(labels).all():
+        raise ValueError("There are NaN or infinite values among the labels.")
+    if numbers:
+        return
+    if labels.ndim != 1 or (countable and (labels != np.round(labels)).any()):
+        raise ValueError(
+            "The labels are numbers with decimals, or several for an example, and this probe tells classes "
+            'apart: use probe="ridge".'
+        )
+    rare = [name for name in set(labels) if (labels == name).sum() < 2]
+    if rare:
+        raise ValueError(
+            f"{len(labels)} examples of {len(set(labels))} classes, of {rare[0]} only one: give at least two "
+            "of each."
+        )
+
+
+def _others(
+    features: Float[Tensor, "layer example d_model"],
+    labels: np.ndarray,
+    other: Float[Tensor, "..."],
+    truth: ArrayLike,
+) -> np.ndarray:
+    """The labels of other examples, after a check that the same probes can be scored on them."""
+    truth = np.asarray(truth)
+    layers, _, d_model = features.shape
+    if (
+        other.ndim != 3
+        or (other.shape[0], other.shape[2]) != (layers, d_model)
+        or len(truth) != other.shape[1]
+    ):
+        raise ValueError(
+            f"on= is {tuple(other.shape)} with {len(truth)} labels; the probes are for {layers} layers of "
+            f"width {d_model}: give [layer, example, d_model] of the same layers, and a label for each."
+        )
+    if not torch.isfinite(other).all():
+        raise ValueError("There are NaN or infinite activations in on=: no probe can be scored on them.")
+    if truth.shape[1:] != labels.shape[1:]:
+        raise ValueError(f"The labels of on= are {truth.shape}, and those that are fitted {labels.shape}.")
+    return truth
+
+
+def _numpy(features: Float[Tensor, "layer example d_model"]) -> np.ndarray:
+    features = features.detach().cpu()
+    return (features if features.dtype == torch.float64 else features.float()).numpy()
 
 
 def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:

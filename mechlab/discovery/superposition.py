@@ -15,6 +15,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.arguments import at_least, gradients, outside_inference
 from mechlab.results import Scores
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class ToyModels:
         return Scores(values, ("density", "feature"), name, labels, signed=False)
 
 
+@outside_inference
 def train_toy_models(
     n_features: int = 5,
     n_hidden: int = 2,
@@ -72,8 +74,14 @@ def train_toy_models(
             "n_features and n_hidden must be at least 1, and every density above 0 and at most 1."
         )
     importance = torch.ones(n_features) if importance is None else torch.as_tensor(importance).float()
-    if len(importance) != n_features:
-        raise ValueError(f"There are {n_features} features and {len(importance)} importances.")
+    if importance.shape != (n_features,):
+        raise ValueError(f"There are {n_features} features and {importance.numel()} importances.")
+    if not (torch.isfinite(importance) & (importance >= 0)).all():
+        raise ValueError("Every importance is a number of at least 0.")
+    at_least("steps", steps, 1)
+    at_least("batch", batch, 1)
+    if not len(density):
+        raise ValueError("density is empty: give the density of at least one model.")
     generator, present = torch.Generator().manual_seed(seed), torch.tensor(density)[:, None]
     W = torch.randn(len(density), n_features, n_hidden, generator=generator) / n_hidden**0.5
     b = torch.zeros(len(density), n_features)
@@ -86,7 +94,7 @@ def train_toy_models(
 
     optimiser = torch.optim.AdamW([W.requires_grad_(), b.requires_grad_()], lr=1e-2, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
-    with torch.enable_grad():
+    with gradients():
         for _ in range(steps):
             optimiser.zero_grad()
             (losses(batch) / present[:, 0]).sum().backward()  # sparse inputs make small gradients
@@ -111,6 +119,7 @@ def feature_dimensionality(W: Float[Tensor, "... feature hidden"]) -> Float[Tens
     1: a direction of its own; 1/2: it shares a line with its opposite; 2/5: five in a plane (a pentagon); 0:
     it is not represented. They sum to at most n_hidden. Elhage et al. 2022.
     """
+    W = W.float() if W.dtype in (torch.float16, torch.bfloat16) else W
     size = W.norm(dim=-1)
     unit = W / size[..., None].clamp_min(1e-8)
     overlap = (unit @ W.transpose(-1, -2)).pow(2).sum(-1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechlab.circuits.ioi.words import ALIGNED, NAMES, OBJECTS, PLACES
 from mechlab.metrics import Metric, logit_difference
-from mechlab.prompts import PromptError
+from mechlab.tokens import PromptError, first_tokens, tokenized
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +45,8 @@ class IOIPrompts:
 
     What stands after `end` is padding and reads as nothing.
 
-    tokens:    [prompt, pos], with the model's first token (BOS) where it was asked for
+    tokens:    [prompt, pos], with the model's first token (BOS) where its tokenizer adds one, or it was asked
+               for
     io, s:     [prompt], the answer and its rival; a corruption keeps them, so that one metric serves all
     templates: [prompt], the number of the template, with "S first" or "IO first": what means are taken over
     positions: "IO", "S1", "S1+1", "S2", "end" -> [prompt], where each of them stands
@@ -121,12 +122,8 @@ class IOIPrompts:
             )
             return replace(self, tokens=tokens, positions=after, templates=turned)
         before = {name: self.tokens[rows, at] for name, at in places.items()}
-        fresh = _draw(
-            self.names,
-            torch.stack([*before.values(), self.io, self.s], 1),
-            3,
-            torch.Generator().manual_seed(seed),
-        )
+        taken = torch.stack([*before.values(), self.io, self.s], 1)
+        fresh = _draw(self.names, taken, CORRUPTIONS[how], torch.Generator().manual_seed(seed))
         for number, (place, new) in enumerate(zip(places, CORRUPTIONS[how], strict=True)):
             number = 1 if new == "= s" else number
             tokens[rows, places[place]] = before[new] if new in before else fresh[:, number]
@@ -139,7 +136,7 @@ def ioi_prompts(
     *,
     templates: Sequence[str] = ALIGNED,
     names: Sequence[str] = NAMES,
-    prepend_bos: bool = True,
+    prepend_bos: bool | None = None,
     seed: int = 0,
 ) -> IOIPrompts:
     """`count` IOI prompts in balanced pairs, the templates in turn, names and things drawn at random.
@@ -148,8 +145,8 @@ def ioi_prompts(
     indirect object. Names of several tokens for this model are left out, with a warning that says which; of
     places and objects, those of the usual number of tokens are kept, so that a template has one length.
 
-    prepend_bos: whether the model's first token is put before each prompt. TransformerLens does; the paper
-                 did not.
+    prepend_bos: whether the model's first token is put before each prompt; by default where its tokenizer
+                 does it (not in Qwen, Pythia, Bloom: a word stands at position 0 there). The paper did not.
     """
     if count < 2 or count % 2:
         raise PromptError(f"count is {count}: prompts come in pairs, so ask for an even number of them.")
@@ -172,10 +169,24 @@ def ioi_prompts(
         filled = {slot: pick(options) for slot, options in things.items()}
         for again in (0, 1):
             text = template.format(first=people[0], second=people[1], subject=people[again], **filled)
-            tokens = model.to_tokens(text, prepend_bos=prepend_bos)[0]
+            tokens = _begun(model, text, prepend_bos)
             s, io = ids[people[again]], ids[people[1 - again]]
             rows.append((tokens, io, s, _positions(tokens, io, s, text), pair % len(templates), again, pair))
     return _padded(model, rows, list(ids.values()))
+
+
+def _begun(model: "TransformerBridge", text: str, prepend_bos: bool | None) -> Int[Tensor, "pos"]:
+    """The tokens of a text, with or without the model's first token; by default as its tokenizer does it."""
+    if prepend_bos is None:
+        return tokenized(model, text)
+    own = model.to_tokens(text, prepend_bos=False, truncate=False)[0]
+    if not prepend_bos:
+        return own
+    first = model.to_tokens("")[0, : first_tokens(model)].tolist()
+    first = first or [getattr(model.tokenizer, "bos_token_id", None)]
+    if first == [None]:
+        raise PromptError("This model's tokenizer has no first token, so none can be put before a prompt.")
+    return torch.cat([own.new_tensor(first), own])
 
 
 def _padded(model: "TransformerBridge", rows: list[tuple], names: list[int]) -> IOIPrompts:
@@ -231,11 +242,18 @@ def _of_one_length(model: "TransformerBridge", words: Sequence[str]) -> list[str
 
 
 def _draw(
-    names: Tensor, taken: Int[Tensor, "prompt name"], count: int, generator
-) -> Int[Tensor, "prompt {count}"]:
-    """`count` different names for each prompt, none of those it has."""
+    names: Tensor, taken: Int[Tensor, "prompt name"], wanted: Sequence[str], generator: torch.Generator
+) -> Int[Tensor, "prompt 3"]:
+    """Different names for the places of `wanted` that ask for one, for each prompt, none of those it has."""
     order = torch.stack([torch.randperm(len(names), generator=generator) for _ in taken]).to(names.device)
     drawn = names[order]
     free = ~(drawn[:, :, None] == taken[:, None, :]).any(-1)
-    first = free.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+    places = [{"= s": 1}.get(new, n) for n, new in enumerate(wanted) if new in ("?", "= s")]
+    most = 1 + max(places, default=-1)
+    if most > int(free.sum(1).min()):
+        raise PromptError(
+            f"{most} names that a prompt does not have are needed, and of {len(names)} only "
+            f"{int(free.sum(1).min())} are left: make the prompts with more `names`."
+        )
+    first = free.int().argsort(dim=1, descending=True, stable=True)[:, :3]
     return drawn.gather(1, first)

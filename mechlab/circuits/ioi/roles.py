@@ -115,7 +115,7 @@ def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "laye
         for name, (query, key) in PLACES.items():
             at = prompts.positions[query], prompts.positions[key]
             seen = at[0] >= at[1]  # a query does not look ahead: "S1+1" may be the first name's
-            found[name].append(pattern[rows, at[0], :, at[1]][seen].mean(0))
+            found[name].append(pattern[rows, at[0], :, at[1]][seen].float().mean(0))
     looks = {name: torch.stack(each).cpu() for name, each in found.items()}
     return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
