@@ -472,6 +472,7 @@ def test_an_answer_brings_what_it_needs_and_nothing_that_runs():
             "def norm(x):\n    return sqrt(x) + helper(x) + EPS\n\nclass Unused: ...",
             "for i in range(3):\n    norm(i)\nhelper = lambda x: np.abs(x)",
             '@exercise("12.1")\ndef f(x) -> Float[Tensor, "a"]:\n    return norm(x) + logits.mean()',
+            "check(f)",
             "def norm(x):\n    return 'another, later'",
         ],
         "a.ipynb",

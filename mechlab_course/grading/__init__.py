@@ -8,6 +8,7 @@ commands.py     the two commands           release.py     the pack for learners
 grader.py       from files to grades       report.py      the table, the pages, the summary
 submissions.py  whose file it is, and reading it without trust
 answers.py      the answers in a notebook  slices.py      what each needs of the rest of it
+pieces.py       what a statement does to names
 sandbox.py      a process for the answers, seen from outside
 judge.py        the same from inside       supervisor.py  its time, its end, its verdict
 confine.py      what the kernel forbids it

@@ -128,10 +128,16 @@ def _tried(learner: Learner, ids: list[str]) -> list[Answer]:
     """The answers that count: of an exercise the last few different ones, of a question the last one."""
     chosen = []
     for id in ids:
-        given = list({(a.code, a.name): a for a in learner.answers if a.id == id and not a.stub}.values())
-        if len(given) > COPIES:
-            learner.problems.append(f"{id}: {len(given)} different answers; the last {COPIES} were tried.")
-        chosen += given[-1:] if given and given[0].kind == "quiz" else given[-COPIES:]
+        all_given = [a for a in learner.answers if a.id == id and not a.stub]
+        if all_given and all_given[0].kind == "quiz":
+            chosen += all_given[-1:]
+            continue
+        last = {(a.code, a.name, a.problem): a for a in reversed(all_given)}  # each once, where it came last
+        given = [*last.values()][::-1]
+        whole = [a for a in given if not a.problem]
+        if len(whole) > COPIES:
+            learner.problems.append(f"{id}: {len(whole)} different answers; the last {COPIES} were tried.")
+        chosen += [a for a in given if a.problem][-COPIES:] + whole[-COPIES:]
     return chosen
 
 

@@ -97,6 +97,8 @@ def judge(job: dict, control, say: Callable[[dict], None], private: list[Path]) 
         function = _observed(names[job["name"]], note)
     except BaseException as error:
         text = f"The code around your answer stopped with {type(error).__name__}: {str(error)[:300]}"
+        if isinstance(error, KeyError) and error.args == (job["name"],):
+            text = f"Nothing is called `{job['name']}` when the notebook has run: is it in an `if` not taken?"
         outcome = exercises.Outcome(job["id"], exercises.NOT_YET, text)
     suspect |= look()
     say({"ready": True})

@@ -16,17 +16,23 @@ import json
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechlab_course.cells import foreign
 from mechlab_course.grading.answers import Answer, find
 
 LARGEST = 50_000_000  # bytes of one file, and of what one zip file holds
 MOST = 200  # files of one learner
 READ = (".ipynb", ".py", ".zip")
+PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+ADDED = (".txt", ".json", ".download", ".bak", ".tmp")  # what browsers and mail programs put behind a name
+_NUMBERED = re.compile(r"\s*\(\d+\)$")  # of a second download
 _MOODLE = re.compile(r"_\d+_assignsubmission_[a-z]+_?$")
 _CANVAS = re.compile(r"(_late)?_\d+_\d+$", re.IGNORECASE)
 
@@ -47,40 +53,98 @@ class Learner:
 
 def collect(folder: Path, stems: list[str]) -> list[Learner]:
     """Everyone in the folder, by name. `stems` are the names of the course's notebooks."""
-    entries = [e for e in sorted(folder.iterdir()) if not _passed_over(e.name)]
+    entries = sorted(
+        (e for e in folder.iterdir() if not _passed_over(e.name)), key=lambda e: in_order(e.name)
+    )
     folders = [e for e in entries if e.is_dir() and not e.is_symlink()]
-    short = Counter(_MOODLE.sub("", e.name) for e in folders)
+    short = Counter(_MOODLE.sub("", spelt(e.name)) for e in folders)
     learners: dict[str, Learner] = {}
     for entry in entries:
         if entry in folders:
-            name = _MOODLE.sub("", entry.name)
-            name = name if short[name] == 1 else entry.name
-        elif entry.suffix.lower() in READ or entry.is_symlink():
-            name = owner(entry.name, stems)
+            name = _MOODLE.sub("", spelt(entry.name))
+            name = name if short[name] == 1 else spelt(entry.name)
+        elif entry.is_symlink() or _kind(entry) or _is_a_submission(entry.name, stems):
+            name = owner(spelt(entry.name), stems)
         else:
             continue  # a list of names, a note of the teacher
         learner = learners.setdefault(name, Learner(name))
         for path in _files(entry):
-            if path.suffix.lower() not in READ and not path.is_symlink():
+            if not path.is_symlink() and not _kind(path):
+                if path.suffix.lower() in PACKED or entry not in folders:
+                    learner.problems.append(f"{spelt(path.name)}: {_NOT_READ}")
                 continue
             learner.files += 1
             if learner.files > MOST:
                 learner.problems.append(f"More than {MOST} files; the rest was not read.")
                 break
-            _take(learner, path, path.relative_to(entry if entry in folders else folder).as_posix())
-        if not learner.files:
+            shown = path.relative_to(entry if entry in folders else folder).as_posix()
+            _take(learner, path, spelt(shown))
+        if not learner.files and not learner.problems:
             learner.problems.append(f"{entry.name}: there is no notebook (.ipynb) in it.")
     return sorted(learners.values(), key=lambda learner: (learner.name.casefold(), learner.name))
 
 
 def owner(file: str, stems: list[str]) -> str:
     """Whose file it is, from its name."""
-    stem = Path(file).stem
+    stem = _NUMBERED.sub("", Path(file).stem)
+    while Path(stem).suffix.lower() in (*READ, *ADDED):
+        stem = _NUMBERED.sub("", Path(stem).stem)
     before, mark, _ = stem.partition("__")
     if not (mark and before):
-        place = min((at for s in stems if (at := stem.find(f"_{s}")) > 0), default=len(stem))
+        lower = stem.lower()
+        place = min((at for s in stems if (at := lower.find(f"_{s.lower()}")) > 0), default=len(stem))
         before = stem[:place]
     return _CANVAS.sub("", before) or stem
+
+
+def spelt(name: str) -> str:
+    """A name in one spelling: a Mac writes an umlaut as two letters, and an old locale knows none."""
+    with suppress(UnicodeError):
+        name = os.fsencode(name).decode()
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(name: str) -> list:
+    """For sorting: `12.ipynb`, `12 (1).ipynb`, `12 (2).ipynb`, `12 (10).ipynb`. The last is the newest."""
+    stem, dot, rest = spelt(name).partition(".")
+    parts = re.split(r"(\d+)", stem)
+    return [[(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], dot + rest]
+
+
+def kind_of(name: str, start: bytes = b"") -> str:
+    """What a file is to be read as: one of `READ`, or "" for none.
+
+    start: its first bytes, which tell a notebook with another ending, such as `12.json`, from other files.
+    """
+    path = Path(_NUMBERED.sub("", name.strip().rstrip(".")))
+    last = path.suffix.lower()
+    while path.suffix.lower() in ADDED:
+        path = Path(_NUMBERED.sub("", path.stem))
+    if path.suffix.lower() in READ:
+        return path.suffix.lower()
+    text = start.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
+    looks_so = text[:1] == b"{" and (last == ".json" or b'"cell' in text or b'"nbformat' in text)
+    return ".ipynb" if looks_so and last in ("", *ADDED) else ""
+
+
+def _kind(path: Path) -> str:
+    """The same of a file on the disk, without opening what is no plain file."""
+    known = kind_of(path.name)
+    if known or path.suffix.lower() not in ("", *ADDED) or path.is_symlink() or not path.is_file():
+        return known
+    try:
+        with path.open("rb") as file:
+            return kind_of(path.name, file.read(5000))
+    except OSError:
+        return ""
+
+
+_NOT_READ = "not read. Only notebooks (.ipynb), scripts (.py) and zip files (.zip) are."
+
+
+def _is_a_submission(name: str, stems: list[str]) -> bool:
+    """Whether a file that cannot be read is somebody's all the same: packed, or named after a notebook."""
+    return Path(name).suffix.lower() in PACKED or any(stem.lower() in name.lower() for stem in stems)
 
 
 def _passed_over(name: str) -> bool:
@@ -93,22 +157,39 @@ def _files(entry: Path) -> Iterator[Path]:
         return
     for folder, inner, names in os.walk(entry):
         linked = [name for name in inner if (Path(folder) / name).is_symlink()]
-        inner[:] = sorted(name for name in inner if not _passed_over(name) and name not in linked)
-        yield from (Path(folder) / name for name in sorted([*names, *linked]) if not _passed_over(name))
+        inner[:] = sorted((n for n in inner if not _passed_over(n) and n not in linked), key=in_order)
+        here = sorted([*names, *linked], key=in_order)
+        yield from (Path(folder) / name for name in here if not _passed_over(name))
 
 
 def _take(learner: Learner, path: Path, shown: str) -> None:
     """Add the answers of one file; whatever is wrong with it costs that file only."""
     try:
-        data = _bytes(path)
-        if path.suffix.lower() == ".zip":
+        data, kind = _bytes(path), _kind(path)
+        if kind == ".zip":
             _unzip(learner, data, shown)
         else:
-            learner.answers += find(cells(data, path.suffix), shown)
+            _read(learner, data, kind, shown)
     except Unreadable as error:
         learner.problems.append(f"{shown}: {error}.")
     except OSError as error:
         learner.problems.append(f"{shown}: {error.strerror or 'cannot be read'}.")
+
+
+def _read(learner: Learner, data: bytes, kind: str, shown: str) -> None:
+    """Add the answers of a notebook or a script; a notebook in another language has a sentence with them."""
+    file = shown.rpartition("/")[2].lower()
+    try:
+        notebook = None if kind == ".py" else loaded(data)
+        learner.answers += find(cells(data, kind), shown)
+    except Unreadable as error:
+        if file.endswith((".json", ".txt")) and ".ipynb" not in file and "no list of cells" in str(error):
+            return  # settings of a program, not a notebook
+        raise
+    if language := foreign(notebook or {}):
+        learner.problems.append(
+            f"{shown}: its kernel is for {language}. The answers of the course are in Python."
+        )
 
 
 def _bytes(path: Path) -> bytes:
@@ -135,14 +216,14 @@ def _unzip(learner: Learner, data: bytes, shown: str) -> None:
     left = LARGEST
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = sorted(archive.infolist(), key=lambda m: m.filename)
+            members = sorted(archive.infolist(), key=lambda m: in_order(m.filename))
             if len(members) > 10 * MOST:
                 raise Unreadable(f"the zip file holds {len(members)} files")
             for member in members:
                 parts = re.split(r"[/\\]", member.filename)
                 if member.is_dir() or any(_passed_over(part) and part != ".." for part in parts):
                     continue
-                name, suffix = f"{shown}/{member.filename}", Path(parts[-1]).suffix.lower()
+                name, suffix = f"{shown}/{spelt(member.filename)}", Path(parts[-1]).suffix.lower()
                 if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
                     learner.problems.append(
                         f"{name}: its name leads out of the zip file, so it was not read."
@@ -151,7 +232,9 @@ def _unzip(learner: Learner, data: bytes, shown: str) -> None:
                     learner.problems.append(f"{name}: a link to somewhere else, which is not followed.")
                 elif suffix == ".zip":
                     learner.problems.append(f"{name}: a zip file within a zip file, so it was not read.")
-                elif suffix in READ:
+                elif suffix in PACKED:
+                    learner.problems.append(f"{name}: {_NOT_READ}")
+                elif kind := _kind_in(archive, member, parts[-1]):
                     with archive.open(member) as file:
                         content = file.read(left + 1)
                     left -= len(content)
@@ -159,7 +242,7 @@ def _unzip(learner: Learner, data: bytes, shown: str) -> None:
                         raise Unreadable(f"it unpacks to more than {LARGEST // 1_000_000} MB")
                     learner.files += 1
                     try:
-                        learner.answers += find(cells(content, suffix), name)
+                        _read(learner, content, kind, name)
                     except Unreadable as error:
                         learner.problems.append(f"{name}: {error}.")
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
@@ -170,23 +253,19 @@ def _unzip(learner: Learner, data: bytes, shown: str) -> None:
         raise Unreadable(f"a damaged zip file ({type(error).__name__})") from None
 
 
+def _kind_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> str:
+    """What a file in a zip file is to be read as."""
+    if kind_of(name) or Path(name).suffix.lower() not in ("", *ADDED):
+        return kind_of(name)
+    with archive.open(member) as file:
+        return kind_of(name, file.read(5000))
+
+
 def cells(data: bytes, suffix: str = ".ipynb") -> list[str]:
     """The code cells of a notebook of any nbformat, or of a script that Colab or VS Code made of one."""
-    try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError:
-        raise Unreadable("not text in UTF-8, so not a notebook") from None
-    if suffix == ".py":
-        return re.split(r"(?m)^# (?:%%|In\[).*$", text)
-    if not text.strip():
-        raise Unreadable("the file is empty")
-    try:
-        notebook = json.loads(text)
-    except ValueError as error:
-        cut = "; it seems to be cut off" if len(text) - getattr(error, "pos", 0) < 3 else ""
-        raise Unreadable(f"not a notebook: no valid JSON ({error}){cut}") from None
-    except RecursionError:
-        raise Unreadable("not a notebook: nested too deeply") from None
+    if suffix.lower() == ".py":
+        return re.split(r"(?m)^# (?:%%|In\[).*$", _text(data))
+    notebook = loaded(data)
     try:
         sheets = notebook["worksheets"] if "worksheets" in notebook else [notebook]
         listed = [cell for sheet in sheets for cell in sheet["cells"]]
@@ -194,3 +273,35 @@ def cells(data: bytes, suffix: str = ".ipynb") -> list[str]:
         return [text if isinstance(text, str) else "".join(text) for text in code]
     except (KeyError, TypeError, AttributeError):
         raise Unreadable("JSON, but not a notebook: it has no list of cells") from None
+
+
+def loaded(data: bytes) -> dict:
+    """What the JSON of a notebook says."""
+    text = _text(data)
+    if not text.strip():
+        raise Unreadable("the file is empty")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        cut = "; it seems to be cut off" if len(text) - getattr(error, "pos", 0) < 3 else ""
+        cut = "; it seems to be a web page" if text.lstrip()[:1] == "<" else cut
+        raise Unreadable(f"not a notebook: no valid JSON ({error}){cut}") from None
+    except RecursionError:
+        raise Unreadable("not a notebook: nested too deeply") from None
+
+
+def _text(data: bytes) -> str:
+    """UTF-8, or what Windows calls Unicode, with or without a mark at the start."""
+    marks = {
+        b"\xff\xfe\0\0": "utf-32",
+        b"\0\0\xfe\xff": "utf-32",
+        b"\xff\xfe": "utf-16",
+        b"\xfe\xff": "utf-16",
+    }
+    form = next((form for mark, form in marks.items() if data.startswith(mark)), "utf-8-sig")
+    if form == "utf-8-sig" and len(data) > 3 and data[:2].count(0) == 1:
+        form = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    try:
+        return data.decode(form).lstrip("\ufeff")
+    except UnicodeDecodeError:
+        raise Unreadable("not text in UTF-8, so not a notebook") from None
