@@ -118,8 +118,8 @@ def recovered(
 
 
 def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
-    """Apply a metric and insist on one finite number per prompt."""
-    values = metric(logits)
+    """Apply a metric and insist on one finite number per prompt, in float32 or better."""
+    values = metric(logits if logits.dtype == torch.float64 else logits.float())
     if not isinstance(values, Tensor) or tuple(values.shape) != (len(logits),):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -128,7 +128,7 @@ def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Fl
         )
     if torch.isnan(values).any():
         raise ValueError("The metric is NaN: there is NaN in the activations. Look at your hooks.")
-    return values
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def fitted(metric: Metric, batch: Batch) -> Metric:

@@ -96,9 +96,7 @@ class Batch:
         return self.tokens
 
 
-Prompts = (
-    str | Sequence[str] | Int[Tensor, "_"] | Int[Tensor, "_ _"] | Sequence[int] | Pair | Task | Batch
-)
+Prompts = str | Sequence[str] | Int[Tensor, "_"] | Int[Tensor, "_ _"] | Sequence[int] | Pair | Task | Batch
 
 
 def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") -> Batch:
@@ -114,7 +112,7 @@ def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") 
         return given
     texts = [given] if isinstance(given, str) else given
     if isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts):
-        tokens, ends = _tokenized(model, [*texts])
+        tokens, ends = _tokenized(model, [str(text) for text in texts])
     elif isinstance(given, Pair):
         tokens = given.clean
     elif isinstance(given, Task):
@@ -188,6 +186,8 @@ def padding(model: "TransformerBridge") -> int:
 
 
 def _as_rows(given: Any, what: str) -> Int[Tensor, "batch pos"]:
+    if isinstance(given, Sequence) and not len(given):
+        raise PromptError(f"{what} is empty: give at least one text.")
     try:
         tokens = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):

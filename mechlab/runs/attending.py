@@ -107,9 +107,7 @@ def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return seen if window is None else seen.triu(keys - queries - window + 1)
 
 
-def ways_of_attending(
-    model: "TransformerBridge", seen: "ActivationCache", positions: int
-) -> list[Attending]:
+def ways_of_attending(model: "TransformerBridge", seen: "ActivationCache", positions: int) -> list[Attending]:
     """How each layer's heads look back.
 
     seen: queries, keys and patterns of a prompt, as the hooks give them

@@ -23,7 +23,7 @@ from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import Layer, Weights, reader_slopes
 from mechlab.runs.places import first_difference
-from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, gradients
+from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, gradients, slopes_of
 from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
@@ -70,7 +70,9 @@ class Fast(Kept):
         """
         super().__init__(batch)
         self.of, like, tokens = of, of or like, batch.tokens
-        self.edits: tuple[Put, ...] = (*(of.edits if of else ()), *edits)
+        # Each edit with the run whose values are held by it.
+        self.made: list[tuple[Put, Fast]] = [*of.made, *((put, of) for put in edits)] if of else []
+        self.edits: tuple[Put, ...] = tuple(put for put, _ in self.made)
         self.elsewhere = embedded is not None or (of is not None and of.elsewhere)
         self.before: dict[int, Tensor] = {}  # the stream on entering a layer before it was edited
         if like is not None and like.tokens.shape[1] >= tokens.shape[1]:
@@ -97,13 +99,13 @@ class Fast(Kept):
 
     def _check_logits(self) -> None:
         """One prompt tells whether the formulas are right."""
-        tokens, edits, self.tokens, self.edits = self.tokens, self.edits, self.tokens[:1], ()
+        tokens, self.tokens = self.tokens, self.tokens[:1]
         self._keep(self._embedded())
         found, logits = self.weights.unembed(self.resid_pre[-1]), self.model(self.tokens)
         off = (found - logits).abs().max().item()
         if not off <= 1e-3 * max(1.0, logits.abs().max().item()):
             raise NotResumable(f"The fast engine gives other logits than this model: off by {off:.2g}.")
-        self.tokens, self.edits = tokens, edits
+        self.tokens = tokens
 
     def _keep(
         self, stream: Float[Tensor, "batch pos d_model"], like: "Fast | None" = None, first: int = 0
@@ -142,8 +144,9 @@ class Fast(Kept):
             return getattr(self, site)[layer]
         if site == "pattern":
             pattern = self.weights.attends[layer].pattern(self.queries[layer], self.keys[layer])
-            for put in (put for put in self.edits if (put.site, put.layer) == (site, layer)):
-                pattern = put.into(pattern[None], self.of.at(site, layer) if self.of else pattern)[0]
+            for put, run in self.made:
+                if (put.site, put.layer) == (site, layer):
+                    pattern = put.into(pattern[None], run.at(site, layer) if put.held else pattern)[0]
             return pattern
         if site == "attn_out":
             return self.resid_mid[layer] - self.resid_pre[layer]
@@ -160,6 +163,7 @@ class Fast(Kept):
     def edited(
         self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "copy batch"]:
+        check_edits(self.model, [*self.edits, *edits])
         metric, copies, count = self.fitted(metric), copies_of(edits), self.tokens.shape[1]
         start, first = _begin(edits, count)
         if first >= count:  # nothing is touched
@@ -179,6 +183,8 @@ class Fast(Kept):
     def read(
         self, site: str, layers: Sequence[int], edits: Sequence[Put], places: Int[Tensor, "batch place"]
     ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
+        self.check_fresh()
+        check_edits(self.model, [*self.edits, *edits])
         start, _ = _begin(edits, self.tokens.shape[1])
         if site in ("q", "k", "v") and self._held(edits, start, max(layers)):
             streams = self._held_streams(edits, {*layers}, places)
@@ -190,10 +196,12 @@ class Fast(Kept):
 
     def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Fast":
         self.check_fresh()
+        check_edits(self.model, [*self.edits, *edits])
         return Fast(self.batch, embedded=embedded, of=self, edits=edits)
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
         self.check_fresh()
+        check_edits(self.model, [*self.edits, *edits])
         count = self.tokens.shape[1]
         if not 1 <= last <= count:
             raise ValueError(f"last is {last}; the prompts have {count} positions.")
@@ -267,15 +275,14 @@ class Fast(Kept):
         kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
 
         def note(site: str, layer: int, value: Tensor) -> None:
-            if site in kept:
-                kept[site].append(value)
+            if site in kept:  # also where an edit has cut it off from the stream before
+                kept[site].append(value if value.requires_grad else value.requires_grad_())
 
         with gradients():
             begin = self.before.get(0, self.resid_pre[0]).detach().clone().requires_grad_()
             kept["end"].append(self._run_on(0, 0, stream=begin, note=note))
             total = self._metric(self.fitted(metric), kept["end"][0][None], 0).sum()
-            wanted = [tensor for each in kept.values() for tensor in each]
-            found = iter(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+            found = iter(slopes_of(total, [tensor for each in kept.values() for tensor in each]))
         return {site: [next(found) for _ in tensors] for site, tensors in kept.items()}
 
     # Reading the metric
@@ -377,7 +384,7 @@ class Fast(Kept):
             return held.expand(len(sends), -1, -1, -1)
         value = torch.as_tensor(put.value)[0].expand_as(self.z[layer])[rows, places]
         z = self.z[layer][rows, places]
-        if W.after_attention is not None:  # the norm mixes what the heads write
+        if W.norms.after_attention is not None:  # the norm mixes what the heads write
             z = torch.where(sends[..., None], value, z).flatten(0, 1)
             return self.weights.attention_out(W, z).unflatten(0, (len(sends), -1))
         W_O = W.out[0].unflatten(0, (self.weights.heads, -1))
@@ -464,8 +471,7 @@ class _Copies:
     def __init__(self, run: Fast, edits: Sequence[Put], copies: slice, past: Fast, note: Note | None, dtype):
         self.run, self.copies, self.past, self.note, self.dtype = run, copies, past, note, dtype
         self.many, self.W = copies.stop - copies.start, run.weights
-        self.mine, self.puts = edits, [*run.edits, *edits]
-        check_edits(run.model, self.puts)
+        self.mine, self.puts = edits, [*run.made, *((put, run) for put in edits)]
 
     def kept(self, values: Float[Tensor, "batch ..."]) -> Float[Tensor, "row ..."]:
         """What the run itself has, for each copy."""
@@ -484,12 +490,12 @@ class _Copies:
         swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
         if self.note:
             self.note(f"{site} read", layer, x)
-        for put in self.puts:
+        for put, run in self.puts:
             if (put.site, put.layer) != (site, layer):
                 continue
             if site in ("k", "v") and put.heads > x.shape[1]:  # for query heads alone
                 x = x.repeat_interleave(self.W.heads // x.shape[1], dim=1)
-            kept = self.past.at(site, layer) if put.held else x
+            kept = run.at(site, layer) if put.held else x
             if site in ("k", "v") and put.held:
                 kept = kept.repeat_interleave(x.shape[1] // kept.shape[2], dim=2)
             x = swap(put.into(swap(x.unflatten(0, (self.many, -1))), kept, self.copies)).flatten(0, 1)
@@ -509,7 +515,7 @@ class _Copies:
         q = self._heads("q", layer, x, late, first)
         k = self._heads("k", layer, x, first, first)
         v = self._heads("v", layer, x, first, first)
-        if any(put.layer == layer and put.site == "pattern" for put in self.puts):
+        if any(put.layer == layer and put.site == "pattern" for put, _ in self.puts):
             pattern = self.edit("pattern", layer, way.pattern(q, k))
             v = v.repeat_interleave(W.heads // v.shape[1], dim=1)
             z = einsum(pattern, v, "row query head pos, row head pos d_head -> row query head d_head")
@@ -550,6 +556,7 @@ class _Copies:
             return self.edit("mlp_out", layer, self.kept(kept[:, kept.shape[1] - stream.shape[1] :]))
         x = self.W.mlp_in(layer, stream)
         if self.note:
+            x = x.view_as(x)  # a tensor of its own, also where there is no norm before the MLP
             self.note("mlp in", layer, x)
         return self.edit("mlp_out", layer, self.W.mlp(self._matrices(layer), x))
 

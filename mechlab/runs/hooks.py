@@ -77,13 +77,14 @@ def intervene(model: "TransformerBridge", hooks: Sequence[Hook]) -> Generator[li
 
 def _unspoilt(name: str, function: Callable, activation: Tensor, hook) -> Tensor | None:
     """What a hook function returns; a `HookError` where it writes into what it was given."""
-    counted = not activation.is_inference()  # in inference mode nobody counts how often a tensor was written
-    before = activation._version if counted else activation.clone()
-    result = function(activation, hook=hook)
-    if counted:
-        written = activation._version != before
-    else:
+    if activation.is_inference():  # nobody counts how often such a tensor was written to
+        before = activation.clone()
+        result = function(activation, hook=hook)
         written = not torch.equal(activation.nan_to_num(), before.nan_to_num())
+    else:
+        version = activation._version
+        result = function(activation, hook=hook)
+        written = activation._version != version
     if written:
         raise HookError(
             f"The function on {name} writes into the activation it was given. Make a copy first "

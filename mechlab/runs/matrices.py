@@ -37,12 +37,24 @@ Affine = tuple[Float[Tensor, "_ _"], Float[Tensor, "_"] | None]
 
 
 @dataclass(frozen=True)
+class Norms:
+    """The norms of one layer; None where there is none.
+
+    before_attention, before_mlp: through which the two read the stream
+    after_attention, after_mlp:   of what they write to it
+    """
+
+    before_attention: Norm | None
+    before_mlp: Norm | None
+    after_attention: Norm | None
+    after_mlp: Norm | None
+
+
+@dataclass(frozen=True)
 class Layer:
     """The matrices of one layer, [in, out], heads side by side: the model's own memory, not a copy.
 
     A matrix comes with its bias, or None. `gate` is None where the MLP has none.
-    before_attention, before_mlp: the norms through which the two read the stream; None: they read it as it is
-    after_attention, after_mlp:   the norms of what they write to it; None: it is added as it is
     """
 
     Q: Affine
@@ -52,10 +64,7 @@ class Layer:
     gate: Affine | None
     up: Affine
     down: Affine
-    before_attention: Norm | None
-    before_mlp: Norm | None
-    after_attention: Norm | None
-    after_mlp: Norm | None
+    norms: Norms
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """The same with matrices of another precision."""
@@ -86,15 +95,14 @@ def is_parallel(model: "TransformerBridge", layer: int = 0) -> bool:
     return f"blocks.{layer}.hook_resid_mid" not in model.hook_dict
 
 
-def norms_of(model: "TransformerBridge", layer: int) -> dict[str, Norm | None]:
-    """The norms of a layer, by the names of `Layer`."""
+def norms_of(model: "TransformerBridge", layer: int) -> Norms:
+    """The norms of a layer, as the model has them."""
     block = model.blocks[layer]
-    first, second, *after = (
+    first, second, third, fourth = (
         Norm.of(getattr(block, name, None), model) for name in ("ln1", "ln2", "ln1_post", "ln2_post")
     )
     second = first if second is None and is_parallel(model, layer) else second
-    names = ("before_attention", "before_mlp", "after_attention", "after_mlp")
-    return dict(zip(names, (first, second, *after), strict=True))
+    return Norms(first, second, third, fourth)
 
 
 def layer_matrices(model: "TransformerBridge", index: int) -> Layer:
@@ -109,9 +117,9 @@ def layer_matrices(model: "TransformerBridge", index: int) -> Layer:
             W = W.flatten(0, 1) if name == "O" else W.transpose(0, 1).flatten(1)
         return W, None if b is None else b.detach().flatten()
 
-    heads = [affine(attn, name) for name in "QKVO"]
+    Q, K, V, out = (affine(attn, name) for name in "QKVO")
     gate = affine(mlp, "gate") if getattr(mlp, "W_gate", None) is not None else None
-    return Layer(*heads, gate, affine(mlp, "in"), affine(mlp, "out"), **norms_of(model, index))
+    return Layer(Q, K, V, out, gate, affine(mlp, "in"), affine(mlp, "out"), norms_of(model, index))
 
 
 @dataclass(frozen=True)
@@ -180,17 +188,17 @@ class Weights:
 
     def reads(self, layer: int, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """The stream as the attention of a layer reads it."""
-        return through(self.layers[layer].before_attention, x)
+        return through(self.layers[layer].norms.before_attention, x)
 
     def attention_out(
         self, W: Layer, z: Float[Tensor, "row pos head d_head"]
     ) -> Float[Tensor, "row pos d_model"]:
         """What attention writes, from what its heads hand on."""
-        return through(W.after_attention, project(z.flatten(2), W.out))
+        return through(W.norms.after_attention, project(z.flatten(2), W.out))
 
     def mlp_in(self, layer: int, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """The stream as the MLP of a layer reads it."""
-        return through(self.layers[layer].before_mlp, x)
+        return through(self.layers[layer].norms.before_mlp, x)
 
     def mlp(self, W: Layer, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """What the MLP writes, from the stream as it reads it."""
@@ -198,7 +206,7 @@ class Weights:
             found = self.act(project(x, W.up))
         else:
             found = self.act(project(x, W.gate)) * project(x, W.up)
-        return through(W.after_mlp, project(found, W.down))
+        return through(W.norms.after_mlp, project(found, W.down))
 
     def unembed(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_vocab"]:
         """Logits of a last stream."""
@@ -224,8 +232,8 @@ def reader_slopes(
     slopes, back = [], "batch head pos d_head, d_model head d_head -> batch pos head d_model"
     for slope, matrix in heads:
         slope = einsum(slope, matrix.unflatten(1, (-1, slope.shape[-1])), back)
-        slopes.append(slope_before(layer.before_attention, streams[0], slope))
-    return [*slopes, slope_before(layer.before_mlp, streams[1], mlp[:, :, None])]
+        slopes.append(slope_before(layer.norms.before_attention, streams[0], slope))
+    return [*slopes, slope_before(layer.norms.before_mlp, streams[1], mlp[:, :, None])]
 
 
 def slope_before(

@@ -35,36 +35,37 @@ def places_of(batch: Batch, positions: Positions | None, apart: bool) -> dict[st
 
     −1 is each prompt's own last token. Raises a `ValueError` for a position that is not there or named twice.
     """
-    count, tokens = batch.tokens.shape[1], batch.tokens
-    given = isinstance(positions, Mapping)
-    if not isinstance(positions, Mapping):
-        labels = position_labels(batch.model, tokens)
-        if positions is None:
-            positions = {labels[p]: torch.full((len(tokens),), p) for p in range(count)}
-            found = {name: each.to(tokens.device) for name, each in positions.items()}
-            return _masks(found, count, apart)
-        asked = [int(p) for p in positions]
-        named = lambda p: labels[p % count] if p >= 0 or not batch.padded else f"position {p}"
-        _refuse_twice(asked, count, batch.padded)
-        positions = {named(p) if -count <= p < count else str(p): p for p in asked}
-    if not positions:
+    count = batch.tokens.shape[1]
+    if positions is None:
+        every = torch.arange(count, device=batch.tokens.device)
+        names = position_labels(batch.model, batch.tokens)
+        return _masks(
+            {name: p.expand(len(batch)) for name, p in zip(names, every, strict=True)}, count, apart
+        )
+    if not len(positions):
         raise ValueError("There is nothing to patch: `positions` is empty.")
-    what = (lambda name: f"The position of {name!r}") if given else (lambda name: "positions")
-    found = {name: batch.position(each, what(name)) for name, each in positions.items()}
+    if isinstance(positions, Mapping):
+        found = {name: batch.position(p, f"The position of {name!r}") for name, p in positions.items()}
+    else:
+        found = _named(batch, [int(p) for p in positions])
     return _masks(found, count, apart)
+
+
+def _named(batch: Batch, asked: list[int]) -> dict[str, Int[Tensor, "batch"]]:
+    """The positions of a list, by the labels of their tokens."""
+    count, labels = batch.tokens.shape[1], position_labels(batch.model, batch.tokens)
+    places = [p if batch.padded else p % count for p in asked]
+    twice = [p for n, p in enumerate(asked) if places[n] in places[:n]]
+    found = [batch.position(p, "positions") for p in asked]
+    if twice:
+        raise ValueError(f"positions is {asked}: {twice[0]} is there twice (-1 is the last).")
+    names = [labels[p] if 0 <= p < count else f"position {p}" for p in places]
+    return dict(zip(names, found, strict=True))
 
 
 def _masks(found: Mapping[str, Int[Tensor, "batch"]], count: int, apart: bool) -> dict[str, Where]:
     places = {name: torch.arange(count, device=at.device) == at[:, None] for name, at in found.items()}
     return places if apart else {"all": torch.stack([*places.values()]).any(0)}
-
-
-def _refuse_twice(asked: Sequence[int], count: int, padded: bool) -> None:
-    """Refuse a list of positions that names one of them twice, also from both ends."""
-    places = [p if padded else p % count for p in asked]
-    twice = [p for n, p in enumerate(asked) if places[n] in places[:n]]
-    if twice:
-        raise ValueError(f"positions is {asked}: {twice[0]} is there twice (-1 is the last).")
 
 
 def subject_positions(model: "TransformerBridge", prompt: str, subject: str) -> list[int]:

@@ -17,7 +17,7 @@ from mechlab.arguments import key_value_heads, one_of
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene, is_ignored
 from mechlab.runs.matrices import is_parallel, norms_of, slope_before
-from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients
+from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients, slopes_of
 from mechlab.tokens import Batch
 
 
@@ -120,9 +120,9 @@ class Plain(Kept):
                 slope = einsum(
                     slope, W, "batch pos head d_head, head d_model d_head -> batch pos head d_model"
                 )
-                slopes.append(slope_before(norms["before_attention"], entry, slope))
+                slopes.append(slope_before(norms.before_attention, entry, slope))
             middle = entry if is_parallel(self.model, layer) else entry + self.at("attn_out", layer)
-            slopes.append(slope_before(norms["before_mlp"], middle, mlp[:, :, None]))
+            slopes.append(slope_before(norms.before_mlp, middle, mlp[:, :, None]))
         return [*slopes, end[:, :, None]]
 
     def running(self, hooks: Sequence[Hook] | None = None):
@@ -133,80 +133,112 @@ class Plain(Kept):
             begin = [("blocks.0.hook_resid_pre", lambda x, hook: start.to(x).expand_as(x))]
         return intervene(self.model, [*begin, *(self.hooks() if hooks is None else hooks)])
 
-    def hooks(self, edits: Sequence[Put] = (), copy: int = 0) -> list[Hook]:
-        """The run's own edits and those of one copy as hooks of the model, first layers first."""
+    def hooks(self, edits: Sequence[Put] = (), copy: int = 0, *, until: Put | None = None) -> list[Hook]:
+        """The run's own edits and those of one copy as hooks of the model, first layers first.
+
+        until: leave out this one and those that come after it
+        """
         check_edits(self.model, [*self.edits, *edits])
         every = [(put, run, 0) for put, run in self.made] + [(put, self, copy) for put in edits]
         hooks: list[Hook] = []
+        gathered: dict[int, list[Callable[[Tensor], Tensor]]] = {}
         for put, run, number in sorted(every, key=lambda each: (each[0].layer, [*SITES].index(each[0].site))):
-            if put.site in ("k", "v") and put.heads > key_value_heads(self.model):
+            if put is until:
+                break
+            if put.site == "pattern" and self._through_others(put):
+                patterns = gathered.setdefault(put.layer, [])
+                hooks += [] if patterns else self._through_z(put.layer, patterns, hooks)
+                patterns.append(self._edit(put, run, number))
+                continue
+            if self._through_others(put):
                 put, number = self._for_query_heads(put, run, hooks, number), 0
-            hooks += self._hooks_of(put, run, number)
+            hooks.append((_name(put.site, put.layer), self._writer(put, run, number)))
         return hooks
 
-    def _hooks_of(self, put: Put, run: "Plain", copy: int) -> list[Hook]:
-        """The hooks that make one edit; `run` has what is held."""
-        kept, name = run.at(put.site, put.layer) if put.held else torch.empty(0), _name(put.site, put.layer)
+    def _edit(self, put: Put, run: "Plain", copy: int) -> Callable[[Tensor], Tensor]:
+        """What one edit makes of an activation, with the axes of its hook; `run` has what is held."""
+        kept = run.at(put.site, put.layer) if put.held else torch.empty(0)
 
         def edit(x: Tensor) -> Tensor:
             ours = _axes(put.site, x)
             return _axes(put.site, put.into(ours[None], kept, slice(copy, copy + 1))[0])
 
-        if put.site == "pattern" and is_ignored(self.model, name):
-            return self._through_z(put.layer, edit)
-        return [(name, lambda x, hook: edit(x))]
+        return edit
 
-    def _through_z(self, layer: int, edit: Callable[[Tensor], Tensor]) -> list[Hook]:
+    def _writer(self, put: Put, run: "Plain", copy: int) -> Callable[..., Tensor]:
+        """The hook function that makes one edit."""
+        edit = self._edit(put, run, copy)
+        return lambda x, hook: edit(x)
+
+    def _through_z(
+        self, layer: int, edits: Sequence[Callable[[Tensor], Tensor]], before: Sequence[Hook]
+    ) -> list[Hook]:
         """A pattern edited where the model does not use what it is given: by what the heads then gather."""
+        pattern = self._look_at("pattern", before)[layer].transpose(1, 2)
         seen: dict[str, Tensor] = {}
-        names = [_name(site, layer) for site in ("v", "pattern")]
 
         def gather(z: Float[Tensor, "batch pos head d_head"], hook) -> Float[Tensor, "batch pos head d_head"]:
-            v, pattern = (seen[name] for name in names)
+            edited, v = pattern, seen[_name("v", layer)]
+            for edit in edits:
+                edited = edit(edited)
             v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
-            return einsum(
-                edit(pattern), v, "batch head query pos, batch pos head d_head -> batch query head d_head"
-            )
+            return einsum(edited, v, "batch head query pos, batch pos head d_head -> batch query head d_head")
 
-        return [*_look(names, seen), (_name("z", layer), gather)]
+        return [*_look([_name("v", layer)], seen), (_name("z", layer), gather)]
 
     def _for_query_heads(self, put: Put, run: "Plain", before: Sequence[Hook], copy: int) -> Put:
-        """New keys or values for some of the query heads that share them, as an edit of z.
+        """New keys or values for some of the query heads that share them, as an edit of their z."""
+        z = self._of_query_heads("z", put, run, before, copy)
+        one = put.of_copy(copy).where
+        where = torch.ones(1, 1, 1, 1, dtype=torch.bool) if one is None else one
+        where = where if where.ndim == 4 else where[..., None]
+        heads = (where.any(2, keepdim=True) | put.held).expand(1, *z.shape[:3])
+        return Put("z", put.layer, z[None], heads.to(z.device))
 
-        It is what these heads then hand on. The model is run with the keys or values of the whole group
-        changed, head by head of a group; z of the head in question is what is wanted.
+    def _of_query_heads(
+        self, site: str, put: Put, run: "Plain", before: Sequence[Hook], copy: int
+    ) -> Float[Tensor, "batch pos head ..."]:
+        """What heads have at a site when keys or values are put for some query heads alone.
+
+        The model is run with the keys or values of the whole group changed, once for each member of a group;
+        what that member then has is what is wanted.
         """
         shared = self.model.cfg.n_heads // key_value_heads(self.model)
-        one = put.of_copy(copy)
-        value, where = torch.as_tensor(one.value)[0], torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        if one.where is not None:
-            where = one.where if one.where.ndim == 4 else one.where[..., None]
-        where = where.to(value.device).expand(1, *self.tokens.shape, self.model.cfg.n_heads)[0]
-        z = []
+        one, found = put.of_copy(copy), []
         for member in range(shared):
-            new, there = (each[None, :, :, member::shared] for each in (value, where))
-            group = self._hooks_of(replace(put, value=new, where=there), run, 0)
-            z.append(self._look_at("z", [*before, *group])[put.layer][:, :, member::shared])
-        found = torch.stack(z, dim=3).flatten(2, 3)
-        heads = (where.any(1, keepdim=True) | put.held).expand_as(where)
-        return Put("z", put.layer, found[None], heads[None])
+            mine = lambda each, member=member: each[..., member::shared] if each.shape[-1] > 1 else each
+            value = torch.as_tensor(one.value)[:, :, :, member::shared]
+            where = one.where if one.where is None or one.where.ndim < 4 else mine(one.where)
+            group = replace(put, value=value, where=where)
+            hooks = [*before, (_name(put.site, put.layer), self._writer(group, run, 0))]
+            found.append(self._look_at(site, hooks)[put.layer][:, :, member::shared])
+        return torch.stack(found, dim=3).flatten(2, 3)
 
     def _watched(
         self, site: str, edits: Sequence[Put] = (), copy: int = 0
     ) -> list[Float[Tensor, "batch pos ..."]]:
         """What a run with these edits has at a site, layer by layer."""
-        hooks = self.hooks(edits, copy)
-        if site != "pattern":
-            return self._look_at(site, hooks)
-        # Where an edited pattern goes through z, what the hook shows is the one before the edit.
-        seen = self._look_at(site, hooks)
-        for put, run, number in [(put, run, 0) for put, run in self.made] + [
-            (put, self, copy) for put in edits
+        seen = self._look_at(site, self.hooks(edits, copy))
+        for put, run, number in [
+            *((put, run, 0) for put, run in self.made),
+            *((put, self, copy) for put in edits),
         ]:
-            if put.site == site and is_ignored(self.model, _name(site, put.layer)):
-                kept = run.at(site, put.layer) if put.held else torch.empty(0)
-                seen[put.layer] = put.into(seen[put.layer][None], kept, slice(number, number + 1))[0]
+            if put.site == site and self._through_others(put):  # not to be seen where it is put
+                x = seen[put.layer][None]
+                x = x.repeat_interleave(max(1, put.heads // x.shape[3]), dim=3)
+                kept = run.at(site, put.layer) if put.held else x[0]
+                kept = kept.repeat_interleave(x.shape[3] // kept.shape[2], dim=2)
+                seen[put.layer] = put.into(x, kept, slice(number, number + 1))[0]
+            elif (put.site, site) == ("k", "pattern") and self._through_others(put):
+                before = self.hooks(edits, copy, until=put)
+                seen[put.layer] = self._of_query_heads(site, put, run, before, number)
         return seen
+
+    def _through_others(self, put: Put) -> bool:
+        """Whether an edit is made at another site than it says."""
+        if put.site in ("k", "v"):
+            return put.heads > key_value_heads(self.model)
+        return put.site == "pattern" and is_ignored(self.model, _name("pattern", put.layer))
 
     def _look_at(self, site: str, hooks: Sequence[Hook]) -> list[Float[Tensor, "batch pos ..."]]:
         """What the model has at a site with some hooks, layer by layer."""
@@ -223,14 +255,18 @@ class Plain(Kept):
 
         unedited: before the run's own edits
         """
+        if any(self._through_others(put) for put in self.edits):
+            raise ValueError(
+                "The plain engine has no gradients past an edit of keys or values of single query heads, or "
+                "of patterns that this model does not take from a hook."
+            )
         metric, kept = self.fitted(metric), {}
         start = ("blocks.0.hook_resid_pre", lambda x, hook: x.detach().clone().requires_grad_())
-        look = _look(names, kept)
+        look = _look(names, kept, apart=True)
         hooks = [start, *look, *self.hooks()] if unedited else [start, *self.hooks(), *look]
         with gradients(), self.running(hooks):
             total = per_prompt(metric, self.model(self.tokens)).sum()
-            wanted = [kept[name] for name in names]
-            return list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+            return slopes_of(total, [kept[name] for name in names])
 
 
 def _name(site: str, layer: int) -> str:
@@ -238,11 +274,17 @@ def _name(site: str, layer: int) -> str:
     return f"blocks.{layer}.{SITES[site]}"
 
 
-def _look(names: Sequence[str], seen: dict[str, Tensor]) -> list[Hook]:
-    """Hooks that change nothing and put what they see into `seen`, by the name of the hook."""
+def _look(names: Sequence[str], seen: dict[str, Tensor], *, apart: bool = False) -> list[Hook]:
+    """Hooks that change nothing and put what they see into `seen`, by the name of the hook.
+
+    apart: what goes on from here is a copy, so that a gradient for it is of this place alone
+    """
 
     def look(x: Tensor, hook, name: str) -> Tensor:
         seen[name] = x
+        if apart:  # also where an edit has cut it off from the stream before
+            x = seen[name] = x.clone()
+            x.requires_grad_(True)
         return x
 
     return [(name, partial(look, name=name)) for name in names]

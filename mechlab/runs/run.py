@@ -218,5 +218,12 @@ def gradients() -> Generator[None]:
         yield
 
 
+def slopes_of(total: Float[Tensor, ""], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a number for each tensor; zeros for those that it does not depend on."""
+    if not total.requires_grad:
+        return [torch.zeros_like(each) for each in tensors]
+    return list(torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True))
+
+
 class NotResumable(ValueError):
     """This model computes something that the fast engine does not know."""
