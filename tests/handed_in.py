@@ -152,6 +152,7 @@ def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
             "import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: max([x], key=f)\nreturn f(0)",
             "stopped",
         ),
+        "ends_by_a_signal_without_a_name": ("import signal\nsignal.raise_signal(40)", "review"),
         "closes_everything": ("import os\nos.closerange(0, 200)\nwhile True:\n    pass", "stopped"),
         "holds_its_breath": ("import signal, time\nsignal.raise_signal(signal.SIGSTOP)\nreturn 0", "review"),
         "prints_the_environment": (f"import os\nprint(dict(os.environ))\n{right}", "correct"),

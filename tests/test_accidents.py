@@ -1,11 +1,14 @@
 """What happens to a learner's work by accident: merged cells, broken files, restarts, other terminals."""
 
 import ast
+import io
 import json
 import os
 import subprocess
 import sys
+import unicodedata
 import warnings
+import zipfile
 
 import nbformat
 import pytest
@@ -19,6 +22,10 @@ from mechlab_course.build import workspace
 from mechlab_course.build.execute import in_one_sentence
 from mechlab_course.build.workspace import merge, refresh, update
 from mechlab_course.cli import app
+from mechlab_course.grading import supervisor
+from mechlab_course.grading.answers import find
+from mechlab_course.grading.grader import _tried
+from mechlab_course.grading.submissions import Learner, collect
 
 ROOT = build.ROOT
 
@@ -628,6 +635,220 @@ def test_commands_speak_on_a_terminal_that_knows_ascii_only(course, tmp_path):
         (released / "03_ü.ipynb").write_text(text.replace("0", change), encoding="utf-8")
     said = done.stdout.decode()
     assert "03_" in said and "updated" in said
+
+
+# --- what came back ---
+
+STEMS = ["12_direct_logit_attribution", "11_input_attribution"]
+ANSWER = '@exercise("12.1")\ndef f():\n    return 1'
+NOTEBOOK = json.dumps(notebook(cell(ANSWER, "a")))
+ANN = "ann_12_direct_logit_attribution"
+
+
+def come_back(folder, files):
+    """Those who handed in these files: name, answers found, what is wrong."""
+    for name, content in files.items():
+        path = folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return {each.name: (len(each.answers), each.problems) for each in collect(folder / "in", STEMS)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{ANN}.ipynb",
+        f"{ANN}.IPYNB",
+        f"{ANN}.ipynb.txt",
+        f"{ANN}.ipynb.json",
+        f"{ANN}.json",
+        f"{ANN}.txt",
+        f"{ANN} (1).ipynb",
+        f"{ANN}.ipynb (2).txt",
+        f"{ANN}(3).ipynb",
+        f"{ANN}-1.ipynb",
+        f"{ANN}.ipynb.txt.txt",
+        f"{ANN}-Copy1.ipynb",
+        f"{ANN}.Ipynb.TXT",
+        ANN,
+        f"{ANN}.ipynb.download",
+        f"{ANN.upper()}.ipynb",
+        f"{ANN}.JSON",
+        "ann (1).ipynb",
+        "ann.ipynb.txt",
+        "ann__my notebook (2).json",
+        "ann_LATE_12_34_11_input_attribution-2.ipynb.txt",
+    ],
+)
+def test_a_notebook_is_found_and_its_owner_known_whatever_was_put_behind_its_name(tmp_path, name):
+    ((owner, (answers, problems)),) = come_back(tmp_path, {name: NOTEBOOK}).items()
+    assert (owner.lower(), answers, problems) == ("ann", 1, [])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(f"deep/{name}", NOTEBOOK)
+        archive.writestr("settings.json", '{"a": 1}')
+        archive.writestr("LICENSE", "free")
+    found = come_back(
+        tmp_path, {f"bo/{name}": NOTEBOOK, "cy.zip": packed.getvalue(), "di/x.ZIP": packed.getvalue()}
+    )
+    assert all(found[who] == (1, []) for who in ("bo", "cy", "di"))
+
+
+FORMS = {
+    "a mark": b"\xef\xbb\xbf" + NOTEBOOK.encode(),
+    "two marks": b"\xef\xbb\xbf" * 2 + NOTEBOOK.encode(),
+    "UTF-16": NOTEBOOK.encode("utf-16"),
+    "UTF-16, little": NOTEBOOK.encode("utf-16-le"),
+    "UTF-16, big": NOTEBOOK.encode("utf-16-be"),
+    "UTF-16, big, with a mark": b"\xfe\xff" + NOTEBOOK.encode("utf-16-be"),
+    "UTF-32": NOTEBOOK.encode("utf-32"),
+    "blank lines": b"\r\n\n  " + NOTEBOOK.encode(),
+    "CRLF": json.dumps(json.loads(NOTEBOOK), indent=1).replace("\n", "\r\n").encode(),
+}
+
+
+@pytest.mark.parametrize("data", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("ending", [".ipynb", ".json", ".ipynb.txt"])
+def test_a_notebook_is_read_in_whatever_form_it_was_saved(tmp_path, data, ending):
+    assert come_back(tmp_path, {f"ann{ending}": data}) == {"ann": (1, [])}
+
+
+def test_umlauts_of_windows_and_of_a_mac_are_one_person(tmp_path):
+    mac, windows = (unicodedata.normalize(form, "Jörg Müller") for form in ("NFD", "NFC"))
+    files = {
+        f"{mac}_12_direct_logit_attribution.ipynb": NOTEBOOK,
+        f"{windows}__other.ipynb": NOTEBOOK,
+        f"{mac}_77_assignsubmission_file/a.ipynb": NOTEBOOK,
+    }
+    assert come_back(tmp_path, files) == {windows: (3, [])}
+
+
+def test_what_is_nobodys_is_passed_over_and_what_cannot_be_read_is_in_the_table(tmp_path):
+    files = {
+        "names.txt": "ann, bo",
+        "grades.json": '{"ann": 1}',
+        "README": "of the teacher",
+        "ann_12_direct_logit_attribution.html": "<html>",
+        "bo_12_direct_logit_attribution.pdf": b"%PDF",
+        "cy.rar": b"Rar!",
+        "di/work.7z": b"7z",
+        "ed/12.ipynb": "<!DOCTYPE html><title>Sign in</title>",
+        "flo_12_direct_logit_attribution.json": NOTEBOOK[:-40],
+    }
+    found = come_back(tmp_path, files)
+    assert set(found) == {"ann", "bo", "cy", "di", "ed", "flo"}
+    assert all(len(problems) == 1 and answers == 0 for answers, problems in found.values())
+    for who in ("ann", "bo", "cy", "di"):
+        assert (
+            "not read. Only notebooks (.ipynb), scripts (.py) and zip files (.zip) are." in found[who][1][0]
+        )
+    assert "it seems to be a web page" in found["ed"][1][0] and "not a notebook" in found["flo"][1][0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "language"),
+    [
+        ({"kernelspec": {"name": "ir", "language": "R", "display_name": "R"}}, "R"),
+        ({"kernelspec": {"name": "ir"}}, "R"),
+        ({"kernelspec": {"name": "julia-1.10"}}, "Julia"),
+        ({"kernelspec": {"name": "x", "language": "julia"}, "language_info": {"name": "python"}}, "julia"),
+        ({"language_info": {"name": "R"}}, "R"),
+        ({"kernelspec": {"name": "conda-env-ml-py", "language": "python"}}, ""),
+        ({"kernelspec": {"name": "python3"}}, ""),
+        ({"kernelspec": {"name": "xpython", "language": "Python 3"}}, ""),
+        ({"kernelspec": None, "language_info": 3}, ""),
+        (None, ""),
+    ],
+)
+def test_a_notebook_for_another_language_is_one_sentence(tmp_path, metadata, language):
+    nb = json.loads(NOTEBOOK) | {"metadata": metadata}
+    ((answers, problems),) = come_back(tmp_path, {"ann.ipynb": json.dumps(nb)}).values()
+    assert answers == 1  # it may be Python all the same
+    if language:
+        assert problems == [
+            f"ann.ipynb: its kernel is for {language}. The answers of the course are in Python."
+        ]
+    else:
+        assert problems == []
+
+
+def chosen(*files, id="12.a"):
+    """The letter that counts: of files with cells, read in the order of their names."""
+    answers = [a for n, texts in enumerate(files) for a in find([*texts], f"{n}.ipynb")]
+    tried = _tried(Learner("x", answers=answers), [id])
+    assert len(tried) <= 1
+    return tried[0].name if tried else None
+
+
+@pytest.mark.parametrize(
+    ("cells", "letter"),
+    [
+        (['quiz("12.a", "a")', 'quiz("12.a", "b")', 'quiz("12.a", "a")'], "a"),
+        (['quiz("12.a", "a")\nquiz("12.a", "b")'], "b"),
+        (['quiz("12.a", "b")', 'quiz("12.a", ...)'], "b"),
+        (['quiz("12.a", ...)'], None),
+        (['quiz("12.a")'], None),
+        (['quiz(id="12.a", answer="c")'], "c"),
+        (['quiz(answer="c", id="12.a")'], "c"),
+        (['quiz("12.a", answer="c")'], "c"),
+        (['print(quiz("12.a", "c"))', "x = 1"], "c"),
+        (['shown = [quiz("12.a", "c"), quiz("12.b", "a")]'], "c"),
+        (['def mine():\n    return quiz("12.a", "c")\nmine()'], "c"),
+        (['if True:\n    quiz("12.a", "c")\nelse:\n    pass'], "c"),
+        (['for _ in model(3):\n    quiz("12.a", "c")'], "c"),
+        (['choice = "c"', 'quiz("12.a", choice)'], "c"),
+        (['choice = "c"', 'choice = "d"\nquiz("12.a", choice)'], "d"),
+        (["from mechlab_course import quiz as q", 'q("12.a", "c")'], "c"),
+        (['ml.course.quiz("12.a", "c")'], "c"),
+        (['assert quiz("12.a", "c").status == "correct"'], "c"),
+        (['quiz("12.a", "a")', "x ="], "a"),
+        (['predict("12.a", "c")'], None),
+    ],
+)
+def test_the_last_answer_to_a_question_counts_however_it_is_given(cells, letter):
+    assert chosen(cells) == letter
+    assert chosen(['quiz("12.a", "z")'], cells) == (letter or "z")
+
+
+def test_an_answer_to_a_question_that_is_computed_is_told():
+    (answer,) = find(['quiz("12.a", "abc"[1])'], "n")
+    assert "`'abc'[1]` is computed. Write the letter itself" in answer.problem
+
+
+def test_the_newest_of_several_files_counts(tmp_path):
+    names = ["12", "12 (1)", "12 (2)", "12 (10)"]
+    files = {
+        f"ann/{name}.ipynb": json.dumps(notebook(cell(f'quiz("12.a", "{n}")', "q")))
+        for n, name in enumerate(names)
+    }
+    come_back(tmp_path, files)
+    (learner,) = collect(tmp_path / "in", STEMS)
+    assert [a.name for a in learner.answers] == ["0", "1", "2", "3"]
+    assert _tried(learner, ["12.a"])[0].name == "3"
+
+
+@pytest.mark.parametrize("number", [9, 11, 32, 33, 40, 64])
+def test_an_answer_that_was_killed_by_any_signal_has_a_verdict(number):
+    found = supervisor.verdict_of(b"", "word", "", -number, {"seconds": 3})
+    assert found["status"] == "stopped" and "was killed (" in found["message"]
+    assert "SIGKILL" in found["message"] if number == 9 else True
+    assert "signal 40" in found["message"] if number == 40 else True
+
+
+def test_names_are_read_under_a_locale_that_knows_ascii_only(tmp_path):
+    come_back(tmp_path, {"Jörg_12_direct_logit_attribution.ipynb": NOTEBOOK.replace("f()", "größer()")})
+    code = (
+        "import sys, pathlib; from mechlab_course.grading.submissions import collect\n"
+        f"print(ascii([(l.name, len(l.answers), l.problems) for l in collect(pathlib.Path(sys.argv[1]), {STEMS})]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "in")],
+        env=os.environ | PLAIN,
+        capture_output=True,
+        encoding="ascii",
+        cwd=ROOT,
+    )
+    assert ran.stdout.strip() == ascii([("Jörg", 1, [])]), ran.stderr
 
 
 # --- encodings ---

@@ -58,6 +58,9 @@ def retyped() -> dict[str, str | bytes]:
     text = json.dumps(plain)
     helper = "import math as m\nTWO = 2\ndef by(x, y):\n    return x / y * TWO / m.sqrt(4)\n"
     uses_helper = answer("12.1", "return by(written @ (W_U[:, answer] - W_U[:, rival]), scale)")
+    uses_table = answer(
+        "12.1", "return cfg.sign * TABLE[1] * written @ (W_U[:, answer] - W_U[:, rival]) / scale"
+    )
     other = "@exercise('12.1')\ndef mine(a, b, c, d, e):\n    return a @ (b[:, c] - b[:, d]) / e"
     return {
         "colab": json.dumps(colab),
@@ -88,6 +91,16 @@ def retyped() -> dict[str, str | bytes]:
         "own_helper": json.dumps(notebook(helper, "model.run_with_cache('x')", uses_helper)),
         "helper_below": json.dumps(notebook(uses_helper, helper)),
         "tried_twice": json.dumps(notebook(ONE, answer("12.1", "return 0"), answer("12.1", "return 1"))),
+        "built_by_statements": json.dumps(
+            notebook(
+                "try:\n    import nonsense as tool\nexcept ImportError:\n    import math as tool\nSIGN = 1\nSIGN *= 1",
+                "class Settings: ...\ncfg = Settings()\ncfg.sign = SIGN\nTABLE = {}\n"
+                "for n in range(3):\n    TABLE[n] = tool.sqrt(n * n)\n    model(n)",
+                uses_table,
+                "check(direct_effects)",
+                "cfg.sign, TABLE = -5, None",
+            )
+        ),
         "inside_an_if": json.dumps(notebook("if True:\n" + textwrap.indent(ONE, "    "))),
     }
 
@@ -175,6 +188,7 @@ TOLD = {
     "looks_up_the_stack": "it looks into Python's frames",
     "makes_a_class_quietly": "it returns an object of its own class, `Yes`",
     "crashes": "process was killed",
+    "ends_by_a_signal_without_a_name": "process was killed (signal 40)",
     "closes_everything": "ran longer",
     "holds_its_breath": "ran longer",
     "answers_comparisons": "it makes a class that answers comparisons itself",

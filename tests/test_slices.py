@@ -236,7 +236,7 @@ def test_what_stays_behind_stops_nothing():
     """An answer that does not need it runs."""
     cells = ["L = model(3)\nS = [1]", "S.append(L)\nT = L + 1", "S.append(2)", ANSWER.format("S")]
     (found,) = find(cells, "n")
-    assert as_cut_out(found) == [1, 2] and "`S`, which code cell 2 changes" in found.missing[1]
+    assert as_cut_out(found) == [1, 2] and "`S`, which code cell 2 changes" in found.missing[0]
 
 
 PROBLEMS = {
@@ -276,31 +276,41 @@ def test_of_attempts_each_is_tried_with_its_own_state():
     assert [as_cut_out(a) for a in find(cells, "n")] == [(1, 1), (2, 2)]
 
 
-@pytest.mark.parametrize("seed", range(60))
+DRAWN = [  # statements over three lists, three functions, three classes, and what holds parts of them
+ "{a} = [{n}]", "{a} = {b} + [{n}]", "{a}.append({n})", "{a} = {b}", "{a} += {b}", "{a}[0] = {n}",
+ "{a}, {b} = {b}, {a}", "for i in range(2):\n    {a}.append(i)", "if len({a}) > 2:\n    {b} = [{n}]",
+ "def g{n}():\n    return {a} + {b}", "{a} = g{m}()", "def g{n}():\n    {a}.append({n})\n    return {b}",
+ "g{m}()", "def g{n}():\n    global {a}\n    {a} = [{m}]\n    return {b}", "{a} = list({b})",
+ "try:\n    {a} = [z]\nexcept NameError:\n    {a}.append({n})", "{a}.extend({b})", "del {a}[0]",
+ "{a} = [x for x in {b} if x != {n}]", "print({a})", "with torch.no_grad():\n    {a}.insert(0, {n})",
+ "class K{n}:\n    v = {a}\n    def m(self):\n        self.v.append({n})\n        return {b}", "{a} = K{m}().m()", "k = K{m}()\nk.m()", "K{n}.v = {a}", "{a} = k.v",
+ "d['{a}'] = {b}", "d['{b}'].append({n})", "{a} = d['{b}']", "d = {{'a': {a}, 'b': {b}, 'c': {a}}}",
+ "def g{n}(x={a}):\n    x.append({m})\n    return x", "g{n} = g{m}", "def g{n}():\n    return g{m}()" , "g{n} = lambda: {a} + {b}",
+ "def w(h):\n    h.append({n})\n    return h", "{a} = w({b})", "w({a})", "({a} := [{n}]).append({m})", "[{a}.append(q) for q in list({b})]",
+ "for {a} in ([1], [2]):\n    {b}.append({n})", "while len({a}) < 4:\n    {a}.append({n})", "{a} = {b} if {b} else [{n}]", "shown = model({a})", "if model({a}):\n    {b} = [{n}]", "{a} = [model({n})]","del {a}\n{a} = {b}",
+ "def deco(h):\n    {a}.append({n})\n    return h","@deco\ndef g{n}():\n    return {b}","assert {a} is not None", "{a}.sort()", "{a} = sorted({b})", "{a}[:] = {b}", "it = iter({a} * 9)\nnext(it)", "{a} = [next(it)]", "{a} = {b}[:1]", "setattr(K{n}, 'v', {a})", "e = [{a}, {b}]\ne[0].append({n})", "for row in e:\n    row.append({m})", "match len({a}):\n    case 1:\n        {b} = [{n}]\n    case _:\n        {b}.append({m})",
+]  # fmt: skip
+START = "a, b, c = [1], [2], [3]\ng0 = g1 = g2 = lambda: [9]\nclass K0: v = [4]\nclass K1(K0):\n    def m(self): return [5]\nclass K2(K1): pass\nK0 = K1\nk = K1()\nd = {'a': a, 'b': [8], 'c': c}\ndef w(h): return h\ndef deco(h): return h\nit = iter(range(99))\ne = [[1], [2]]"
+
+
+@pytest.mark.parametrize("seed", range(150))
 def test_random_notebooks_behave_as_cut_out(seed):
-    """Statements drawn at random over a few names: what is cut out gives what the notebook gives."""
+    """Statements drawn at random: what is cut out gives what the notebook gives, or says that it could not."""
     draw = random.Random(seed)
-    make = [
-        "{a} = [{n}]", "{a} = {b} + [{n}]", "{a}.append({n})", "{a} = {b}", "{a} += {b}", "{a}[0] = {n}",
-        "{a}, {b} = {b}, {a}", "for i in range(2):\n    {a}.append(i)", "if len({a}) > 2:\n    {b} = [{n}]",
-        "def g{n}():\n    return {a} + {b}", "{a} = g{m}()", "def g{n}():\n    {a}.append({n})\n    return {b}",
-        "g{m}()", "def g{n}():\n    global {a}\n    {a} = [{m}]\n    return {b}", "{a} = list({b})",
-        "try:\n    {a} = [z]\nexcept NameError:\n    {a}.append({n})", "{a}.extend({b})", "del {a}[0]",
-        "{a} = [x for x in {b} if x != {n}]", "print({a})", "check({a})", "with torch.no_grad():\n    {a}.insert(0, {n})",
-    ]  # fmt: skip
-    cells = ["a, b, c = [1], [2], [3]\ng0 = g1 = g2 = lambda: [9]"]
-    for _ in range(12):
+    cells = [START]
+    for _ in range(draw.randrange(4, 16)):
         one, other = draw.sample("abc", 2)
-        cells.append(draw.choice(make).format(a=one, b=other, n=draw.randrange(3), m=draw.randrange(3)))
-    answer = ANSWER.format("(a[:20], b[:20], g1()[:20])")
-    where = draw.randrange(1, len(cells) + 1)
-    cells.insert(where, answer)
+        cells.append(draw.choice(DRAWN).format(a=one, b=other, n=draw.randrange(3), m=draw.randrange(3)))
+    cells.insert(draw.randrange(1, len(cells) + 1), ANSWER.format("str((a[:20], b[:20], g1()[:20], d, k.v))"))
     try:
         wanted = as_strict_notebook(cells)
-    except Exception:
-        pytest.skip("not a notebook that runs")
+    except (Exception, RecursionError):
+        return  # no notebook that runs
     found = find(cells, "n")[0]
-    assert not found.missing and as_cut_out(found) == wanted, "\n".join(cells)
+    if found.missing:
+        assert "model(" in "".join(cells), found.missing
+    else:
+        assert as_cut_out(found) == wanted, "\n".join(cells)
 
 
 def as_strict_notebook(cells):

@@ -282,6 +282,8 @@ class _Reader(ast.NodeVisitor):
         changes = first in CHANGE or (first.endswith("_") and not first.startswith("_"))
         if isinstance(node.func, ast.Attribute):
             owner = roots(node.func.value)
+            if isinstance(node.func.value, ast.Call):
+                owner -= BY_FUNCTION  # torch.Generator().manual_seed(0): the generator, not torch
             if changes:
                 self._change(owner)
                 self._same(owner, set().union(*given))

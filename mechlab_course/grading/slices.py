@@ -155,8 +155,12 @@ class Notebook:
         for each in behind:
             if each.late_changes - each.late:  # of something under a name of its own
                 perhaps |= each.late | piece.calls
-        imported = {n for n in perhaps if n in PROVIDED or all(_imports(p) for p in self._binders.get(n, ()))}
+        imported = set(filter(self.is_imported, perhaps))
         return _with(self._alike, surely), _with(self._perhaps_alike, (surely | perhaps) - imported)
+
+    def is_imported(self, name: str) -> bool:
+        """Whether a name is a module's, or the setup cell's; nothing of the notebook makes it."""
+        return name in PROVIDED or all(map(_imports, self._binders.get(name, ())))
 
     def by_calls(self, piece: Piece) -> set[str]:
         """Names of the notebook that functions bind or change which are called here."""
@@ -209,17 +213,20 @@ def slice_for(name: str, at: int, book: Notebook, until: int | None = None) -> t
     until: the number of the piece that calls the answer; by default it is called when all has been run.
     """
     chosen, wanted, left = _needed(name, at, book, len(book.pieces) if until is None else until)
-    kept, have, read = [], set(PROVIDED), book.pieces[at].late | book.late(book.pieces[at].late)
+    kept, tried, have, read = [], set(), set(PROVIDED), book.pieces[at].late | book.late(book.pieces[at].late)
     star = any("*" in book.pieces[n].names for n in chosen)
     for n in sorted(chosen, key=lambda n: (not _is_future(book.pieces[n]), n)):
         piece = book.pieces[n]
         if n != at and not star and _lacking(piece, have, book):
-            left |= _left_out(piece, piece.names & wanted, book.changed(piece)[0] & wanted)
+            changed = {each for each in book.changed(piece)[0] & wanted if not book.is_imported(each)}
+            left |= _left_out(piece, piece.names & wanted, changed)
             continue
         have |= piece.names | book.by_calls(piece)
-        read |= set() if isinstance(piece.node, ast.Try) else piece.uses
+        read |= piece.uses
+        tried |= piece.uses if isinstance(piece.node, ast.Try) else set()
         kept.append(piece.text)
-    for each in read - have - left.keys() - {name} if not star else ():
+    left = {each: said for each, said in left.items() if each in read | _HIDDEN | {"*"}}
+    for each in read - tried - have - left.keys() - {name} if not star else ():
         if not hasattr(builtins, each):
             left[each] = f"Your answer uses `{each}`, which the notebook does not define."
     return "\n\n".join(kept) + "\n", tuple(left[each] for each in sorted(left))
@@ -247,7 +254,8 @@ def _needed(name: str, at: int, book: Notebook, until: int) -> tuple[set[int], s
         if not (hit or general or (surely | perhaps) & targets):
             continue
         if book.is_heavy(piece):
-            left |= _left_out(piece, hit, surely & targets) if not general else _star(piece)
+            changed = {each for each in surely & targets if not book.is_imported(each)}
+            left |= _left_out(piece, hit, changed) if not general else _star(piece)
         else:
             chosen.add(n)
         if piece.sure and not piece.names & piece.uses:

@@ -123,7 +123,7 @@ def kind_of(name: str, start: bytes = b"") -> str:
     if path.suffix.lower() in READ:
         return path.suffix.lower()
     text = start.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \r\n\t")
-    looks_so = text[:1] == b"{" and (last == ".json" or b'"cell' in text or b'"nbformat' in text)
+    looks_so = text[:1] == b"{" and any(mark in text for mark in (b'"cell', b'"nbformat', b'"worksheets'))
     return ".ipynb" if looks_so and last in ("", *ADDED) else ""
 
 
