@@ -116,7 +116,9 @@ def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") 
     elif isinstance(given, Pair):
         tokens = given.clean
     elif isinstance(given, Task):
-        tokens, ends = given.tokens, given.positions["end"]
+        tokens, ends = given.tokens, given.positions.get("end")
+        if ends is not None and len(ends) != len(tokens):
+            raise PromptError(f'{what} has {len(tokens)} prompts and {len(ends)} positions named "end".')
     else:
         tokens = _as_rows(given, what)
     tokens = tokens.to(model.cfg.device)

@@ -22,6 +22,7 @@ from mechlab.arguments import key_value_heads
 from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
+from mechlab.runs.matrices import written_by_heads
 from mechlab.runs.places import Positions, places_of
 from mechlab.runs.run import Run
 from mechlab.tokens import Prompts
@@ -42,7 +43,7 @@ def attribution_patching(
 ) -> Scores:
     """Estimate `activation_patching(..., "z")` of every head from gradients: dims ("layer", "head").
 
-    base, source: tokens of equal shape, or runs (`run_of`)
+    base, source: prompts of equal length, or runs (`run_of`)
     steps:        1: the gradient at base. More: the mean over that many points from base on to source
     by:           ("head",), or ("pos", "head") for each place of `positions` apart
     """
@@ -78,11 +79,11 @@ def edge_attribution(
     Embeddings, MLPs and norms are live; all positions are added up.
     """
     base, source = runs_of(model, base, source)
-    senders, written = _senders(base, source)
+    senders = _senders(model)
     readers, before = zip(*_readers(model), strict=True)
-    flat, total = written.flatten(2), torch.zeros(len(base.tokens), len(senders), len(readers))
+    total = torch.zeros(len(base.tokens), len(senders), len(readers))
     for run in _on_the_way(base, source, steps):
-        column = 0
+        flat, column = _written(base, source, run).flatten(2), 0
         for slope in run.reader_gradients(metric):
             many, below = slope.shape[2], before[column]
             slope = slope.transpose(1, 2).flatten(2)  # batch, reader, all that it reads
@@ -106,16 +107,26 @@ def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
         yield base.changed(embedded=embedded)
 
 
+def _senders(model: "TransformerBridge") -> list[str]:
+    """Names of all that writes to the stream."""
+    names = ["embed"]
+    for layer in range(model.cfg.n_layers):
+        names += [*(f"{layer}.{head}" for head in range(model.cfg.n_heads)), f"mlp {layer}"]
+    return names
+
+
 @torch.no_grad()
-def _senders(base: Run, source: Run) -> tuple[list[str], Float[Tensor, "sender batch pos d_model"]]:
-    """Names of all that writes to the stream, and how what it writes differs between the runs."""
+def _written(base: Run, source: Run, at: Run) -> Float[Tensor, "sender batch pos d_model"]:
+    """How what each sender writes to the stream differs between the runs.
+
+    Where a norm stands behind attention, its slope is taken where the gradient is, at the run `at`.
+    """
     change = lambda site, layer: source.at(site, layer) - base.at(site, layer)
-    names, written = ["embed"], [change("resid_pre", 0)[None]]
-    for layer, block in enumerate(base.model.blocks):
-        names += [*(f"{layer}.{head}" for head in range(base.model.cfg.n_heads)), f"mlp {layer}"]
-        mix = "batch pos head d_head, head d_head d_model -> head batch pos d_model"
-        written += [einsum(change("z", layer), block.attn.W_O, mix), change("mlp_out", layer)[None]]
-    return names, torch.cat(written)
+    written = [change("resid_pre", 0)[None]]
+    for layer in range(base.model.cfg.n_layers):
+        heads = written_by_heads(at, layer, change("z", layer), moved=True)
+        written += [heads.permute(2, 0, 1, 3), change("mlp_out", layer)[None]]
+    return torch.cat(written)
 
 
 def _readers(model: "TransformerBridge") -> Iterator[tuple[str, int]]:

@@ -21,7 +21,7 @@ from mechlab.circuits.circuits import Circuit, CircuitError
 from mechlab.circuits.knockouts import CircuitRuns, check_ability
 from mechlab.metrics import PositionMetric
 from mechlab.results import Scores, named
-from mechlab.runs.matrices import held_norm_slope
+from mechlab.runs.matrices import held_norm_slope, written_by_heads
 from mechlab.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ def minimality(
 def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None) -> Scores:
     """What each head says to the logits itself, with some heads removed from the whole model.
 
-    Dims ("layer", "head"). In logits of the metric's answer against its rival, at its position; the last
-    norm's length is that of the same run. The difference to removed=None shows who steps in (Wang et al.
-    2022: backup name movers; McGrath et al. 2023).
+    Dims ("layer", "head"). In logits of the metric's answer against its rival, at its position, before
+    a cap where the model has one; the last norm's length is that of the same run. The difference to
+    removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
     if not isinstance(metric, PositionMetric):
@@ -179,20 +179,13 @@ def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None)
             "Direct contributions need a metric that reads two logits, such as `logit_difference`."
         )
     run = run.changed(knockouts.edits(~knockouts.keeping(removed or Circuit({}))[None]))
-    rows, last = torch.arange(len(prompts)), run.model.cfg.n_layers
-    end = torch.as_tensor(metric.pos).expand(len(prompts)) % prompts.shape[1]
+    rows, last = torch.arange(len(prompts), device=prompts.device), run.model.cfg.n_layers
+    end = run.batch.position(metric.pos, "The metric's pos")
     ids = metric.ids(len(prompts), prompts.device)
     direction = (run.model.W_U[:, ids[:, 0]] - run.model.W_U[:, ids[:, 1]]).T
     direction = held_norm_slope(run.model, run.at("resid_pre", last)[rows, end], direction)
-    said = [
-        einsum(
-            run.at("z", layer)[rows, end],
-            block.attn.W_O,
-            direction,
-            "batch head d_head, head d_head d_model, batch d_model -> batch head",
-        )
-        for layer, block in enumerate(run.model.blocks)
-    ]
+    written = (written_by_heads(run, layer, run.at("z", layer))[rows, end] for layer in range(last))
+    said = [einsum(each, direction, "batch head d_model, batch d_model -> batch head") for each in written]
     return Scores.over_prompts(torch.stack(said, 1), ("layer", "head"), "direct contribution (logits)")
 
 

@@ -19,6 +19,7 @@ from mechlab.metrics import Metric
 from mechlab.runs.engines import run_of
 from mechlab.runs.run import Put, Run
 from mechlab.statistics import Estimate, estimate
+from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -62,9 +63,9 @@ class CircuitRuns:
             )
         self.model, self.prompts, self.how = model, prompts, how
         self.metric = metric or prompts.metric
-        self.run = run_of(model, prompts.tokens)
+        self.run = run_of(model, _read(prompts))
         self.intact = self.run.value(self.metric)
-        usual = None if how == "zero" else run_of(model, reference.tokens, like=self.run)
+        usual = None if how == "zero" else run_of(model, _read(reference), like=self.run)
         self.z, self.mlp_out = (
             self._stand_in(site, reference.templates, usual, seed) for site in ("z", "mlp_out")
         )
@@ -85,12 +86,20 @@ class CircuitRuns:
             )
             if not theirs:
                 raise CircuitError(f"No reference prompt has the template {template!r}.")
+            same = self._same(usual, mine, theirs)
             drawn = torch.randint(len(theirs), (len(mine),), generator=generator)
+            drawn = _others(drawn, same, generator, template)
             for layer in layers:
                 found = usual.at(site, layer)[theirs]
                 value = found.mean(0, keepdim=True) if self.how == "mean" else found[drawn]
                 whole[layer, mine, : found.shape[1]] = value.expand(len(mine), *value.shape[1:])
         return whole
+
+    def _same(self, usual: Run, mine: list[int], theirs: list[int]) -> Bool[Tensor, "batch its_batch"]:
+        """Which reference prompts are a prompt itself."""
+        count = usual.tokens.shape[1]
+        ours, others = self.run.tokens[mine, :count], usual.tokens[theirs]
+        return (ours[:, None] == others[None]).all(-1).cpu()
 
     def keeping(self, circuit: Circuit | None) -> Bool[Tensor, "layer batch pos head"]:
         """Which heads a circuit keeps, where: each prompt at its own positions. None: the whole model."""
@@ -162,6 +171,30 @@ class CircuitRuns:
     ) -> Estimate:
         """The ratio of two means over prompts, with a 95 % bootstrap interval over pairs of prompts."""
         return estimate(top, self.prompts.pairs, over=bottom, draws=draws, seed=seed)
+
+
+def _read(prompts: Task) -> Prompts:
+    """The prompts, with where each ends if they say so."""
+    ends = prompts.positions.get("end")
+    return prompts.tokens if ends is None or len(ends) != len(prompts.tokens) else prompts
+
+
+def _others(
+    drawn: Int[Tensor, "batch"],
+    same: Bool[Tensor, "batch its_batch"],
+    generator: torch.Generator,
+    template: str,
+) -> Int[Tensor, "batch"]:
+    """The draw, with another reference prompt where a prompt has drawn itself."""
+    if same.all(1).any():
+        raise CircuitError(
+            f"The reference prompts of the template {template!r} are the prompt itself, so a knock-out would "
+            'change nothing. Take others, such as `prompts.corrupted("abc")`, or how="zero".'
+        )
+    for row in same[torch.arange(len(drawn)), drawn].nonzero()[:, 0].tolist():
+        free = (~same[row]).nonzero()[:, 0]
+        drawn[row] = free[torch.randint(len(free), (), generator=generator)]
+    return drawn
 
 
 def check_ability(knockouts: CircuitRuns) -> None:

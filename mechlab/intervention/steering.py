@@ -26,6 +26,7 @@ from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook
 from mechlab.runs.run import Put
+from mechlab.tokens import Prompts, batch_of, first_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,18 +42,20 @@ class SteeringVectors:
     directions: [layer, d_model], of length 1
     gaps:       [layer], how far apart the two means were: 1 unit of the natural difference
     lengths:    [layer], the mean length of the stream there: 1 unit of strength
+    skip:       how many tokens at the beginning are left alone: those that the tokenizer puts there itself
     """
 
     directions: Float[Tensor, "layer d_model"]
     gaps: Float[Tensor, "layer"]
     lengths: Float[Tensor, "layer"]
+    skip: int = 1
 
     def __post_init__(self):
         if not torch.isfinite(self.directions).all():
             raise ValueError("A direction is zero or NaN: are the two sets of texts the same?")
 
     def hooks(self, layer: int, strength: float | int) -> list[Hook]:
-        """Hooks that add strength × the stream's length along the direction, at all positions but the first.
+        """Hooks that add strength × the stream's length along the direction, at all positions but `skip`.
 
         With a cache of keys and values a single new token is a later position, so generated text is steered
         too.
@@ -61,7 +64,7 @@ class SteeringVectors:
 
         def add(x: Tensor, hook) -> Tensor:
             moved = x + vector.to(x)
-            return moved if x.shape[1] == 1 else torch.cat([x[:, :1], moved[:, 1:]], dim=1)
+            return moved if x.shape[1] == 1 else torch.cat([x[:, : self.skip], moved[:, self.skip :]], dim=1)
 
         return [(f"blocks.{layer}.hook_resid_pre", add)]
 
@@ -103,7 +106,8 @@ def contrast_vectors(
     lengths = torch.cat(streams, dim=1).norm(dim=-1).mean(1)
     if (gaps[1:] == 0).any():
         raise ValueError("The two sets of texts have the same mean, so there is no direction between them.")
-    return SteeringVectors(difference / gaps.clamp(min=1e-12)[:, None], gaps, lengths)
+    unit = difference / gaps.clamp(min=1e-12)[:, None]
+    return SteeringVectors(unit, gaps, lengths, first_tokens(model))
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,13 @@ class SteeringResult:
 @torch.no_grad()
 def steering_sweep(
     model: "TransformerBridge",
-    base: Int[Tensor, "batch pos"],
+    base: Prompts,
     metric: Metric,
     *,
     vectors: SteeringVectors,
     layers: Sequence[int],
     strengths: Sequence[float | int],
-    text: Int[Tensor, "text its_pos"],
+    text: Prompts,
 ) -> SteeringResult:
     """The effect of every layer and strength on `metric`, and what each costs on ordinary `text`.
 
@@ -166,8 +170,12 @@ def steering_sweep(
     control. Only the layers after the vector are computed.
     """
     moves = {layer: torch.stack([vectors.step(layer, s) for s in strengths]) for layer in layers}
-    effect = _measured(model, base, metric, moves)
-    loss = _measured(model, text, _loss_of(text), moves)
+    effect = _measured(model, base, metric, moves, vectors.skip)
+    text = batch_of(model, text, what="text")
+    rows = text.one_length("the loss of a text is a mean over its positions")
+    if rows.shape[1] < vectors.skip + 2:
+        raise ValueError(f"The texts have {rows.shape[1]} tokens; a loss needs at least {vectors.skip + 2}.")
+    loss = _measured(model, text, _loss_of(rows, vectors.skip), moves, vectors.skip)
     labels = {"layer": [str(layer) for layer in layers], "strength": [f"{s:g}" for s in strengths]}
     dims = ("layer", "strength")
     return SteeringResult(
@@ -228,11 +236,11 @@ class Monitor:
         return self.projections(model, texts) >= self.threshold
 
 
-def _loss_of(text: Int[Tensor, "text pos"]) -> Callable[[Tensor], Tensor]:
-    """Mean loss of each text, the first token's own prediction left out."""
+def _loss_of(text: Int[Tensor, "text pos"], skip: int) -> Callable[[Tensor], Tensor]:
+    """Mean loss of each text; what is predicted at the first `skip` positions is left out."""
 
     def loss(logits: Float[Tensor, "text pos d_vocab"]) -> Float[Tensor, "text"]:
-        rows = logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None])
+        rows = logits[:, skip:-1].log_softmax(-1).gather(-1, text[:, skip + 1 :, None])
         return -rows[..., 0].mean(1)
 
     return loss
@@ -240,14 +248,16 @@ def _loss_of(text: Int[Tensor, "text pos"]) -> Callable[[Tensor], Tensor]:
 
 def _measured(
     model: "TransformerBridge",
-    tokens: Int[Tensor, "prompt pos"],
+    prompts: Prompts,
     metric: Metric,
     moves: dict[int, Float[Tensor, "strength d_model"]],
+    skip: int,
 ) -> Float[Tensor, "prompt layer strength"]:
-    """The change of the metric for each vector added on entering each layer, at positions 1 and later."""
-    run, found = run_of(model, tokens), []
-    where = torch.arange(tokens.shape[1], device=tokens.device)[None, None] > 0
+    """The change of the metric for each vector added on entering each layer, after the first `skip`."""
+    run, found = run_of(model, prompts), []
+    where = torch.arange(run.tokens.shape[1], device=run.tokens.device)[None, None] >= skip
     for layer, steps in moves.items():
-        moved = run.at("resid_pre", layer)[None] + steps.to(tokens.device)[:, None, None]
+        stream = run.at("resid_pre", layer)[None]
+        moved = stream + steps.to(stream)[:, None, None]
         found.append((run.edited(metric, [Put("resid_pre", layer, moved, where)]) - run.value(metric)).T)
     return torch.stack(found, dim=1).cpu()

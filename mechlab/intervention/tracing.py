@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import layers_of, one_of
@@ -25,6 +25,7 @@ from mechlab.results import Scores, token_labels
 from mechlab.runs.engines import run_of
 from mechlab.runs.places import subject_positions
 from mechlab.runs.run import Put, Run
+from mechlab.tokens import Batch, Prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,7 +38,7 @@ SITES = ("resid_pre", "attn_out", "mlp_out")
 @torch.no_grad()
 def causal_tracing(
     model: "TransformerBridge",
-    base: Int[Tensor, "1 pos"],
+    base: Prompts,
     metric: Metric,
     *,
     subject: Sequence[int],
@@ -60,15 +61,11 @@ def causal_tracing(
     window:  for "attn_out" and "mlp_out", how many layers around the named one are restored together
     noise:   standard deviation of the noise, in standard deviations of the model's token embeddings
     """
-    _check(base, subject, site, window, positions)
-    layers, positions = (
-        layers_of(model, layers),
-        [*(range(base.shape[1]) if positions is None else positions)],
-    )
     clean = run_of(model, base)
-    added = _noise(model, base, subject, noise, samples, seed)
-    noisy = clean.at("resid_pre", 0) + added.to(base.device)
-    corrupted = run_of(model, base.expand(samples, -1), embedded=noisy, like=clean)
+    subject, positions = _checked(clean.batch, subject, site, window, positions)
+    layers, tokens = layers_of(model, layers), clean.tokens
+    noisy = clean.at("resid_pre", 0) + _noise(clean, subject, noise, samples, seed)
+    corrupted = run_of(model, tokens.expand(samples, -1), embedded=noisy, like=clean)
     begin, effects = corrupted.value(metric), torch.zeros(samples, len(layers), len(positions))
     for row, layer in enumerate(layers):
         together = range(max(0, layer - (window - 1) // 2), min(model.cfg.n_layers, layer + window // 2 + 1))
@@ -76,7 +73,7 @@ def causal_tracing(
             if position >= min(subject):  # earlier ones are never corrupted
                 restored = corrupted.edited(metric, _restored(clean, site, together, position))[0]
                 effects[:, row, column] = (restored - begin).cpu()
-    names = token_labels(model, base[0])
+    names = token_labels(model, tokens[0])
     return Scores.over_prompts(
         effects,
         ("layer", "pos"),
@@ -93,25 +90,44 @@ def _restored(clean: Run, site: str, layers: Sequence[int], position: int) -> li
 
 
 def _noise(
-    model: "TransformerBridge", base: Tensor, subject: Sequence[int], noise: float, samples: int, seed: int
+    clean: Run, subject: Sequence[int], noise: float | int, samples: int, seed: int
 ) -> Float[Tensor, "sample pos d_model"]:
-    drawn = torch.randn(
-        samples, len(subject), model.cfg.d_model, generator=torch.Generator().manual_seed(seed)
-    )
-    added = torch.zeros(samples, base.shape[1], model.cfg.d_model)
-    added[:, list(subject)] = noise * model.W_E.detach().float().std().cpu() * drawn
-    return added
+    stream = clean.at("resid_pre", 0)
+    size = (samples, len(subject), stream.shape[-1])
+    drawn = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    added = torch.zeros(samples, *stream.shape[1:])
+    added[:, list(subject)] = noise * _spread(clean) * drawn
+    return added.to(stream)
 
 
-def _check(
-    base: Tensor, subject: Sequence[int], site: str, window: int, positions: Sequence[int] | None
-) -> None:
+def _spread(clean: Run) -> float:
+    """The standard deviation of the token embeddings, as they stand in the stream.
+
+    Some models multiply them (Gemma) or send them through a norm (Bloom) before the first layer.
+    """
+    model, tokens = clean.model, clean.tokens
+    spread = model.W_E.detach().float().std().item()
+    if "hook_pos_embed" in model.hook_dict:  # the stream has positions in it too
+        return spread
+    own = model.W_E.detach()[tokens].float()
+    return spread * (clean.at("resid_pre", 0).float().std() / own.std()).item()
+
+
+def _checked(
+    batch: Batch, subject: Sequence[int], site: str, window: int, positions: Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """The subject's positions and those that are restored, counted from the front."""
     one_of("site", site, SITES)
     if window < 1 or (window > 1 and site == "resid_pre"):
         raise ValueError(f"window is {window}: 1 for the stream, 1 or more for what is written to it.")
-    count, asked = base.shape[1], [*subject, *(positions or [])]
-    if len(base) != 1 or not len(subject) or not all(0 <= p < count for p in asked):
+    count = batch.tokens.shape[1]
+    asked = [*subject, *(positions or [])]
+    if len(batch) != 1 or not len(subject) or not all(-count <= p < count for p in asked):
         raise ValueError(
-            f"One prompt at a time, and positions between 0 and {count - 1}: got {len(base)} prompts and "
+            f"One prompt at a time, and positions between 0 and {count - 1}: got {len(batch)} prompts and "
             f"{asked}."
         )
+    restored = [p % count for p in (range(count) if positions is None else positions)]
+    if len({*restored}) < len(restored):
+        raise ValueError(f"positions is {[*(positions or [])]}: a position is there twice (-1 is the last).")
+    return [p % count for p in subject], restored

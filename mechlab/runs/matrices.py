@@ -18,7 +18,7 @@ from torch import Tensor
 from mechlab.arguments import key_value_heads
 from mechlab.runs.attending import Attending, ways_of_attending
 from mechlab.runs.norms import Norm
-from mechlab.runs.run import NotResumable
+from mechlab.runs.run import NotResumable, Run
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -215,6 +215,25 @@ class Weights:
     def capped(self, logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Logits as the model gives them: in some, no further than a limit."""
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def written_by_heads(
+    run: Run, layer: int, z: Float[Tensor, "batch pos head d_head"], *, moved: bool = False
+) -> Float[Tensor, "batch pos head d_model"]:
+    """What each head of a run writes to the stream when it hands on z, at every position.
+
+    Where a norm stands behind attention, it divides by a length that all heads make together; that is held at
+    the run's own. moved: z is a small change, and the length changes with it to first order.
+    """
+    attn = run.model.blocks[layer].attn
+    mix = "batch pos head d_head, head d_head d_model -> batch pos head d_model"
+    written = einsum(z, attn.W_O, mix)
+    norm = Norm.of(getattr(run.model.blocks[layer], "ln1_post", None), run.model)
+    if norm is None:
+        return written
+    whole = einsum(run.at("z", layer), attn.W_O, mix).sum(2, keepdim=True)
+    whole = whole if attn.b_O is None else whole + attn.b_O
+    return norm.moved(whole, written) if moved else norm.held(whole, written)
 
 
 def reader_slopes(

@@ -14,7 +14,7 @@ from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.knockouts import CircuitRuns
 from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
-from mechlab.runs.matrices import held_norm_slope
+from mechlab.runs.matrices import held_norm_slope, written_by_heads
 from mechlab.runs.run import Run
 
 
@@ -61,11 +61,14 @@ class Trials:
         All else is held: every other part of the model, and the length by which the last norm divides. This
         is direct logit attribution.
         """
-        layer, index = head
+        (layer, index), reads = head, torch.as_tensor(self.reads)
         z, usual = self.run.at("z", layer)[:, :, index], self.knockouts.z[layer, :, :, index]
         change = torch.where(self.where[layer, :, :, index, None], usual - z, 0.0)
-        W_O = self.model.blocks[layer].attn.W_O[index]
-        return tuple(((part @ W_O) * self.reads).sum((1, 2)).cpu() for part in (z, change))
+        both = torch.zeros(2, *self.run.at("z", layer).shape).to(z)
+        both[0, :, :, index], both[1, :, :, index] = z, change
+        written = (written_by_heads(self.run, layer, each)[:, :, index] for each in both)
+        own, lost = ((each * reads).sum((1, 2)).cpu() for each in written)
+        return own, lost
 
     @torch.no_grad()
     def pattern(self, head: Head) -> Float[Tensor, "batch query_pos key_pos"]:
@@ -82,7 +85,12 @@ class Trials:
 
 
 def _direction(run: Run, metric: Metric) -> Float[Tensor, "batch pos d_model"] | None:
-    """The gradient of a metric on the last stream, its norm held; None unless twice the logits double it."""
+    """The gradient of a metric on the last stream, its norm held.
+
+    None unless twice the logits double the metric, and where the model caps its logits.
+    """
+    if getattr(run.model.original_model.config, "final_logit_softcapping", None) is not None:
+        return None
     logits, count = run.logits([], run.tokens.shape[1]), run.model.cfg.n_layers
     once, twice = per_prompt(metric, logits), per_prompt(metric, 2 * logits)
     if not torch.allclose(2 * once, twice, rtol=1e-3, atol=1e-3):
