@@ -1,7 +1,9 @@
 """What one statement of a notebook does to names: binds, changes and reads them, at once or when called."""
 
 import ast
+import importlib
 import symtable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Methods, and functions of modules, that change what they are called on, or given first.
@@ -22,6 +24,31 @@ READ = set(_READ.split())
 GIVEN = {"setattr", "delattr", "next"}  # functions that change what they are given first
 BY_FUNCTION = {"list", "dict", "set", "object", "operator", "random", "heapq", "bisect", "np", "numpy"}
 BY_FUNCTION |= {"init", "nn", "torch", "deque", "bytearray"}
+# Modules whose star imports are spelt out; others may define anything.
+STANDARD = {
+    "math",
+    "cmath",
+    "itertools",
+    "functools",
+    "collections",
+    "operator",
+    "random",
+    "statistics",
+    "string",
+}
+STANDARD |= {
+    "re",
+    "typing",
+    "dataclasses",
+    "fractions",
+    "decimal",
+    "heapq",
+    "bisect",
+    "copy",
+    "enum",
+    "types",
+}
+ITERATORS = {"iter", "map", "filter", "zip", "enumerate", "reversed", "count", "cycle", "chain", "islice"}
 _COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _SIMPLE = (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.Delete)
@@ -136,6 +163,18 @@ def callee(node: ast.expr) -> str:
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return getattr(node, "id", "")
+
+
+def _names_of(module: str | None, name: str) -> Iterable[str]:
+    """What `from module import name` defines."""
+    if name != "*":
+        return (name,)
+    if module == "mechlab_course":
+        return ("check", "claim", "exercise", "predict", "progress_table", "quiz", "reveal")
+    if module not in STANDARD:
+        return ("*",)
+    loaded = importlib.import_module(module)
+    return getattr(loaded, "__all__", None) or [each for each in vars(loaded) if not each.startswith("_")]
 
 
 class _Reader(ast.NodeVisitor):
@@ -257,7 +296,8 @@ class _Reader(ast.NodeVisitor):
     def visit_Import(self, node) -> None:
         self._bind(*((a.asname or a.name.partition(".")[0]) for a in node.names))
 
-    visit_ImportFrom = visit_Import
+    def visit_ImportFrom(self, node) -> None:
+        self._bind(*(name for a in node.names for name in _names_of(node.module, a.asname or a.name)))
 
     def visit_ExceptHandler(self, node) -> None:
         self._bind(node.name)

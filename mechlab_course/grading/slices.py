@@ -13,7 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from mechlab_course.grading.pieces import Names, Piece, callee, piece_of, reads
+from mechlab_course.grading.pieces import ITERATORS, Names, Piece, callee, piece_of, reads
 
 PROVIDED = {"torch", "Float", "Int", "Tensor", "ml", "model", "sys", "__name__"}
 PROVIDED |= {"check", "claim", "exercise", "predict", "progress_table", "quiz", "reveal"}  # by the setup cell
@@ -151,12 +151,18 @@ class Notebook:
         behind = self.behind(piece.calls)
         surely = piece.changes | self.by_calls(piece)
         given = {name for function, name in piece.passes if self._may_change(function)}
-        perhaps = piece.touches | given
+        perhaps = piece.touches | given | {name for name in piece.uses if self._is_used_up(name)}
         for each in behind:
             if each.late_changes - each.late:  # of something under a name of its own
                 perhaps |= each.late | piece.calls
         imported = set(filter(self.is_imported, perhaps))
         return _with(self._alike, surely), _with(self._perhaps_alike, (surely | perhaps) - imported)
+
+    def _is_used_up(self, name: str) -> bool:
+        """Whether it is something that is no longer the same when it has been looked through."""
+        values = [getattr(piece.node, "value", None) for piece in self._binders.get(name, ())]
+        made = [callee(value.func) for value in values if isinstance(value, ast.Call)]
+        return bool(ITERATORS & {*made}) or any(isinstance(value, ast.GeneratorExp) for value in values)
 
     def is_imported(self, name: str) -> bool:
         """Whether a name is a module's, or the setup cell's; nothing of the notebook makes it."""
