@@ -28,8 +28,12 @@ FORMS = {  # a cell: what it answers
     'f: Callable = exercise("12.1")(lambda x: x)': ["exercise 12.1"],
     'exercise("12.1")(f)\ncheck(exercise("12.2")(lambda x: x))': ["exercise 12.1", "exercise 12.2"],
     'for _ in range(1):\n    @exercise("12.1")\n    def f(x):\n        return x': ["exercise 12.1"],
-    'try:\n    1 / 0\nexcept Exception:\n    @exercise("12.1")\n    def f(x):\n        return x': ["exercise 12.1"],
-    'match 1:\n    case _:\n        @exercise("12.1")\n        def f(x):\n            return x': ["exercise 12.1"],
+    'try:\n    1 / 0\nexcept Exception:\n    @exercise("12.1")\n    def f(x):\n        return x': [
+        "exercise 12.1"
+    ],
+    'match 1:\n    case _:\n        @exercise("12.1")\n        def f(x):\n            return x': [
+        "exercise 12.1"
+    ],
     'def make():\n    @exercise("12.1")\n    def f(x):\n        return x\n    return f': ["exercise 12.1"],
     '@exercise("12.1")\ndef f(x): ...\n@exercise("12.2")\ndef g(x): ...': ["exercise 12.1", "exercise 12.2"],
     'quiz("12.a", "b")': ["quiz 12.a"],
