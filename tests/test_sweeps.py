@@ -3,10 +3,14 @@
 import functools
 import os
 import signal
+import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import distributed
+import numpy as np
 import pytest
 import torch
 
@@ -135,8 +139,7 @@ def test_an_edited_experiment_is_run_anew(tmp_path, monkeypatch):
     assert runs(_half) == [0, 0.25]
     count = len(list(tmp_path.glob("*.pkl")))
     assert runs(lambda model, seed: seed + 1) == [1, 2] and len(list(tmp_path.glob("*.pkl"))) == count
-    with pytest.raises(TypeError, match="give a function"):
-        runs(Experiment())
+    assert [runs(Experiment(by)) for by in (1, 9)] == [[0, 1], [0, 9]]
 
 
 def scaled(model, seed, by):
@@ -148,8 +151,208 @@ def closing(by):
 
 
 class Experiment:
+    def __init__(self, by):
+        self.by = by
+
     def __call__(self, model, seed):
-        return seed
+        return self.by * seed
+
+    def named(self, model, seed):
+        return self.by * seed
+
+
+def twice(function):
+    @functools.wraps(function)
+    def run(model, seed):
+        return 2 * function(model, seed)
+
+    return run
+
+
+def thrice(function):
+    @functools.wraps(function)
+    def run(model, seed):
+        return 3 * function(model, seed)
+
+    return run
+
+
+def plainly(model, seed):
+    return seed
+
+
+FACTOR = 1
+
+
+def by_a_constant(model, seed):
+    return FACTOR * seed
+
+
+def counting(model, seed, **task):
+    CALLS.append(seed)
+    return len(CALLS)
+
+
+CALLS: list[int] = []
+MODULE = """
+import functools
+BY = {by}
+class Times:
+    def by(self, seed):
+        return {by} * seed
+def helper(seed):
+    return BY * seed
+@functools.lru_cache
+def stored(seed):
+    return {by} * seed
+"""
+
+
+def own_module(name, by):
+    module = types.ModuleType(name)
+    exec(MODULE.format(by=by), vars(module))
+    return module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda by: closing(torch.tensor([by])[0]),
+        lambda by: closing(np.full(2, by)[0]),
+        lambda by: Experiment(by).named,
+        lambda by: functools.partial(scaled, by=torch.tensor(by)),
+        lambda by: {2: twice, 3: thrice}[by](plainly),
+        lambda by: functools.partial({2: twice, 3: thrice}[by](plainly)),
+        lambda by: lambda model, seed, by={"x": [by]}: by["x"][0] * seed,
+        lambda by: lambda model, seed, *, by=by: by * seed,
+        lambda by: from_text("def one(model, seed): return own.helper(seed)", by),
+        lambda by: from_text("def one(model, seed): return own.BY * seed", by),
+        lambda by: from_text("def one(model, seed): return own.Times().by(seed)", by),
+        lambda by: from_text("def one(model, seed): return own.stored(seed)", by),
+        lambda by: from_text("def one(model, seed): return inner(seed)", by),
+        lambda by: from_text("def one(model, seed): return (lambda x: BY * x)(seed)", by),
+        lambda by: from_text(
+            f"def one(model, seed):\n  try: return seed.x\n  except AttributeError: return {by} * seed", 0
+        ),
+    ],
+)
+def test_whatever_an_experiment_reads_makes_it_another_one(tmp_path, change):
+    """Tensors, arrays, objects, decorators, defaults, constants, modules, classes; the same again is found again."""
+    runs = lambda by: [int(x) for x in ml.sweep(change(by), SEEDS[:3], model=doubled, keep=tmp_path)]
+    assert runs(2) == [0, 2, 4] and runs(3) == [0, 3, 6]
+    count = len(list(tmp_path.glob("*.pkl")))
+    assert count == 6 and runs(2) == [0, 2, 4] and len(list(tmp_path.glob("*.pkl"))) == count
+
+
+def from_text(text, by):
+    own = own_module("own", by)
+    names = {"own": own, "BY": by, "inner": own.helper, "__name__": "page"}
+    exec(text, names)
+    return names["one"]
+
+
+def test_a_constant_of_the_module_that_changed_is_seen(tmp_path, monkeypatch):
+    runs = lambda: ml.sweep(by_a_constant, SEEDS[:2], model=doubled, keep=tmp_path)
+    assert runs() == [0, 1]
+    monkeypatch.setitem(by_a_constant.__globals__, "FACTOR", 7)
+    assert runs() == [0, 7]
+
+
+def test_a_model_made_of_something_that_changed_is_made_anew(tmp_path, monkeypatch):
+    """A function that reads a constant, and a folder whose files changed: also without `keep`."""
+    weight = lambda model, seed: model.W_E[5, 5].item()
+    monkeypatch.setitem(drawn.__globals__, "SEED", 0)
+    for given in ({}, {"keep": tmp_path / "kept"}):
+        found = []
+        for seed in (0, 1):
+            monkeypatch.setitem(drawn.__globals__, "SEED", seed)
+            found += ml.sweep(weight, SEEDS[:1], model=drawn, **given)
+        assert found == [ml.tiny(seed=seed).W_E[5, 5].item() for seed in (0, 1)]
+    found = []
+    for seed in (0, 1):
+        ml.save_model(ml.tiny(seed=seed), tmp_path / "model")
+        found += ml.sweep(weight, SEEDS[:1], model=str(tmp_path / "model"), keep=tmp_path / "kept")
+    assert found[0] != found[1]
+
+
+SEED = 0
+
+
+def drawn():
+    return ml.tiny(seed=SEED)
+
+
+def test_tasks_are_told_apart_by_their_content(tmp_path):
+    CALLS.clear()
+    tensor = torch.ones(2)
+    tasks = [
+        {"seed": 1},
+        {"seed": 1.0},
+        {"seed": True},
+        {"seed": 1, "x": tensor},
+        {"seed": 1, "x": 2 * tensor},
+    ]
+    tasks += [{"seed": 1, "x": {3: [4]}}, {"seed": 1, "x": {3: (4,)}}, {"seed": 1, "x": lambda: 3}]
+    found = ml.sweep(counting, tasks, model=doubled, keep=tmp_path)
+    assert found != ml.sweep(
+        counting, [*tasks], model=doubled, keep=tmp_path
+    )  # it reads CALLS, which changed
+    count = lambda model, seed, **task: torch.rand(1).item()
+    found = ml.sweep(count, tasks, model=doubled, keep=tmp_path)
+    assert len({*found}) == len(tasks)
+    again = [{"x": {3: [4]}, "seed": 1}, {"x": tensor.clone(), "seed": 1}]  # in another order, equal content
+    assert ml.sweep(count, again, model=doubled, keep=tmp_path) == [found[5], found[3]]
+
+
+def test_a_damaged_result_is_computed_again_and_two_processes_do_not_meet(tmp_path):
+    experiment = lambda model, seed: [seed, torch.rand(1).item()]
+    (first,) = ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)
+    (path,) = tmp_path.glob("*.pkl")
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], b"", b"x" * len(whole), whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        (again,) = ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)
+        assert again[0] == first[0] and again != first
+        assert ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path) == [again]
+    found = ml.sweep(scored, SEEDS * 2, model=doubled, keep=tmp_path, backend="loky", jobs=2)
+    assert same(found[:6], found[6:]) and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("what", [threading.Lock(), sys.stdout.buffer, (n for n in range(3))], ids=type)
+def test_what_cannot_be_compared_is_refused_with_its_name(tmp_path, what):
+    kind = type(what).__name__
+    with pytest.raises(TypeError, match=rf"the experiment uses a {kind} \(what\), whose content cannot"):
+        ml.sweep(lambda model, seed: what, SEEDS[:1], model=doubled, keep=tmp_path)
+    with pytest.raises(TypeError, match=rf"the task .* uses a {kind}"):
+        ml.sweep(plainly, [{"seed": what}], model=doubled, keep=tmp_path)
+    with pytest.raises(TypeError, match=rf"the model uses a {kind}"):
+        ml.sweep(plainly, SEEDS[:1], model=lambda: what, keep=tmp_path)
+    assert ml.sweep(plainly, SEEDS[:1], model=lambda: what) == [0]
+    with pytest.raises(TypeError, match=r"The result of the task .* cannot be stored"):
+        ml.sweep(lambda model, seed: threading.Lock(), SEEDS[:1], model=doubled, keep=tmp_path)
+
+
+def test_an_experiment_that_leaves_the_model_changed_is_stopped():
+    def undone(model, seed):
+        with ml.orthogonalize(model, torch.randn(32, generator=torch.Generator().manual_seed(seed))):
+            return model(torch.tensor([[1, 2]]))[0, 0, 0].item()
+
+    def kept(model, seed):
+        ml.orthogonalize(model, torch.randn(32))
+
+    def trained(model, seed):
+        with torch.no_grad():
+            model.W_E.mul_(2)
+
+    assert ml.sweep(undone, SEEDS[:2] * 2, model=TINY)[:2] == ml.sweep(undone, SEEDS[:2], model=TINY)
+    for bad in (kept, trained):
+        with pytest.raises(ValueError, match="left the model's weights changed"):
+            ml.sweep(bad, SEEDS, model=TINY)
+    assert torch.equal(ml.sweep(lambda model, seed: model.W_E, SEEDS[:1], model=TINY)[0], ml.tiny("gqa").W_E)
+    with pytest.raises(TypeError, match="model is a TransformerBridge; give its name, or a function"):
+        ml.sweep(plainly, SEEDS, model=ml.tiny())
+    with pytest.raises(TypeError, match="experiment is a int; give a function of the model"):
+        ml.sweep(3, SEEDS, model=TINY)
 
 
 @pytest.mark.model

@@ -11,4 +11,5 @@ hooks.py     interventions that cannot leak and cannot silently miss
 caching.py   what there is to observe, what it is called, what it costs
 forward.py   one forward pass written out, for reading
 sweeps.py    the same experiment many times, here or on a cluster
+contents.py  what a value or a function is, as a digest, so that a kept result is not an old one
 """

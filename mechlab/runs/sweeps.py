@@ -13,12 +13,14 @@ its name.
 
 import functools
 import hashlib
-import inspect
+import os
 import pickle
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
+
+from mechlab.runs.contents import digest, stamp
 
 Task = Mapping[str, Any]
 
@@ -38,18 +40,36 @@ def sweep(
     backend: None: one after the other, here; else a backend of joblib, with `jobs` tasks at once
     keep:    a folder, seen by all processes, where finished results are stored; a second call takes up where
              an interrupted one stopped. Results must be picklable; they are found again by the content of
-             their task and by the code of the experiment: once that is edited, it is run anew
+             their task, of the model (a folder's files; a function that makes one) and of the experiment: its
+             code, defaults and closure, and the functions, classes and constants of your own modules that it
+             uses. Once one of these is edited, it is run anew. Libraries count by their version
 
-    A task that fails stops the sweep with an error that names it; finished ones are in `keep`.
+    A task that fails stops the sweep with an error that names it; finished ones are in `keep`. Raises a
+    `TypeError` where with `keep` something has no content that can be compared (an open file, a lock), and a
+    `ValueError` where an experiment leaves the model's weights changed: the next task would start from them.
     """
     import joblib
 
     if isinstance(tasks, Mapping) or not all(isinstance(task, Mapping) for task in tasks):
         raise TypeError('tasks is a list of keyword arguments, such as [{"seed": 0}, {"seed": 1}].')
-    folder = None if keep is None else Path(keep).resolve()
-    if folder is not None:
+    for name, given in (("experiment", experiment), ("model", model)):
+        if hasattr(given, "parameters") or (name == "experiment" and not callable(given)):
+            wanted = (
+                "a function of the model and a task" if name == "experiment" else "its name, or a function"
+            )
+            kind = type(given).__name__
+            raise TypeError(f"{name} is a {kind}; give {wanted}: each process makes the model itself.")
+    source = _source(model, keep is not None)
+    places: list[Path | None] = [None] * len(tasks)
+    if keep is not None:
+        folder = Path(keep).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-    calls = [joblib.delayed(_run)(experiment, dict(task), model, folder) for task in tasks]
+        begin = digest(experiment, "With keep=, the experiment") + str(source)
+        places = [folder / f"{_name_of(experiment)}-{_key(begin, task)}.pkl" for task in tasks]
+    calls = [
+        joblib.delayed(_run)(experiment, dict(task), model, source, place)
+        for task, place in zip(tasks, places, strict=True)
+    ]
     if backend is None:
         from tqdm.auto import tqdm
 
@@ -58,25 +78,92 @@ def sweep(
         return joblib.Parallel(batch_size=1)(calls)
 
 
-def _run(
-    experiment: Callable[..., Any], task: Task, model: "str | Callable[[], Any]", folder: Path | None
-) -> Any:
-    place = None
-    if folder is not None:
-        asked = pickle.dumps((_code_of(experiment), _code_of(model) if callable(model) else model, task))
-        place = folder / f"{_name_of(experiment)}-{hashlib.sha256(asked).hexdigest()[:16]}.pkl"
-        if place.exists():
-            return pickle.loads(place.read_bytes())
+def _source(model: "str | Callable[[], Any]", needed: bool) -> str | None:
+    """What the model is made from, so that none of another source is taken; None if that cannot be said."""
+    if not callable(model):
+        there = Path(model).is_dir()
+        return digest((str(Path(model).resolve()), stamp(model)) if there else str(model), "The model")
     try:
-        result = experiment(_loaded(model), **task)
+        return digest(model, "With keep=, the model")
+    except TypeError:
+        if needed:
+            raise
+        return None
+
+
+def _key(begin: str, task: Task) -> str:
+    content = digest(dict(task), f"With keep=, the task {_short(task)}")
+    return hashlib.sha256((begin + content).encode()).hexdigest()[:24]
+
+
+def _run(
+    experiment: Callable[..., Any],
+    task: Task,
+    model: "str | Callable[[], Any]",
+    source: str | None,
+    place: Path | None,
+) -> Any:
+    kept = None if place is None else _kept(place)
+    if kept is not None:
+        return kept[0]
+    loaded = _loaded(model, source)
+    before = _weights_of(loaded)
+    try:
+        result = experiment(loaded, **task)
     except Exception as error:
-        error.add_note(f"In the task {task}.")
+        error.add_note(f"In the task {_short(task)}.")
         raise
-    if place is not None:  # a whole file or none
-        part = place.with_suffix(f".{id(result)}.part")
-        part.write_bytes(pickle.dumps(result))
-        part.replace(place)
+    finally:
+        changed = _weights_of(loaded) != before
+        if changed:  # the next task gets one that is as it was
+            _loaded_once.cache_clear()
+    if changed:
+        raise ValueError(
+            f"The task {_short(task)} left the model's weights changed, so others that run on it will differ "
+            "by their order. Undo the edit at the end of the experiment (`with ml.orthogonalize(...)`)."
+        )
+    if place is not None:
+        _keep(place, result, task)
     return result
+
+
+def _short(task: Task) -> str:
+    text = str(dict(task))
+    return text if len(text) < 300 else f"{text[:300]} ..."
+
+
+def _kept(place: Path) -> tuple[Any] | None:
+    """A stored result, in a tuple; None where there is none, or only a part of one."""
+    try:
+        said, data = (whole := place.read_bytes())[:32], whole[32:]
+        return (pickle.loads(data),) if hashlib.sha256(data).digest() == said else None
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+        return None
+
+
+def _keep(place: Path, result: Any, task: Task) -> None:
+    """Store a whole file or none, also where two processes do it at once."""
+    try:
+        data = pickle.dumps(result)
+    except Exception as error:
+        raise TypeError(
+            f"The result of the task {_short(task)} cannot be stored ({error}). Return plain values, "
+            "tensors or `Scores`, or leave out keep=."
+        ) from error
+    part = place.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.write_bytes(hashlib.sha256(data).digest() + data)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _weights_of(model: Any) -> list[tuple[int, int]] | None:
+    """Where the weights are and how often each was written to: both change when they do."""
+    parameters = getattr(model, "parameters", None)
+    if not callable(parameters):
+        return None
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in parameters()]
 
 
 def _name_of(experiment: Callable[..., Any]) -> str:
@@ -84,47 +171,27 @@ def _name_of(experiment: Callable[..., Any]) -> str:
     return getattr(experiment, "__name__", "experiment").strip("<>")
 
 
-def _code_of(function: Any, seen: frozenset = frozenset()) -> Any:
-    """What a function does, as plain values.
-
-    These are its code, defaults and closure, and the functions of its module that it calls.
-
-    So that an edited function is another one, and two lambdas are not the same. Raises a `TypeError` for what
-    has no code.
-    """
-    if isinstance(function, functools.partial):
-        return "partial", _code_of(function.func), function.args, sorted(function.keywords.items())
-    function = inspect.unwrap(function)
-    if not isinstance(function, FunctionType):
-        raise TypeError(
-            f"With keep=, give a function (or a partial of one), not a {type(function).__name__}."
-        )
-    code, seen = function.__code__, seen | {function.__qualname__}
-    used = (function.__globals__.get(name) for name in sorted(_names_in(code)))
-    mates = [f for f in used if isinstance(f, FunctionType) and f.__module__ == function.__module__]
-    called = [_code_of(f, seen) for f in mates if f.__qualname__ not in seen]
-    closed = [cell.cell_contents for cell in function.__closure__ or ()]
-    closed = [_code_of(value, seen) if isinstance(value, FunctionType) else value for value in closed]
-    return _plain(code), function.__defaults__, function.__kwdefaults__, closed, called
+def _loaded(model: "str | Callable[[], Any]", source: str | None) -> Any:
+    """The model, made once in each process for as long as its source stays the same."""
+    return _loaded_once(_Named(model, source))
 
 
-def _plain(code: CodeType) -> tuple:
-    """Code without where it stands."""
-    kinds = {
-        CodeType: _plain,
-        frozenset: lambda each: sorted(map(repr, each)),  # a set has no order of its own
-    }
-    constants = tuple(kinds.get(type(each), lambda same: same)(each) for each in code.co_consts)
-    return code.co_code, constants, code.co_names, code.co_varnames
+class _Named:
+    """A model's maker with what it makes it from: equal where that is equal."""
 
+    def __init__(self, model: "str | Callable[[], Any]", source: str | None):
+        self.model, self.source = model, source
 
-def _names_in(code: CodeType) -> set[str]:
-    inner = (_names_in(each) for each in code.co_consts if isinstance(each, CodeType))
-    return {*code.co_names}.union(*inner)
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _Named) and other.source == self.source
+        return same and (self.source is not None or other.model is self.model)
+
+    def __hash__(self) -> int:
+        return hash(self.source)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(model: "str | Callable[[], Any]"):
+def _loaded_once(named: _Named) -> Any:
     from mechlab.loading.models import load
 
-    return model() if callable(model) else load(model, quiet=True)
+    return named.model() if callable(named.model) else load(named.model, quiet=True)
