@@ -35,7 +35,7 @@ def at_least(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_layer(model: "TransformerBridge", layer: int) -> int:
+def check_layer(model: "TransformerBridge", layer: Any) -> int:
     """The layer, if the model has it."""
     if not whole(layer) or not 0 <= layer < model.cfg.n_layers:
         raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}.")

@@ -89,7 +89,7 @@ class Scores:
             set_("whole", whole)
 
     @classmethod
-    def over_prompts(cls, per_prompt: Float[torch.Tensor, "prompt ..."], dims, name, **given) -> "Scores":
+    def over_prompts(cls, per_prompt: Values, dims, name, **given) -> "Scores":
         """Scores whose values are the mean over the first axis; each prompt's values are kept."""
         per_prompt = torch.as_tensor(per_prompt)
         if not len(per_prompt):
@@ -139,10 +139,10 @@ class Scores:
 
     def interval(
         self,
-        level: float = 0.95,
+        level: float | int = 0.95,
         draws: int = 2000,
         seed: int = 0,
-        units: Int[torch.Tensor, "prompt"] | None = None,
+        units: Int[torch.Tensor, "row"] | None = None,
     ) -> torch.Tensor:
         """Bootstrap confidence interval of the mean over prompts: low and high, stacked on the first axis.
 

@@ -28,10 +28,10 @@ class Estimate:
 
 def bootstrap(
     rows: Float[Tensor, "row ..."],
-    units: Int[Tensor, "row"] | None = None,
+    units: Int[Tensor, "its_row"] | None = None,
     *,
     over: Float[Tensor, "row"] | None = None,
-    level: float = 0.95,
+    level: float | int = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> Float[Tensor, "2 ..."]:

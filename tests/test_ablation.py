@@ -130,3 +130,155 @@ def test_what_cannot_be_taken_away_is_refused(tiny):
         ml.ablate_together(tiny, BASE, METRIC, [(0, n) for n in range(4)])
     with pytest.raises(ValueError, match="points nowhere"):
         ml.direction_hooks(tiny, torch.zeros(32), [0])
+
+
+# --- an ablation that takes nothing away ---
+
+
+@pytest.mark.parametrize("how", ["mean", "resample", "noise"])
+def test_a_prompt_that_would_be_replaced_by_itself_is_refused(tiny, how):
+    says = "Prompt 0 would be replaced by itself: .* the reference has no other prompt"
+    one = BASE[:1]
+    for source in (
+        None,
+        one,
+        one.repeat(3, 1),
+        ml.discovery.ablation.reference_run(tiny, one, one, [0, 1, 2]),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ml.ablation_hooks(tiny, one, [(1, 2)], how, source=source)
+    for call in (ml.ablation_effects, ml.ablate_together):
+        with pytest.raises(ValueError, match=says):
+            call(tiny, one, METRIC, [(1, 2)], how)
+    with pytest.raises(ValueError, match=r"no other prompt of its template.*or use how='zero'"):
+        ml.ablation_effects(tiny, BASE, METRIC, [(1, 2)], how, templates=(list("abcd"), list("abcd")))
+    begun = torch.cat([torch.zeros(4, 1).long(), BASE], 1)  # all begin alike: nothing differs at position 0
+    with pytest.raises(ValueError, match="up to the last place of the ablation the reference has no other"):
+        ml.ablation_effects(tiny, begun, METRIC, [(1, 2)], how, positions=[0])
+    assert ml.ablation_effects(tiny, one, METRIC, [(1, 2)], "zero").values.abs() > 1e-3
+    if how != "noise":
+        other = ml.ablation_effects(tiny, one, METRIC, [(1, 2)], how, source=BASE[1:2])
+        assert other.values.abs() > 1e-3
+
+
+def test_noise_of_one_prompt_has_no_spread(tiny):
+    with pytest.raises(ValueError, match="has one prompt for prompt 0, and the noise no spread"):
+        ml.ablation_effects(tiny, BASE[:1], METRIC, [(1, 2)], "noise", source=BASE[1:2].repeat(2, 1))
+
+
+@torch.no_grad()
+def test_resampling_draws_another_prompt_whatever_the_seed(tiny):
+    two, name = BASE[:2], "blocks.1.attn.hook_z"
+    _, cache = tiny.run_with_cache(two)
+    for seed in range(8):
+        seen = []
+        hooks = ml.ablation_hooks(tiny, two, [(1, 2)], "resample", seed=seed)
+        with ml.intervene(tiny, [*hooks, (name, lambda x, hook, seen=seen: seen.append(x))]):
+            tiny(two)
+        assert torch.allclose(seen[0][:, :, 2], cache[name].flip(0)[:, :, 2], atol=1e-5)
+    doubled = BASE[[0, 0, 1]]  # a copy of a prompt is no other prompt
+    for seed in range(8):
+        found = ml.ablation_effects(tiny, doubled, METRIC, [(1, 2)], "resample", seed=seed).per_prompt
+        assert (found.abs() > 1e-4).all()
+
+
+def test_no_place_and_no_part_is_named_twice_or_missing(tiny):
+    for positions, says in (
+        ([1, 1], r"positions is \[1, 1\]: one position is there twice"),
+        ([6, -1], "one position is there twice"),
+        ([], "positions is empty"),
+        ([7], r"A position is 7, and prompt 0 has 7 tokens"),
+        ([-8], r"A position is -8, and prompt 0 has 7 tokens"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ml.ablation_hooks(tiny, BASE, [(1, 1)], positions=positions)
+        with pytest.raises(ValueError, match=says):
+            ml.direction_hooks(tiny, torch.ones(32), [1], positions=positions, base=BASE)
+    last, minus = (ml.ablation_effects(tiny, BASE, METRIC, [(1, 1)], positions=[p]) for p in (6, -1))
+    assert torch.equal(last.values, minus.values) and last.values.abs() > 0
+    for call in (ml.ablation_effects, ml.ablate_together):
+        with pytest.raises(ValueError, match=r"The head \(1, 1\) is named twice"):
+            call(tiny, BASE, METRIC, [(1, 1), (2, 0), (1, 1)])
+    with pytest.raises(ValueError, match="The mlp 1 is named twice"):
+        ml.ablation_hooks(tiny, BASE, [1, 1], unit="mlp")
+
+
+def test_a_direction_is_taken_out_where_it_is_asked(tiny):
+    away = torch.randn(32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for positions, base in (([6], None), ([-1], BASE), ([6], BASE)):
+            hooks = ml.direction_hooks(tiny, away, [1], positions=positions, base=base)
+            _, after = run(tiny, hooks, "blocks.2.hook_resid_pre")
+            along = after @ away / away.norm()
+            assert along[:, 6].abs().max() < 1e-4 < along[:, :6].abs().min()
+    with pytest.raises(
+        ValueError, match="A position without base= is -1; it must be a whole number of at least 0"
+    ):
+        ml.direction_hooks(tiny, away, [1], positions=[-1])
+    with pytest.raises(ValueError, match="one is there twice"):
+        ml.direction_hooks(tiny, away, [1], positions=[2, 2])
+    with pytest.raises(ml.HookError, match="this run has positions 0 to 6"):
+        run(tiny, ml.direction_hooks(tiny, away, [1], positions=[7]), "blocks.2.hook_resid_pre")
+    with torch.no_grad():
+        _, cache = tiny.run_with_cache(REFERENCE)
+        for skip in (0, 1, 3):
+            hooks = ml.direction_hooks(tiny, away, [1], reference=REFERENCE, skip=skip)
+            _, after = run(tiny, hooks, "blocks.2.hook_resid_pre")
+            level = (cache["resid_post", 1][:, skip:] @ away / away.norm()).mean()
+            assert torch.allclose(after @ away / away.norm(), level.expand(4, 7), atol=1e-4)
+    with pytest.raises(ValueError, match="No position of the reference is left after the first 7"):
+        ml.direction_hooks(tiny, away, [1], reference=REFERENCE, skip=7)
+
+
+def test_hooks_suit_the_prompts_they_were_made_for(tiny):
+    for given in ({"source": REFERENCE}, {"how": "zero", "positions": [-1]}):
+        hooks = ml.ablation_hooks(tiny, BASE, [(1, 1)], **given)
+        with pytest.raises(ml.HookError, match=r"made for prompts of \(4, 7\) .* was run on \(2, 7\)"):
+            with ml.intervene(tiny, hooks):
+                tiny(BASE[:2])
+    with ml.intervene(tiny, ml.ablation_hooks(tiny, BASE, [(1, 1)], "zero")):
+        assert tiny(BASE[:2, :4]).shape[:2] == (2, 4)  # zero everywhere suits any
+    with pytest.raises(ValueError, match="templates are 3 and 6, of 4 prompts and 6 of the reference"):
+        ml.ablation_hooks(tiny, BASE, [(1, 1)], source=REFERENCE, templates=(list("abc"), list("abcabc")))
+    with pytest.raises(ValueError, match='was not run to "tokens"'):
+        ml.ablation_hooks(tiny, BASE, [(1, 1)], source={"blocks.1.attn.hook_z": torch.zeros(2, 7, 4, 8)})
+
+
+# --- controls, metrics ---
+
+
+def test_a_control_that_would_be_smaller_than_the_set_is_refused(tiny):
+    for unit in ("mlp", "attention"):
+        with pytest.raises(ValueError, match="2 of 3 layers are chosen, and 1 are left"):
+            ml.ablate_together(tiny, BASE, METRIC, [0, 1], unit=unit)
+    with pytest.raises(
+        ValueError, match="3 of the 4 heads of layer 1 are chosen, so there are not as many others"
+    ):
+        ml.ablate_together(tiny, BASE, METRIC, [(1, 0), (1, 1), (1, 2)])
+    many = [(1, n) for n in range(tiny.cfg.d_mlp // 2 + 1)]
+    with pytest.raises(ValueError, match="neurons of layer 1 are chosen, so there are not as many others"):
+        ml.ablate_neurons(tiny, BASE, METRIC, many)
+    for call in (
+        lambda: ml.ablate_together(tiny, BASE, METRIC, [(1, 0)], draws=0),
+        lambda: ml.ablate_neurons(tiny, BASE, METRIC, [(1, 0)], draws=0),
+    ):
+        with pytest.raises(ValueError, match="draws is 0; it must be a whole number of at least 1"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [lambda logits: logits[:, -1].argmax(-1) > 200, lambda logits: logits[:, -1].argmax(-1), ml.log_prob(20)],
+    ids=["bool", "whole number", "nats"],
+)
+def test_metrics_may_be_whole_numbers_or_true_and_false(tiny, metric):
+    effects = ml.ablation_effects(tiny, BASE, metric, [(1, 1)], "zero", unit="neuron")
+    with torch.no_grad():
+        before = metric(tiny(BASE)).float()
+        with ml.intervene(tiny, ml.ablation_hooks(tiny, BASE, [(1, 1)], "zero", unit="neuron")):
+            after = metric(tiny(BASE)).float()
+    assert torch.allclose(effects.per_prompt[:, 0], after - before, atol=1e-5)
+    found = ml.ablate_neurons(tiny, BASE, metric, [(1, 1)], draws=1)
+    assert torch.allclose(found.after, after, atol=1e-5) and "draws" in repr(found)
+    together = ml.ablate_together(tiny, BASE, metric, [(1, 1)], draws=1)
+    assert together.after.dtype == torch.float32

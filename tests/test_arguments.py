@@ -1,8 +1,11 @@
 """One sentence for each refusal."""
 
 import pytest
+import torch
 
 from mechlab import arguments
+from mechlab.arguments import at_least, check_layer, mlp_width, whole
+from tests.architectures import kept
 
 
 def test_what_is_there_is_given_back(tiny):
@@ -27,3 +30,26 @@ def test_what_is_not_there_is_named(tiny):
 
 def test_key_value_heads(gqa):
     assert arguments.key_value_heads(gqa) == 2
+
+
+def test_only_whole_numbers_are_layers_and_counts(gqa):
+    for value, is_one in (
+        (1, True),
+        (torch.tensor(1), True),
+        (True, False),
+        (1.0, False),
+        (torch.tensor(True), False),
+    ):
+        assert whole(value) == is_one
+    for layer in (1.5, -1, 3, True):
+        with pytest.raises(ValueError, match=f"There is no layer {layer}: this model has layers 0 to 2"):
+            check_layer(gqa, layer)
+    for value in (0, 1.5, None, True):
+        with pytest.raises(ValueError, match=rf"draws is {value}; it must be a whole number of at least 1"):
+            at_least("draws", value, 1)
+
+
+def test_neurons_are_counted_by_the_matrices():
+    assert mlp_width(kept("OPT")) == 48 != kept("OPT").cfg.d_mlp
+    with pytest.raises(ValueError, match=r"The MLP of layer 0 is a MoEBridge.*mixture of experts"):
+        mlp_width(kept("Mixtral"))

@@ -9,6 +9,7 @@ import torch
 import mechlab as ml
 from mechlab.attribution.masking import CHUNK, FIXED, baseline_tokens, cheapest_stretches, input_game
 from mechlab.prompts import PromptError
+from tests.architectures import kept
 from tests.test_hooks import hooks_left
 
 BASE = torch.tensor([[0, 11, 12, 13, 14], [0, 21, 22, 23, 24]])
@@ -351,3 +352,106 @@ def test_every_method_runs_on_a_folder_in_hugging_face_format(folder):
     source = baseline_tokens(model, base, ",")
     found = {name: method(model, base, source, ONE) for name, method in ml.INPUT_METHODS.items()}
     assert ml.deletion_curves(model, base, source, ONE, found).table().shape[0] == len(found)
+
+
+# --- one player, one token, no first token ---
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in ml.INPUT_METHODS if "gradient" not in n and n != "attention rollout"]
+)
+def test_a_single_token_that_differs_has_the_whole_difference(name, tiny):
+    source = BASE.clone()
+    source[:, 2] = SOURCE[:, 2]
+    found = ml.INPUT_METHODS[name](tiny, BASE, source, METRIC)
+    with torch.no_grad():
+        whole = METRIC(tiny(BASE)) - METRIC(tiny(source))
+    assert torch.allclose(found.per_prompt[:, 2], whole, atol=1e-4)
+    assert found.per_prompt[:, [0, 1, 3, 4]].abs().max() == 0 and found.gap.abs().max() < 1e-4
+    with pytest.raises(ValueError, match="so every order is the same"):
+        ml.deletion_curves(tiny, BASE, source, METRIC, {name: found})
+
+
+@pytest.mark.parametrize("name", ml.INPUT_METHODS)
+def test_a_prompt_of_one_token(name, tiny):
+    found = ml.INPUT_METHODS[name](tiny, torch.tensor([[11]]), torch.tensor([[31]]), ONE)
+    assert found.values.shape == (1,) and found.values.abs() > 0
+    if name in ("occlusion", "LIME", "kernel SHAP", "Shapley values"):
+        with torch.no_grad():
+            whole = ONE(tiny(torch.tensor([[11]]))) - ONE(tiny(torch.tensor([[31]])))
+        assert torch.allclose(found.values, whole, atol=1e-4)
+
+
+def test_position_0_is_kept_only_where_the_models_first_token_stands_there(tiny):
+    with_first, without = BASE, BASE[:, 1:]
+    assert baseline_tokens(tiny, with_first)[:, 0].tolist() == [0, 0]
+    comma = ml.single_token(tiny, ",")
+    assert (baseline_tokens(tiny, without) == comma).all()
+    assert torch.equal(baseline_tokens(tiny, without, keep=(0,))[:, 0], without[:, 0])
+    qwen = kept("Qwen2")
+    assert qwen.to_tokens("").shape == (1, 0)
+    assert (baseline_tokens(qwen, BASE) == ml.single_token(qwen, ",")).all()
+    found = ml.occlusion(qwen, BASE, baseline_tokens(qwen, BASE), METRIC)
+    assert (found.per_prompt[:, 0] != 0).all()
+    with pytest.raises(PromptError, match="A position in keep is 5, and prompt 0 has 5 tokens"):
+        baseline_tokens(tiny, BASE, keep=(5,))
+
+
+def test_the_mean_embedding_is_of_what_the_model_embeds():
+    gemma = kept("Gemma")
+    every = gemma.embed(torch.arange(400)[None])[0].detach()
+    assert (every - gemma.W_E).abs().max() > 1  # Gemma scales the rows of W_E
+    assert torch.allclose(baseline_tokens(gemma, BASE, "mean")[0, 1], every.mean(0), atol=1e-5)
+
+
+# --- metrics, sources ---
+
+
+def test_a_metric_that_reads_elsewhere_is_not_taken_for_one_of_the_last_position(tiny):
+    """Tiny values at both positions would look alike; that they depend on other tokens is not seen by one look."""
+    late = lambda logits: 1e-9 * logits[:, 2, 50]
+    found = ml.shapley_values(tiny, BASE, SOURCE, late).per_prompt * 1e9
+    plain = ml.shapley_values(tiny, BASE, SOURCE, lambda logits: logits[:, 2, 50]).per_prompt
+    assert torch.allclose(found, plain, rtol=1e-3, atol=1e-3) and (found[:, 3:].abs() < 1e-3).all()
+    explicit = ml.logit_difference([50, 60], [70, 80], pos=4)
+    game = input_game(tiny, BASE, SOURCE, explicit)
+    assert game.last_only and torch.allclose(game.full, METRIC(tiny(BASE)), atol=1e-5)
+    same = ml.occlusion(tiny, BASE, SOURCE, METRIC)
+    assert torch.allclose(ml.occlusion(tiny, BASE, SOURCE, explicit).values, same.values, atol=1e-5)
+    with torch.no_grad():
+        reference = tiny(SOURCE)
+    for metric in (ml.kl_divergence(reference), lambda logits: ml.kl_divergence(reference)(logits)):
+        by_hand = metric(tiny(BASE)) - metric(tiny(SOURCE))
+        assert torch.allclose(
+            ml.shapley_values(tiny, BASE, SOURCE, metric).per_prompt.sum(1), by_hand, atol=1e-4
+        )
+
+
+def test_a_position_that_is_not_there_is_refused_before_anything_is_read(tiny):
+    for pos in (5, -6):
+        with pytest.raises(ValueError, match=f"pos is {pos}, and prompt 0 has 5 tokens"):
+            ml.occlusion(tiny, BASE, SOURCE, ml.logit_difference(50, 70, pos=pos))
+    with pytest.raises(ValueError, match="asks for token 400; this model's ids go from 0 to 399"):
+        ml.occlusion(tiny, BASE, SOURCE, ml.log_prob(400))
+
+
+def test_one_answer_serves_many_prompts_and_counts_are_numbers(tiny):
+    one, each = (ml.occlusion(tiny, BASE, SOURCE, ml.log_prob(ids)).values for ids in ([50], [50, 50]))
+    assert torch.equal(one, each)
+    counted = ml.occlusion(tiny, BASE, SOURCE, lambda logits: logits[:, -1].argmax(-1))
+    with torch.no_grad():
+        wanted = tiny(BASE)[:, -1].argmax(-1) - tiny(SOURCE)[:, -1].argmax(-1)
+    assert torch.equal(counted.whole, wanted.float())
+
+
+def test_a_source_that_does_not_fit_is_refused(tiny):
+    with pytest.raises(
+        PromptError, match=r"source is \(2, 5, 8\); embeddings of these prompts are \(2, 5, 32\)"
+    ):
+        ml.occlusion(tiny, BASE, torch.zeros(2, 5, 8), METRIC)
+    with pytest.raises(PromptError, match="all finite"):
+        ml.occlusion(tiny, BASE, torch.full((2, 5, 32), float("nan")), METRIC)
+    with pytest.raises(ValueError, match="`scores` is empty"):
+        ml.deletion_curves(tiny, BASE, SOURCE, METRIC, {})
+    with pytest.raises(ValueError, match="steps is 0"):
+        ml.integrated_gradients(tiny, BASE, SOURCE, METRIC, steps=0)

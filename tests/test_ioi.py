@@ -10,6 +10,7 @@ import mechlab as ml
 from mechlab.circuits.ioi import ALIGNED, NAMES, PAPER_CIRCUIT, TEMPLATES
 from mechlab.circuits.ioi.prompts import CORRUPTIONS
 from mechlab.prompts import PromptError
+from tests.architectures import kept
 from tests.test_hooks import hooks_left
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*several tokens")
@@ -259,3 +260,35 @@ def test_the_found_circuit_is_faithful_on_other_prompts(smollm2):
     found = ml.faithfulness(knockouts, [ml.ioi.found_circuit()])[0]
     stored = ml.ioi.found_figures()["faithfulness"]["names"]["circuit"]["share"][0]
     assert abs(found.share.mean - stored) < 0.25
+
+
+NAMES_HERE = ["John", "Mary", "Tom", "Anna", "Paul", "Lisa"]
+SENTENCE = ["When {first} and {second} went, {subject} gave to"]
+
+
+def test_names_that_run_out_are_said_and_not_taken_from_the_prompt(gqa):
+    prompts = ml.ioi_prompts(gqa, 4, names=NAMES_HERE, templates=SENTENCE)
+    once = prompts.corrupted("abc")
+    for row in range(4):
+        new = {once.tokens[row, once.positions[name][row]].item() for name in ("IO", "S1", "S2")}
+        assert len(new) == 3 and not new & {prompts.io[row].item(), prompts.s[row].item()}
+    with pytest.raises(
+        PromptError, match="3 names that a prompt does not have are needed, and of 6 only 1 are left"
+    ):
+        once.corrupted("abc")
+    assert once.corrupted("io").tokens.shape == once.tokens.shape  # one new name is to be had
+
+
+def test_a_first_token_stands_there_only_where_the_tokenizer_puts_one(gqa):
+    qwen = kept("Qwen2")
+    given = {"names": NAMES_HERE, "templates": SENTENCE}
+    plain, begun = ml.ioi_prompts(qwen, 2, **given), ml.ioi_prompts(qwen, 2, prepend_bos=True, **given)
+    assert (
+        torch.equal(begun.tokens[:, 1:], plain.tokens)
+        and (begun.tokens[:, 0] == qwen.tokenizer.bos_token_id).all()
+    )
+    assert torch.equal(begun.positions["S2"], plain.positions["S2"] + 1)
+    assert torch.equal(plain.tokens[0], qwen.to_tokens(plain.text(0))[0])
+    usual, asked = ml.ioi_prompts(gqa, 2, **given), ml.ioi_prompts(gqa, 2, prepend_bos=True, **given)
+    assert torch.equal(usual.tokens, asked.tokens)
+    assert torch.equal(ml.ioi_prompts(gqa, 2, prepend_bos=False, **given).tokens, usual.tokens[:, 1:])

@@ -86,7 +86,7 @@ def test_streams_of_texts_of_different_lengths(tiny):
         assert torch.allclose(found[3, row], cache["resid_post", 2][0, -1], atol=1e-5)
     with pytest.raises(PromptError, match=r"pos is 30, and prompt 0 has \d tokens: positions 0 to"):
         ml.residual_streams(tiny, texts, pos=30)
-    with pytest.raises(PromptError, match="texts is list; give a text, several texts, or tokens"):
+    with pytest.raises(PromptError, match="texts is empty: give at least one text"):
         ml.residual_streams(tiny, [])
     assert torch.equal(ml.residual_streams(tiny, "ab"), ml.residual_streams(tiny, ["ab"]))
     with pytest.raises(PromptError, match="has 102 tokens; this model reads at most 64"):
@@ -135,3 +135,105 @@ def test_what_cannot_be_probed_is_refused():
         ml.probe_layers(features, labels, probe="forest")
     with pytest.raises(ValueError, match="there are 3"):
         ml.probe_layers(features, np.arange(20) % 3, probe="mass_mean")
+
+
+def test_no_penalty_is_least_squares_and_an_almost_free_classifier():
+    x = random(60, 4)
+    truth = (x @ random(4, seed=1)).numpy() + random(60, seed=2).numpy()
+    free = ml.probe_layers(x[None], truth, probe="ridge", penalty=0)
+    plain = ml.probe_layers(x[None], truth, probe=LinearRegression())
+    assert np.allclose(free.predictions, plain.predictions, atol=1e-4)
+    with pytest.warns(FutureWarning, match=r"strength=\.\.\.\) is now penalty="):
+        old = ml.probe_layers(x[None], truth, probe="ridge", strength=0)
+    assert np.array_equal(old.predictions, free.predictions)
+    features, labels, _ = planted()
+    free = ml.probe_layers(features, labels, penalty=0)
+    nearly = ml.probe_layers(features, labels, penalty=1e-6)
+    assert (free.predictions == nearly.predictions).mean() > 0.97
+
+
+def test_features_may_be_of_any_precision_and_carry_gradients():
+    features, labels, _ = planted()
+    wanted = ml.probe_layers(features, labels)
+    for given in (features.double(), features.clone().requires_grad_()):
+        assert (ml.probe_layers(given, labels).predictions == wanted.predictions).mean() > 0.99
+    half = ml.probe_layers(features.bfloat16(), labels)
+    assert (half.score.values - wanted.score.values).abs().max() < 0.06
+
+
+def test_what_would_be_scored_on_something_else_is_refused():
+    features, labels, _ = planted(40)
+    for other, truth, says in (
+        (
+            features[:1],
+            labels,
+            r"on= is \(1, 40, 20\) with 40 labels; the probes are for 2 layers of width 20",
+        ),
+        (features[:, :, :5], labels, r"on= is \(2, 40, 5\)"),
+        (features, labels[:39], "with 39 labels"),
+        (features * float("nan"), labels, r"NaN or infinite activations in on="),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ml.probe_layers(features, labels, on=(other, truth))
+    with pytest.raises(ValueError, match="Only logistic and ridge probes have a penalty"):
+        ml.probe_layers(features, labels, probe="mass_mean", penalty=1.0)
+    with pytest.raises(ValueError, match="penalty is -1; it is a number of at least 0"):
+        ml.probe_layers(features, labels, penalty=-1)
+    with pytest.raises(ValueError, match="labels are words such as 'a', and this probe fits numbers"):
+        ml.probe_layers(features, np.array(["a", "b"] * 20), probe="ridge")
+    with pytest.raises(ValueError, match=r'tells classes apart: use probe="ridge"'):
+        ml.probe_layers(features, labels + 0.5)
+    with pytest.raises(ValueError, match="NaN or infinite values among the labels"):
+        ml.probe_layers(features, labels * float("nan"), probe="ridge")
+    with pytest.raises(
+        ValueError, match="7 parts cannot be made of classes of at most 6 examples: set folds=6"
+    ):
+        ml.probe_layers(features[:, :12], labels[:12], folds=7)
+    with pytest.raises(ValueError, match="of 2 only one: give at least two of each"):
+        ml.probe_layers(features, np.array([0, 1] * 19 + [0, 2]))
+    with pytest.raises(ValueError, match=r"predictions are \(2, 39\), the truth \(40,\)"):
+        ml.r_squared(np.zeros((2, 39)), np.arange(40.0))
+    with pytest.raises(ValueError, match="within names the group of 3"):
+        ml.r_squared(np.zeros((2, 40)), np.arange(40.0), within=[0, 1, 2])
+
+
+def test_a_control_task_needs_two_classes():
+    with pytest.raises(ValueError, match="labels of 1 classes: give one of each"):
+        ml.control_labels(["a", "b"], [1, 1])
+    with pytest.raises(ValueError, match="3 groups and 2 labels"):
+        ml.control_labels(["a", "b", "c"], [0, 1])
+    assert sorted(set(ml.control_labels(["a", "b"], [0, 1]))) == [0, 1]
+
+
+def test_positions_and_means_of_streams_by_hand(tiny):
+    texts = ["ab", "a longer text"]
+    for skip in (None, 0, 2):
+        found = ml.residual_streams(tiny, texts, pos="mean", skip=skip)
+        for row, text in enumerate(texts):
+            _, cache = tiny.run_with_cache(tiny.to_tokens(text))
+            wanted = cache["resid_pre", 1][0, 1 if skip is None else skip :].mean(0)
+            assert torch.allclose(found[1, row], wanted, atol=1e-5)
+    many = [f"text number {n}" for n in range(5)] + ["another one"]
+    assert torch.allclose(
+        ml.residual_streams(tiny, many, batch=2), ml.residual_streams(tiny, many), atol=1e-5
+    )
+    with pytest.raises(ValueError, match="batch is 0"):
+        ml.residual_streams(tiny, many, batch=0)
+
+
+def test_what_ccs_cannot_search_is_refused():
+    yes, no = random(6, 4), random(6, 4, seed=1)
+    for given, says in (
+        ((yes, no[:5]), r"yes is \(6, 4\) and no \(5, 4\)"),
+        ((yes[:1], no[:1]), "two pairs or more"),
+        ((yes * float("nan"), no), "NaN or infinite"),
+        ((torch.ones(3, 4), torch.zeros(3, 4)), "All statements have the same activations"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ml.contrast_consistent_search(*given)
+    with pytest.raises(ValueError, match="restarts is 0"):
+        ml.contrast_consistent_search(yes, no, restarts=0)
+    half = ml.contrast_consistent_search(yes.bfloat16(), no.bfloat16(), restarts=1, steps=5)[0]
+    assert (
+        half.direction.dtype == torch.float32 and half.truth(yes.bfloat16(), no.bfloat16()).isfinite().all()
+    )

@@ -265,3 +265,46 @@ def test_a_name_without_its_space_is_warned_about(smollm2):
 def test_an_answer_outside_the_vocabulary_is_refused(gqa):
     with pytest.raises(PromptError, match="tokens for this model"):
         ml.single_token(gqa, " 東京")
+
+
+# --- what would go wrong without a word ---
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", "a", "a 1"], ["a 0", "a", "a"], ["a", "a 1", "a", "a 1", "a 1 1"], ["x"] * 4]
+)
+def test_labels_stay_different_after_they_are_numbered(labels):
+    found = distinct(labels)
+    assert len(set(found)) == len(labels)
+    scores = Scores(range(len(labels)), ("pos",), "x", labels={"pos": labels})
+    assert [scores.at(pos=label).item() for label in scores.labels["pos"]] == list(range(len(labels)))
+
+
+def test_values_may_be_whole_numbers_true_and_false_or_of_half_precision():
+    for each in (
+        torch.tensor([[1, 0], [1, 1]]),
+        torch.tensor([[True, False], [True, True]]),
+        torch.ones(2, 2).half(),
+    ):
+        found = Scores.over_prompts(each, ("layer",), "x")
+        assert torch.allclose(found.values, each.float().mean(0)) and found.interval().shape == (2, 2)
+    with pytest.raises(ValueError, match="there is no prompt, and so no mean"):
+        Scores.over_prompts(torch.zeros(0, 3), ("layer",), "x")
+    with pytest.raises(ValueError, match="There are 3 prompts, and 1 wholes"):
+        Scores.over_prompts(torch.zeros(3, 2), ("pos",), "x", whole=torch.ones(1))
+
+
+def test_prompts_that_belong_together_are_drawn_together():
+    each = torch.tensor([0.0, 1.0] * 8)[:, None]  # two of a pair always differ: only pairs are independent
+    scores = Scores.over_prompts(each, ("layer",), "x")
+    low, high = scores.interval(units=torch.arange(16) // 2)
+    assert low == high == 0.5 and scores.interval()[0] < 0.4
+    for level in (95, 0.0, 1.0):
+        with pytest.raises(ValueError, match=r"level is a share, such as 0\.95"):
+            scores.interval(level=level)
+
+
+def test_an_interval_of_many_places_is_that_of_each():
+    rows = torch.randn(4, 9001, generator=torch.Generator().manual_seed(0))
+    found = Scores.over_prompts(rows, ("neuron",), "x").interval()
+    assert torch.equal(found[:, 9000], Scores.over_prompts(rows[:, 9000:], ("neuron",), "x").interval()[:, 0])

@@ -56,3 +56,19 @@ def test_a_p_value_counts_what_was_found():
     null = torch.arange(19.0)
     assert permutation_p(100.0, null) == 0.05 and permutation_p(-1.0, null) == 1.0
     assert permutation_p(18.0, null) == pytest.approx(2 / 20)
+
+
+def test_nan_is_no_find_and_has_no_interval():
+    null = torch.arange(19.0)
+    assert permutation_p(30.0, null) == 0.05
+    for found, draws in (
+        (float("nan"), null),
+        (1.0, torch.tensor([])),
+        (1.0, torch.tensor([float("nan"), 0])),
+    ):
+        with pytest.raises(ValueError, match="there must be some, and none of them NaN"):
+            permutation_p(found, draws)
+    with pytest.raises(ValueError, match="NaN or infinite values among the rows"):
+        bootstrap(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(ValueError, match="3 rows, and units names the cluster of 2"):
+        bootstrap(torch.ones(3), torch.tensor([0, 1]))

@@ -240,8 +240,8 @@ def input_game(
 
 
 def _source(
-    batch: Batch, source: Source, x: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
+    batch: Batch, source: Source, x: Float[Tensor, "batch pos width"]
+) -> Float[Tensor, "batch pos width"]:
     """What the tokens are replaced by, as embeddings."""
     given = isinstance(source, Tensor) and source.is_floating_point()
     theirs = source if given else batch_of(batch.model, source, what="source").tokens

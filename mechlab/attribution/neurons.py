@@ -296,14 +296,15 @@ def ablate_neurons(
     at_least("draws", draws, 1)
     _refuse_twice(neurons)
     metric = fitted(metric, batch)
-    run = lambda chosen: per_prompt(metric, _without(batch, chosen, places)).float().cpu()
+    measured = lambda logits: per_prompt(metric, wide(logits)).float().cpu()
+    run = lambda chosen: measured(_without(batch, chosen, places))
     logits, cache = model.run_with_cache(batch.tokens, names_filter=only("mlp.hook_post"))
     places = torch.arange(batch.tokens.shape[1], device=batch.ends.device)
     places = places <= batch.ends[:, None] if pos is None else places == batch.position(pos)[:, None]
     generator = torch.Generator().manual_seed(seed)
     draw = [_matched(model, cache, neurons, places, generator) for _ in range(draws)]
     random = torch.stack([run(chosen) for chosen in draw])
-    return AblationResult(per_prompt(metric, logits).float().cpu(), run(neurons), random)
+    return AblationResult(measured(logits), run(neurons), random)
 
 
 def _matched(

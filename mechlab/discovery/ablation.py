@@ -251,7 +251,7 @@ def direction_hooks(
 
 def _from_the_front(positions: Sequence[int]) -> list[int]:
     """Positions for runs of any prompts: none counted from an end that is not known."""
-    asked = [at_least("A position without base= ", p, 0) for p in positions]
+    asked = [at_least("A position without base=", p, 0) for p in positions]
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"positions is {asked}: {'one is there twice' if asked else 'there is none in it'}.")
     return asked
@@ -383,9 +383,9 @@ def _fitting(value: Tensor, activation: Tensor, hook) -> Tensor:
 
 def _at(
     where: Bool[Tensor, "batch pos"] | None,
-    changed: Float[Tensor, "batch pos ..."],
-    before: Float[Tensor, "batch pos ..."],
-) -> Float[Tensor, "batch pos ..."]:
+    changed: Float[Tensor, "its_batch its_pos ..."],
+    before: Float[Tensor, "its_batch its_pos ..."],
+) -> Float[Tensor, "its_batch its_pos ..."]:
     """Changed at some positions, elsewhere as before."""
     if where is None:
         return changed

@@ -61,7 +61,7 @@ def residual_streams(
     """
     if pos != "mean" and not whole(pos):
         raise ValueError(f'pos is {pos!r}: a number, or "mean".')
-    given = batch_of(model, texts, what="texts")
+    given, batch = batch_of(model, texts, what="texts"), at_least("batch", batch, 1)
     skip = first_tokens(model) if skip is None else at_least("skip", skip, 0)
     if pos == "mean" and min(given.lengths) <= skip:
         raise ValueError("A text is empty, so there is nothing to take the mean of.")
@@ -102,9 +102,9 @@ def probe_layers(
     *,
     probe: str | BaseEstimator = "logistic",
     groups: Collection | None = None,
-    on: tuple[Float[Tensor, "layer other d_model"], ArrayLike] | None = None,
+    on: tuple[Float[Tensor, "its_layer other its_d_model"], ArrayLike] | None = None,
     folds: int = 5,
-    penalty: float | None = None,
+    penalty: float | int | None = None,
     seed: int = 0,
 ) -> ProbeResult:
     """Fit one probe for each layer and score it on held-out examples.
@@ -209,7 +209,7 @@ class MassMean(ClassifierMixin, BaseEstimator):
         return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
 
 
-def _estimator(probe: str | BaseEstimator, penalty: float | None) -> BaseEstimator:
+def _estimator(probe: str | BaseEstimator, penalty: float | int | None) -> BaseEstimator:
     if penalty is not None and not (penalty >= 0 and np.isfinite(penalty)):
         raise ValueError(f"penalty is {penalty}; it is a number of at least 0.")
     if penalty is not None and probe not in ("logistic", "ridge"):
@@ -275,7 +275,9 @@ def _check(
         raise ValueError(f"All labels are {labels[0]}. A probe needs at least two classes to tell apart.")
     countable = np.issubdtype(labels.dtype, np.number)
     if numbers and not (countable or labels.dtype == bool):
-        raise ValueError(f"The labels are words such as {labels.flat[0]!r}, and this probe fits numbers.")
+        raise ValueError(
+            f"The labels are words such as {str(labels.flat[0])!r}, and this probe fits numbers."
+        )
     if countable and not np.isfinite(labels).all():
         raise ValueError("There are NaN or infinite values among the labels.")
     if numbers:

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import at_least
 from mechlab.runs.caching import only
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def residual_entries(
     model: "TransformerBridge", texts: Int[Tensor, "text pos"], batch: int
 ) -> Iterator[Float[Tensor, "entry batch pos d_model"]]:
     """The stream on entering each layer and after the last, some texts at a time; nothing is unembedded."""
-    layers, batch = model.cfg.n_layers, at_least("batch", batch, 1)
+    layers = model.cfg.n_layers
     last = f"blocks.{layers - 1}.hook_resid_post"
     for rows in texts.split(batch):
         _, cache = model.run_with_cache(rows, names_filter=only("hook_resid_pre", last), stop_at_layer=layers)
