@@ -22,7 +22,7 @@ from mechlab.arguments import key_value_heads
 from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
-from mechlab.runs.matrices import written_by_heads
+from mechlab.runs.matrices import is_parallel, written_by_heads
 from mechlab.runs.places import Positions, places_of
 from mechlab.runs.run import Run
 from mechlab.tokens import Prompts
@@ -137,5 +137,5 @@ def _readers(model: "TransformerBridge") -> Iterator[tuple[str, int]]:
         for site, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             group = "kv" if kv_heads != heads and site != "q" else ""
             yield from ((f"{layer}.{group}{head} {site}", below) for head in range(count))
-        yield f"mlp {layer} in", below + heads
+        yield f"mlp {layer} in", below + (0 if is_parallel(model, layer) else heads)
     yield "logits", 1 + model.cfg.n_layers * (heads + 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechlab.runs.norms import Norm
 from mechlab.runs.rotary import Turn, rotate, turn_of
-from mechlab.runs.run import NotResumable
+from mechlab.runs.run import NotResumable, norm_over_heads
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
@@ -48,20 +48,21 @@ class Attending:
         """Whether queries and keys are used as they are made."""
         return self.turn is None and self.norms == (None, None)
 
-    def finished(
-        self, site: str, x: Float[Tensor, "row its_head pos d_head"], places: slice, groups: int
+    def normed(
+        self, site: str, x: Float[Tensor, "row its_head pos d_head"]
     ) -> Float[Tensor, "row its_head pos d_head"]:
-        """Queries ("q") or keys ("k") as they are compared: after their norm, turned by their positions.
-
-        groups: how many of these heads share a norm where it is over all heads: keys that are given for each
-                query head come in several sets
-        """
+        """Queries ("q") or keys ("k") after a norm over all heads together, where there is one."""
         norm = self.norms[site == "k"]
-        if norm is not None and self.whole:
-            sets = x.unflatten(1, (groups, -1)).permute(0, 2, 3, 1, 4)  # [row, set, pos, head, d_head]
-            x = norm(sets.flatten(3)).unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(1, 2)
-        elif norm is not None:
-            x = norm(x)
+        if norm is None or not self.whole:
+            return x
+        return norm(x.transpose(1, 2).flatten(2)).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+    def finished(
+        self, site: str, x: Float[Tensor, "row its_head pos d_head"], places: slice
+    ) -> Float[Tensor, "row its_head pos d_head"]:
+        """Queries or keys as they are compared: after each head's norm, turned by their positions."""
+        norm = self.norms[site == "k"]
+        x = x if norm is None or self.whole else norm(x)
         return x if self.turn is None else rotate(x, self.turn, places)
 
     def attend(
@@ -124,7 +125,7 @@ def ways_of_attending(model: "TransformerBridge", seen: "ActivationCache", posit
         q, k = (seen[f"{name}{site}"].transpose(1, 2) for site in "qk")
         for way in _guesses(model, layer, turns[kind]):
             every = slice(q.shape[2])
-            ours = way.finished("q", q, every, q.shape[1]), way.finished("k", k, every, k.shape[1])
+            ours = (way.finished(site, way.normed(site, x), every) for site, x in (("q", q), ("k", k)))
             if torch.allclose(way.pattern(*ours).transpose(1, 2), seen[f"{name}pattern"], atol=1e-4):
                 found.append(way)
                 break
@@ -137,9 +138,8 @@ def _guesses(model: "TransformerBridge", layer: int, turn: Turn | None) -> Itera
     """What the configuration says, with each scale that it could mean."""
     attn, config = model.blocks[layer].attn, model.original_model.config
     inner: Any = attn.original_component
-    modules = [getattr(attn, name, None) for name in ("q_norm", "k_norm")]
-    norms = Norm.of(modules[0], model), Norm.of(modules[1], model)
-    wide = modules[0] is not None and modules[0].weight.shape[-1] != model.cfg.d_head
+    q_norm, k_norm = (Norm.of(getattr(attn, name, None), model) for name in ("q_norm", "k_norm"))
+    norms, wide = (q_norm, k_norm), norm_over_heads(model, layer)
     window, slopes = _window(inner, config, layer), None
     if model.cfg.positional_embedding_type == "alibi":
         slopes = _alibi_slopes(model.cfg.n_heads)

@@ -37,7 +37,7 @@ class Fast(Kept):
 
     resid_pre: [layer + 1, batch, pos, d_model], the stream on entering each layer, and at the end
     resid_mid: [layer, batch, pos, d_model], the stream with what attention wrote
-    q, k, v:   one [batch, head, pos, d_head] a layer, as the model's matrices make them
+    q, k, v:   one [batch, head, pos, d_head] a layer, as the hooks have them
     queries, keys: the first two as they are compared: after their norms, turned by their positions
     z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
@@ -89,7 +89,7 @@ class Fast(Kept):
             self._keep(embedded.to(self.model.W_E).expand(len(tokens), -1, -1))
         elif of is not None:
             start = of.before.get(0, of.resid_pre[0])
-            self._keep(start, of, _begin(self.edits, tokens.shape[1])[1])
+            self._keep(start, of, self._begin(self.edits)[1])
         else:
             self._keep(self._embedded(), like, first_difference(self, like) if like else 0)
 
@@ -165,7 +165,7 @@ class Fast(Kept):
     ) -> Float[Tensor, "copy batch"]:
         check_edits(self.model, [*self.edits, *edits])
         metric, copies, count = self.fitted(metric), copies_of(edits), self.tokens.shape[1]
-        start, first = _begin(edits, count)
+        start, first = self._begin(edits)
         if first >= count:  # nothing is touched
             return self.value(metric).expand(copies, -1)
         if self._held(edits, start, len(self.weights.layers)):
@@ -185,7 +185,7 @@ class Fast(Kept):
     ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
         self.check_fresh()
         check_edits(self.model, [*self.edits, *edits])
-        start, _ = _begin(edits, self.tokens.shape[1])
+        start, _ = self._begin(edits)
         if site in ("q", "k", "v") and self._held(edits, start, max(layers)):
             streams = self._held_streams(edits, {*layers}, places)
             return {layer: self._heads_at(site, layer, streams[layer], places) for layer in layers}
@@ -205,7 +205,7 @@ class Fast(Kept):
         count = self.tokens.shape[1]
         if not 1 <= last <= count:
             raise ValueError(f"last is {last}; the prompts have {count} positions.")
-        start, first = _begin(edits, count)
+        start, first = self._begin(edits)
         copies, first = slice(0, copies_of(edits)), min(first, count - last)
         return self.weights.unembed(self._run_on(start, first, edits, copies, read=count - last - first))
 
@@ -265,6 +265,12 @@ class Fast(Kept):
             else:
                 stream = copy.kept(self.resid_pre[layer + 1][:, late:])
         return stream
+
+    def _begin(self, edits: Sequence[Put]) -> tuple[int, int]:
+        """The first layer and the first position that some edits touch; (0, how many there are) if none is."""
+        start, first = _touched(edits, self.tokens.shape[1])
+        ahead = first < self.tokens.shape[1] and any(put.looks_ahead for put in (*self.edits, *edits))
+        return start, 0 if ahead else first
 
     def _gradients(self, metric: Metric, sites: Sequence[str]) -> dict[str, list[Tensor]]:
         """The gradient of the metrics' sum for what each layer computes, in the order of layers.
@@ -425,6 +431,7 @@ class Fast(Kept):
         """The queries, keys or values read from streams at some places."""
         W = self.weights
         found = W.heads_of(W.reads(layer, streams).flatten(0, 1), getattr(W.layers[layer], site.upper()))
+        found = found if site == "v" else W.attends[layer].normed(site, found)
         return found.transpose(1, 2).unflatten(0, (len(streams), -1))
 
     # Memory
@@ -488,8 +495,8 @@ class _Copies:
         Queries, keys and values have their heads before their positions.
         """
         swap = (lambda y: y.transpose(-3, -2)) if site in ("q", "k", "v") else (lambda y: y)
-        if self.note:
-            self.note(f"{site} read", layer, x)
+        if self.note and site == "resid_pre":
+            self.note("resid_pre read", layer, x)
         for put, run in self.puts:
             if (put.site, put.layer) != (site, layer):
                 continue
@@ -532,17 +539,19 @@ class _Copies:
 
         x: what attention reads at positions `first` and later; None: what it reads in the run itself
         """
-        used = {"q": "queries", "k": "keys", "v": "v"}[site]
+        way, used = self.W.attends[layer], {"q": "queries", "k": "keys", "v": "v"}[site]
         if x is None and not self.edits(site, layer):
             return self.kept(getattr(self.run, used)[layer][:, :, begin if site == "q" else 0 :])
         if x is None:
             made = self.kept(getattr(self.run, site)[layer][:, :, begin:])
         else:
             made = self.W.heads_of(x[:, begin - first :], getattr(self._matrices(layer), site.upper()))
-        made, way = self.edit(site, layer, made), self.W.attends[layer]
+            if self.note:
+                self.note(f"{site} read", layer, made)
+            made = made if site == "v" else way.normed(site, made)
+        made = self.edit(site, layer, made)
         if site != "v" and not way.plain:
-            groups = self.W.heads if site == "q" else self.W.kv_heads
-            made = way.finished(site, made, slice(begin, begin + made.shape[2]), groups)
+            made = way.finished(site, made, slice(begin, begin + made.shape[2]))
         if self.note and used != site:
             self.note(used, layer, made)
         return made if site == "q" else self._after(used, layer, made, first)
@@ -586,7 +595,7 @@ def _shared(
     return old.repeat_interleave(new.shape[1] // old.shape[1], dim=1)
 
 
-def _begin(edits: Sequence[Put], count: int) -> tuple[int, int]:
+def _touched(edits: Sequence[Put], count: int) -> tuple[int, int]:
     """The first layer and the first position that is touched; (0, `count`) if none is."""
     touched = {put.layer: count for put in edits}
     for put in edits:

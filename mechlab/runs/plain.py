@@ -17,7 +17,7 @@ from mechlab.arguments import key_value_heads, one_of
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene, is_ignored
 from mechlab.runs.matrices import is_parallel, norms_of, slope_before
-from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients, slopes_of
+from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients, hook_of, slopes_of
 from mechlab.tokens import Batch
 
 
@@ -152,7 +152,7 @@ class Plain(Kept):
                 continue
             if self._through_others(put):
                 put, number = self._for_query_heads(put, run, hooks, number), 0
-            hooks.append((_name(put.site, put.layer), self._writer(put, run, number)))
+            hooks.append((hook_of(self.model, put.site, put.layer), self._writer(put, run, number)))
         return hooks
 
     def _edit(self, put: Put, run: "Plain", copy: int) -> Callable[[Tensor], Tensor]:
@@ -160,8 +160,8 @@ class Plain(Kept):
         kept = run.at(put.site, put.layer) if put.held else torch.empty(0)
 
         def edit(x: Tensor) -> Tensor:
-            ours = _axes(put.site, x)
-            return _axes(put.site, put.into(ours[None], kept, slice(copy, copy + 1))[0])
+            ours = put.into(self._axes(put.site, x)[None], kept, slice(copy, copy + 1))[0]
+            return ours.transpose(1, 2) if put.site == "pattern" else ours.reshape(x.shape)
 
         return edit
 
@@ -178,13 +178,13 @@ class Plain(Kept):
         seen: dict[str, Tensor] = {}
 
         def gather(z: Float[Tensor, "batch pos head d_head"], hook) -> Float[Tensor, "batch pos head d_head"]:
-            edited, v = pattern, seen[_name("v", layer)]
+            edited, v = pattern, seen[hook_of(self.model, "v", layer)]
             for edit in edits:
                 edited = edit(edited)
             v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
             return einsum(edited, v, "batch head query pos, batch pos head d_head -> batch query head d_head")
 
-        return [*_look([_name("v", layer)], seen), (_name("z", layer), gather)]
+        return [*_look([hook_of(self.model, "v", layer)], seen), (hook_of(self.model, "z", layer), gather)]
 
     def _for_query_heads(self, put: Put, run: "Plain", before: Sequence[Hook], copy: int) -> Put:
         """New keys or values for some of the query heads that share them, as an edit of their z."""
@@ -210,7 +210,7 @@ class Plain(Kept):
             value = torch.as_tensor(one.value)[:, :, :, member::shared]
             where = one.where if one.where is None or one.where.ndim < 4 else mine(one.where)
             group = replace(put, value=value, where=where)
-            hooks = [*before, (_name(put.site, put.layer), self._writer(group, run, 0))]
+            hooks = [*before, (hook_of(self.model, put.site, put.layer), self._writer(group, run, 0))]
             found.append(self._look_at(site, hooks)[put.layer][:, :, member::shared])
         return torch.stack(found, dim=3).flatten(2, 3)
 
@@ -238,17 +238,23 @@ class Plain(Kept):
         """Whether an edit is made at another site than it says."""
         if put.site in ("k", "v"):
             return put.heads > key_value_heads(self.model)
-        return put.site == "pattern" and is_ignored(self.model, _name("pattern", put.layer))
+        return put.site == "pattern" and is_ignored(self.model, hook_of(self.model, "pattern", put.layer))
 
     def _look_at(self, site: str, hooks: Sequence[Hook]) -> list[Float[Tensor, "batch pos ..."]]:
         """What the model has at a site with some hooks, layer by layer."""
         layers = range(self.model.cfg.n_layers)
-        names = [_name(site, layer) for layer in layers]
+        names = [hook_of(self.model, site, layer) for layer in layers]
         names += [f"blocks.{layers[-1]}.hook_resid_post"] if site == "resid_pre" else []
         seen: dict[str, Tensor] = {}
         with torch.no_grad(), self.running([*hooks, *_look(names, seen)]):
             self.model(self.tokens)
-        return [_axes(site, seen[name]) for name in names]
+        return [self._axes(site, seen[name]) for name in names]
+
+    def _axes(self, site: str, x: Tensor) -> Float[Tensor, "batch pos ..."]:
+        """From a hook's axes to [batch pos head ...]: a pattern has its heads before its queries."""
+        if site in ("q", "k") and x.ndim == 3:  # heads side by side
+            return x.unflatten(-1, (-1, self.model.cfg.d_head))
+        return x.transpose(1, 2) if site == "pattern" else x
 
     def _gradients(self, metric: Metric, names: Sequence[str], *, unedited: bool = False) -> list[Tensor]:
         """The gradient of the metrics' sum for what some hooks see.
@@ -269,11 +275,6 @@ class Plain(Kept):
             return slopes_of(total, [kept[name] for name in names])
 
 
-def _name(site: str, layer: int) -> str:
-    """The hook of a site."""
-    return f"blocks.{layer}.{SITES[site]}"
-
-
 def _look(names: Sequence[str], seen: dict[str, Tensor], *, apart: bool = False) -> list[Hook]:
     """Hooks that change nothing and put what they see into `seen`, by the name of the hook.
 
@@ -288,8 +289,3 @@ def _look(names: Sequence[str], seen: dict[str, Tensor], *, apart: bool = False)
         return x
 
     return [(name, partial(look, name=name)) for name in names]
-
-
-def _axes(site: str, x: Tensor) -> Tensor:
-    """From the hook's axes to [batch pos head ...], and back: a pattern has its heads before its queries."""
-    return x.transpose(1, 2) if site == "pattern" else x

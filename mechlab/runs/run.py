@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # ...] where there are heads.
 SITES = {
     "resid_pre": "hook_resid_pre",
-    "q": "attn.hook_q",  # before their norm and before they are turned, as are keys
+    "q": "attn.hook_q",  # before each head's norm and before they are turned, as are keys
     "k": "attn.hook_k",  # key/value heads: several query heads may share one
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",  # the row of the query's position
@@ -68,6 +68,14 @@ class Put:
         parts = (each for each in (self.value, self.where) if each is not None and each.ndim > 3)
         return max((each.shape[3] for each in parts), default=0)
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it is a pattern in which a query attends to keys after it, which no causal model has."""
+        if self.site != "pattern" or self.value is None:
+            return False
+        rows = self.value.movedim(3, 2)  # [copy batch head query key]
+        return bool(rows.expand(*rows.shape[:3], rows.shape[-1], -1).triu(1).any())
+
     def of_copy(self, copy: int) -> "Put":
         """The edit of one of the copies."""
         one = lambda each: each[copy : copy + 1] if each is not None and len(each) > 1 else each
@@ -89,6 +97,19 @@ class Put:
             return value.to(x).expand_as(x).contiguous()
         where = _part(self.where, copies, later)
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
+
+
+def norm_over_heads(model: "TransformerBridge", layer: int) -> bool:
+    """Whether the queries of all heads go through one norm together (OLMo 2), and so the keys."""
+    norm = getattr(model.blocks[layer].attn, "q_norm", None)
+    return norm is not None and norm.weight.shape[-1] != model.cfg.d_head
+
+
+def hook_of(model: "TransformerBridge", site: str, layer: int) -> str:
+    """The hook that holds a site. A norm over all heads comes before queries and keys are told apart."""
+    if site in ("q", "k") and norm_over_heads(model, layer):
+        return f"blocks.{layer}.attn.{site}_norm.hook_out"
+    return f"blocks.{layer}.{SITES[site]}"
 
 
 def copies_of(edits: Sequence[Put]) -> int:
