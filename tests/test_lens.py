@@ -70,7 +70,7 @@ def test_saved_lenses_come_back_a_little_rounded(tiny, texts, fitted, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"other": torch.zeros(2)}, tmp_path / "no.safetensors")
-    with pytest.raises(ValueError, match="no tuned lens: it holds other"):
+    with pytest.raises(ValueError, match="not a tuned lens: it holds other"):
         ml.TunedLens.load(tmp_path / "no.safetensors")
 
 

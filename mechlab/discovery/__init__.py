@@ -9,6 +9,7 @@ attention.py       who looks where; what a head looks for and what it writes
 ablation.py        what breaks without a part, in four ways
 superposition.py   more features than dimensions, in toy models
 sae.py             sparse autoencoders: train, load and save dictionaries
+sae_formats.py     dictionaries that others published
 sae_evaluation.py  what a dictionary is worth: the splice check
 features.py        what is one feature about: inputs, outputs, intervention
 """

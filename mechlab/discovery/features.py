@@ -18,6 +18,7 @@ from torch import Tensor
 from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.discovery.sae_evaluation import hook_of
+from mechlab.loading.files import check_shapes, read_tensors
 from mechlab.loading.models import require_folded
 from mechlab.runs.hooks import Hook, intervene
 
@@ -90,21 +91,30 @@ class Activity:
 
         active = torch.bincount(self.token, minlength=self.texts.numel())
         size = torch.tensor([self.d_sae, self.skip])
-        feature = self.feature.short() if self.d_sae < 2**15 else self.feature.int()
-        parts = {"active": active.short(), "feature": feature, "strength": self.activation.half()}
+        fits = self.d_sae < 2**15
+        feature, active = (each.short() if fits else each.int() for each in (self.feature, active))
+        half = not (self.activation.abs() > torch.finfo(torch.float16).max).any()
+        parts = {"active": active, "feature": feature}
+        parts["strength"] = self.activation.half() if half else self.activation
         save_file({"texts": self.texts.int(), **parts, "size": size}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Activity":
-        """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        found = load_file(path)
+        """Read what `save` wrote. Raises a `ValueError` for any other file."""
+        names = ("texts", "active", "feature", "strength", "size")
+        found = read_tensors(path, "an activity of features", needs=names)
+        entries, tokens = int(found["active"].sum()), found["texts"].numel()
+        check_shapes(
+            path, found, {"active": (tokens,), "feature": (entries,), "strength": (entries,), "size": (2,)}
+        )
+        if found["texts"].ndim != 2 or (entries and found["feature"].max() >= found["size"][0]):
+            raise ValueError(f"{path}: the texts or the numbers of features do not fit the rest of the file.")
         token = torch.arange(found["texts"].numel()).repeat_interleave(found["active"].long())
         texts, feature = found["texts"].long(), found["feature"].long()
         return cls(texts, token, feature, found["strength"].float(), *found["size"].tolist())
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def feature_activity(
     model: "TransformerBridge",
@@ -116,6 +126,8 @@ def feature_activity(
 ) -> Activity:
     """Read texts through a dictionary: where is which feature active, and how much?"""
     name, length = hook_of(model, sae), texts.shape[1]
+    if length <= skip or not len(texts):
+        raise ValueError(f"The texts are {tuple(texts.shape)}: behind position {skip - 1} there is nothing.")
     layer, parts = layer_of(name), []
     for start, rows in enumerate(texts.split(batch)):
         _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
@@ -148,12 +160,12 @@ def feature_hooks(
     direction = sae.W_dec[feature]
 
     def change(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
-        old = sae.encode(x)[..., feature]
+        old = sae.encode(x)[..., feature]  # in the dictionary's precision, float32
         new = old if value is None else torch.full_like(old, value)
         step = (new if times is None else times * new) - old
         if x.shape[1] > 1:
             step = torch.cat([torch.zeros_like(step[:, :skip]), step[:, skip:]], dim=1)
-        return x + step[..., None] * direction
+        return (x + step[..., None] * direction).to(x.dtype)
 
     return [(hook_of(model, sae), change)]
 
@@ -217,11 +229,16 @@ def feature_page(
     shows others, drawn evenly from the rest: the loudest alone make nearly every feature look clean.
     """
     require_folded(model)
+    if activity.d_sae != sae.d_sae:
+        raise ValueError(
+            f"The activity is of a dictionary of {activity.d_sae} features, and this one has {sae.d_sae}: "
+            "read the texts with `feature_activity` and this dictionary first."
+        )
     text, position, _ = places = activity.loudest(feature)
     best = range(min(k, len(text)))
     step = (len(text) - len(best)) / k
     rest = [len(best) + int((n + 0.5) * step) for n in range(min(k, len(text) - len(best)))]
-    effect = sae.W_dec[feature] @ model.W_U
+    effect = sae.W_dec[feature] @ model.W_U.to(sae.W_dec.dtype)
     effect = effect - effect.mean()
     fall = _fall(model, sae, activity, feature, text[:k], position[:k]) if len(best) else None
     return FeaturePage(
@@ -260,10 +277,18 @@ def _fall(
 ) -> Float[Tensor, "d_vocab"]:
     """How much less likely each token is to come next when the feature is removed, mean over places."""
     rows = activity.texts[text, : int(position.max()) + 1].to(model.cfg.device)
-    intact = model(rows)[range(len(rows)), position].softmax(-1)
+    intact = _said(model, rows, position)
     with intervene(model, feature_hooks(model, sae, feature, times=0, skip=activity.skip)):
-        without = model(rows)[range(len(rows)), position].softmax(-1)
+        without = _said(model, rows, position)
     return (intact - without).mean(0)
+
+
+def _said(
+    model: "TransformerBridge", rows: Int[Tensor, "place pos"], position: Int[Tensor, "place"]
+) -> Float[Tensor, "place d_vocab"]:
+    """Probabilities of the next token, in float32 or better."""
+    logits = model(rows)[range(len(rows)), position]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def _check(feature: int, count: int) -> None:

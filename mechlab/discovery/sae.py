@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-KINDS = ("standard", "topk", "jumprelu")
-PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+from mechlab.discovery.sae_formats import PARTS, read_dictionary
+from mechlab.loading.origin import Origin, origin_of
+
 Acts = Float[Tensor, "... d_in"]
 
 
@@ -29,6 +30,9 @@ class SparseAutoencoder:
     kind: "standard" (ReLU), "topk" (the `k` largest), "jumprelu" (zero below `threshold`)
     hook: the activation that it was trained on, such as "blocks.12.hook_resid_post"
     apply_b_dec_to_input: whether b_dec is taken off before encoding; published dictionaries differ
+    origin: the model that it was trained on, where that is known; with another one it is refused
+
+    Computes in the precision of its weights, float32, whatever the precision of the activations.
     """
 
     W_enc: Float[Tensor, "d_in feature"]
@@ -40,6 +44,7 @@ class SparseAutoencoder:
     threshold: Float[Tensor, "feature"] | None = None
     hook: str = ""
     apply_b_dec_to_input: bool = True
+    origin: Origin | None = None
 
     @property
     def d_in(self) -> int:
@@ -55,6 +60,7 @@ class SparseAutoencoder:
             raise ValueError(
                 f"This dictionary reads activations of width {self.d_in}; these have width {x.shape[-1]}."
             )
+        x = x.to(self.W_enc.dtype)
         before = (x - self.b_dec if self.apply_b_dec_to_input else x) @ self.W_enc + self.b_enc
         if self.kind == "topk":
             best = before.topk(min(self.k, self.d_sae), dim=-1)
@@ -66,7 +72,7 @@ class SparseAutoencoder:
         return torch.where(before > self.threshold, before, 0)
 
     def decode(self, features: Float[Tensor, "... feature"]) -> Acts:
-        return features @ self.W_dec + self.b_dec
+        return features.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
     def to(self, device: str | torch.device) -> "SparseAutoencoder":
         moved = {name: getattr(self, name).to(device) for name in PARTS}
@@ -86,8 +92,9 @@ class SparseAutoencoder:
         place = {"dtype": str(kind).removeprefix("torch."), "device": "cpu"}
         plain = {"normalize_activations": "none", "reshape_activations": "none"}
         read = {"apply_b_dec_to_input": self.apply_b_dec_to_input, **plain}
-        origin = {"metadata": {"hook_name": self.hook, "sae_lens_version": "6.0.0"}}
-        config = size | place | read | origin | ({"k": self.k} if self.kind == "topk" else {})
+        notes = {"hook_name": self.hook, "sae_lens_version": "6.0.0"}
+        notes |= {} if self.origin is None else {"mechlab_origin": self.origin.text()}
+        config = size | place | read | {"metadata": notes} | ({"k": self.k} if self.kind == "topk" else {})
         (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
 
     @classmethod
@@ -95,49 +102,12 @@ class SparseAutoencoder:
         """Read a dictionary from a folder, in SAELens' format (version 6 or older) or sparsify's.
 
         hook: what it reads, if the folder does not say (sparsify names it in the folder's name only).
+        Raises a `ValueError` that names a setting that is not known here, a tensor that is missing or would
+        not be used, sizes that do not fit, NaN, or a damaged file.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        files = [folder / "sae_weights.safetensors", folder / "sae.safetensors"]
-        weights = next((file for file in files if file.exists()), None)
-        if weights is None or not (folder / "cfg.json").exists():
-            raise ValueError(
-                f"{folder} holds no dictionary: cfg.json and sae_weights.safetensors (SAELens) or "
-                "sae.safetensors (sparsify) are needed."
-            )
-        config, found = json.loads((folder / "cfg.json").read_text()), load_file(weights)
-        given = _sparsify(config, found) if weights.name == "sae.safetensors" else _saelens(config, found)
+        given = read_dictionary(Path(folder))
         loaded = cls(**given)
         return loaded if hook is None else replace(loaded, hook=hook)
-
-
-def _saelens(config: dict, found: dict[str, Tensor]) -> dict:
-    kind = config.get("architecture", "standard")
-    options = config.get("activation_fn_kwargs") or {}
-    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # before version 6
-        kind = "topk"
-    if kind not in KINDS:
-        raise ValueError(
-            f"This dictionary is of the kind {kind!r}; {', '.join(map(repr, KINDS))} can be read."
-        )
-    normalised = config.get("normalize_activations", "none")
-    if normalised not in ("none", None) or config.get("rescale_acts_by_decoder_norm"):
-        raise ValueError(
-            "This dictionary rescales its input. Fold the scale into its weights with SAELens first, and "
-            "save it again."
-        )
-    weights = {name: found[name].float() for name in (*PARTS, "threshold") if name in found}
-    hook = config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or ""
-    given = {"kind": kind, "k": config.get("k") or options.get("k") or 0, "hook": hook}
-    return weights | given | {"apply_b_dec_to_input": config.get("apply_b_dec_to_input", True)}
-
-
-def _sparsify(config: dict, found: dict[str, Tensor]) -> dict:
-    W_enc, W_dec = found["encoder.weight"].float().T, found["W_dec"].float()
-    W_dec = W_dec if W_dec.shape == W_enc.T.shape else W_dec.T
-    biases = {"b_enc": found["encoder.bias"].float(), "b_dec": found["b_dec"].float()}
-    return {"W_enc": W_enc.contiguous(), "W_dec": W_dec, **biases, "kind": "topk", "k": config["k"]}
 
 
 @dataclass(frozen=True)
@@ -148,6 +118,8 @@ class SaeTraining:
     history: list[dict[str, float | int]]
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def train_sae(
     activations: Float[Tensor, "token d_in"],
     *,
@@ -170,12 +142,16 @@ def train_sae(
     resample: twice on the way, features that fired on nothing lately start again on badly rebuilt examples.
     About 20 seconds for 300 steps at width 1152 on two cores.
     """
-    _check_training(activations, kind, batch)
+    _check_training(activations, kind, batch, width, k)
+    origin, activations = origin_of(activations), activations.detach().float().clone()
     generator = torch.Generator().manual_seed(seed)
     mean = activations.mean(0)
     scale = (activations - mean).norm(dim=1).mean() / activations.shape[1] ** 0.5
+    if not scale > 0:
+        raise ValueError("All activations are the same, so there is nothing that a dictionary could learn.")
     data = (activations - mean) / scale
-    training, history = _Training(data, width, generator, {"kind": kind, "k": k, "hook": hook}), []
+    given = {"kind": kind, "k": k, "hook": hook, "origin": origin}
+    training, history = _Training(data, width, generator, given), []
     for step in range(steps):
         x = data[torch.randint(len(data), (batch,), generator=generator).to(data.device)]
         share = min(1, (step + 1) / 20, (steps - step) / (steps / 5))  # a short start; a decay at the end
@@ -192,9 +168,11 @@ def train_sae(
     return SaeTraining(_folded_back(training.sae, scale, mean), history)
 
 
-def _check_training(activations: Float[Tensor, "..."], kind: str, batch: int) -> None:
+def _check_training(activations: Float[Tensor, "..."], kind: str, batch: int, width: int, k: int) -> None:
     if kind not in ("topk", "standard"):
         raise ValueError(f'kind is {kind!r}; "topk" and "standard" can be trained.')
+    if kind == "topk" and not 1 <= k <= width:
+        raise ValueError(f"k is {k}; of {width} features 1 to {width} can be kept.")
     if activations.ndim != 2 or len(activations) < batch:
         raise ValueError(
             f"activations are {tuple(activations.shape)}; [token, d_in] with at least {batch} tokens are "

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
+from mechlab.loading.origin import Origin, made_from
 from mechlab.runs.hooks import Hook, check_name, intervene
+
+# Hooks whose activations have heads or queries on an axis of their own.
+WITH_HEADS = {f"hook_{n}" for n in ("q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores")}
+WITH_HEADS |= {f"hook_{n}_input" for n in "qkv"} | {"hook_attn_in"}
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def token_activations(
     model: "TransformerBridge",
@@ -34,14 +40,13 @@ def token_activations(
     Left out: the first `skip` positions (the attention sink), and rows more than `longest` times as long as
     the median row, which are a handful and would fill the whole loss.
     """
-    check_name(model, hook)
-    layer, seen = layer_of(hook), []
+    layer, seen = _layer_read(model, hook), []
     for rows in texts.split(batch):
         _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=layer + 1)
         seen.append(cache[hook][:, skip:].flatten(0, 1))
     found = torch.cat(seen)
-    length = found.norm(dim=1)
-    return found[length < longest * length.median()]
+    length = found.float().norm(dim=1)
+    return made_from(found[length < longest * length.median()], Origin.of(model))
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Splice:
         )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def splice(
     model: "TransformerBridge",
@@ -98,16 +104,19 @@ def splice(
             loss["intact"] = _loss(model, texts, skip)
         else:
             model(texts, stop_at_layer=layer_of(name) + 1)
-    x = torch.cat(seen)
+    x = torch.cat(seen).to(torch.promote_types(seen[0].dtype, torch.float32))
     features, mean = sae.encode(x), x.flatten(0, 1).mean(0)
     back = sae.decode(features)
     instead = {"mean": mean.expand_as(x), "zero": torch.zeros_like(x)} if beside is None else {}
     for what, value in {"spliced": back, **instead}.items():
         with intervene(model, _from(name, value, skip)):
             loss[what] = _loss(model, texts, skip)
+    lost = loss["mean"] - loss["intact"]
+    if abs(lost) < 1e-6 * abs(loss["intact"]):
+        raise ValueError(f"The model loses nothing when {name} is its mean, so no share is recovered.")
     return Splice(
         loss,
-        (loss["mean"] - loss["spliced"]) / (loss["mean"] - loss["intact"]),
+        (loss["mean"] - loss["spliced"]) / lost,
         ((x - back).pow(2).sum() / (x - mean).pow(2).sum()).item(),
         (features > 0).float().sum(-1).mean().item(),
         (features.flatten(0, 1) > 0).any(0).logical_not().float().mean().item(),
@@ -116,14 +125,17 @@ def splice(
 
 def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int) -> float:
     """The mean next-token loss after the first `skip` positions, in nats."""
-    return model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+    if torch.finfo(model.W_E.dtype).bits >= 32:
+        return model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+    said = model(texts)[:, skip:-1].float().log_softmax(-1)  # half precision would round each token's loss
+    return -said.gather(-1, texts[:, skip + 1 :, None].to(said.device)).mean().item()
 
 
 def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
     """Put the reconstruction in the place of the activation, at all positions but the first `skip`."""
 
     def write(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
-        return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:]))], dim=1)
+        return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:])).to(x)], dim=1)
 
     return [(hook_of(model, sae), write)]
 
@@ -139,5 +151,18 @@ def hook_of(model: "TransformerBridge", sae: SparseAutoencoder) -> str:
         raise ValueError(
             'This dictionary does not say which activation it reads: load it with hook="blocks....".'
         )
-    check_name(model, sae.hook)
+    _layer_read(model, sae.hook)
+    if sae.origin is not None:
+        sae.origin.check(model, "This dictionary")
     return sae.hook
+
+
+def _layer_read(model: "TransformerBridge", hook: str) -> int:
+    """The layer of an activation; one with an axis of heads, or outside the blocks, is refused."""
+    check_name(model, hook)
+    if not hook.startswith("blocks.") or hook.split(".")[-1] in WITH_HEADS:
+        raise ValueError(
+            f"{hook} is no activation [batch, pos, width] of a block (it has an axis of heads, or stands "
+            "outside the blocks), so a dictionary cannot read it here."
+        )
+    return layer_of(hook)

@@ -5,6 +5,7 @@
 small random models for tests and checks.
 """
 
+import copy
 import io
 import os
 import time
@@ -124,9 +125,11 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf_model = AutoModelForCausalLM.from_config(model.original_model.config)
+        config = copy.deepcopy(model.original_model.config)  # the model's own stays as it is
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(model.cfg.dtype)
         given = {"hf_model": hf_model, "tokenizer": model.tokenizer}
-        drawn = _boot(model.cfg.model_name, torch.float32, process=True, **given)
+        folded = last_norm_adds(model) is None
+        drawn = _boot(model.cfg.model_name, model.cfg.dtype, process=folded, **given)
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
     with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
         return drawn.to(model.cfg.device)
@@ -135,15 +138,42 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
 def require_folded(model: "TransformerBridge") -> None:
     """Raise `ValueError` unless the last norm is folded into the weights.
 
-    Parts of the stream can be read through the unembedding only then.
+    Parts of the stream can be read through the unembedding only then. What counts is what the norm does:
+    families store the same thing differently (Gemma keeps w and uses 1 + w).
     """
-    for name, folded in (("weight", 1.0), ("bias", 0.0)):
-        values = getattr(model.ln_final, name, None)
-        if isinstance(values, torch.Tensor) and not (values == folded).all():
-            raise ValueError(
-                "The norms of this model are not folded into the weights, so parts of the residual stream "
-                "cannot be read through W_U. Load it with fold=True, which is the default."
-            )
+    adds = last_norm_adds(model)
+    if adds is None:
+        return
+    kind = type(model.original_model).__name__
+    if getattr(model, "_weights_processed", False):
+        remedy = f"TransformerLens does not fold the norms of {kind}, however it is loaded."
+    else:
+        remedy = "Load it with fold=True, which is the default."
+        if not getattr(model.adapter, "supports_fold_ln", True):
+            remedy += f" (It may be that TransformerLens does not fold {kind}.)"
+    raise ValueError(
+        f"The last norm of this model is not folded into the weights (it has {adds} of its own), so parts of "
+        f"the residual stream cannot be read through W_U. {remedy}"
+    )
+
+
+@torch.no_grad()
+def last_norm_adds(model: "TransformerBridge") -> str | None:
+    """What the last norm does beyond dividing by the length (and taking off the mean): None if nothing.
+
+    Found by giving it a vector and its negative.
+    """
+    norm = getattr(model.ln_final, "original_component", None) or model.ln_final
+    chance = torch.randn(1, 1, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    x = chance.to(device=model.W_E.device, dtype=model.W_E.dtype) * 3
+    there, back, shifted = (norm(each).double() for each in (x, -x, x + 1))
+    precision = 8 * torch.finfo(model.W_E.dtype).eps
+    if (there + back).abs().max() > max(1e-4, precision):
+        return "a bias"
+    centred = (there - shifted).abs().max() < max(1e-2, 4 * precision)
+    plain = x.double() - (x.double().mean() if centred else 0)
+    plain = plain / plain.pow(2).mean().sqrt()
+    return None if torch.allclose(there, plain, atol=max(1e-4, precision), rtol=precision) else "a weight"
 
 
 def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
