@@ -19,6 +19,7 @@ import torch
 from mechlab.loading import checkpoints
 from mechlab.loading.checkpoints import ModelError, Say
 from mechlab.loading.conversion import no_progress_bars
+from mechlab.loading.limits import limits_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -66,6 +67,9 @@ def load(
         f"{weights / 1e6:.0f} M parameters, {str(dtype).removeprefix('torch.')} on {model.cfg.device}, "
         f"norms {'folded' if fold else 'not folded'} ({time.monotonic() - started:.1f} s)"
     )
+    limits = [] if quiet else limits_of(model)
+    if limits:
+        say(f"Limits of this model: {'; '.join(limits)}. docs/models.md lists what works on which.")
     return model
 
 

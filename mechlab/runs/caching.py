@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mechlab.loading.limits import is_ignored
 from mechlab.loading.memory import free_ram
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ BLOCK_HOOKS = {
     "hook_mlp_out": ("batch pos d_model", "what the MLP writes"),
     "hook_resid_post": ("batch pos d_model", "residual stream on leaving the block"),
 }
+READ_ONLY = " (read only: this model does not use what a hook makes of it)"
 OUTER_HOOKS = {
     "hook_embed": ("batch pos d_model", "token embeddings: the first residual stream"),
     "hook_pos_embed": ("batch pos d_model", "position embeddings, in models that add them"),
@@ -54,7 +56,8 @@ def hook_map(model: "TransformerBridge", layer: int = 0) -> "pd.DataFrame":
     """The hooks of one layer and around the blocks, with shapes measured on the live model.
 
     One row a hook: name, shape in words, shape for a prompt of 5 tokens, meaning. Hooks that this model does
-    not have or does not fire (rotary ones in GPT-2, the gate in a plain MLP) are left out.
+    not have or does not fire (rotary ones in GPT-2, the gate in a plain MLP) are left out; those whose result
+    it does not use are marked.
     """
     import pandas as pd
 
@@ -69,9 +72,8 @@ def hook_map(model: "TransformerBridge", layer: int = 0) -> "pd.DataFrame":
         *[n for n in wanted if n.startswith("blocks")],
         *list(OUTER_HOOKS)[2:],
     ]
-    rows = [
-        (name, wanted[name][0], tuple(cache[name].shape), wanted[name][1]) for name in order if name in cache
-    ]
+    told = lambda name: wanted[name][1] + READ_ONLY * is_ignored(model, name)
+    rows = [(name, wanted[name][0], tuple(cache[name].shape), told(name)) for name in order if name in cache]
     return pd.DataFrame(rows, columns=["hook", "axes", "shape for 5 tokens", "what it is"])
 
 

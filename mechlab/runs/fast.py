@@ -267,7 +267,10 @@ class Fast(Kept):
         return stream
 
     def _begin(self, edits: Sequence[Put]) -> tuple[int, int]:
-        """The first layer and the first position that some edits touch; (0, how many there are) if none is."""
+        """The first layer and the first position that some edits touch.
+
+        (0, how many positions there are) if none is.
+        """
         start, first = _touched(edits, self.tokens.shape[1])
         ahead = first < self.tokens.shape[1] and any(put.looks_ahead for put in (*self.edits, *edits))
         return start, 0 if ahead else first
@@ -286,7 +289,7 @@ class Fast(Kept):
 
         with gradients():
             begin = self.before.get(0, self.resid_pre[0]).detach().clone().requires_grad_()
-            kept["end"].append(self._run_on(0, 0, stream=begin, note=note))
+            note("end", len(self.weights.layers), self._run_on(0, 0, stream=begin, note=note))
             total = self._metric(self.fitted(metric), kept["end"][0][None], 0).sum()
             found = iter(slopes_of(total, [tensor for each in kept.values() for tensor in each]))
         return {site: [next(found) for _ in tensors] for site, tensors in kept.items()}

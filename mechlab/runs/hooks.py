@@ -7,7 +7,6 @@ leaves the model as it found it.
 """
 
 import difflib
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import check_head
+from mechlab.loading.limits import is_ignored
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -91,54 +91,6 @@ def _unspoilt(name: str, function: Callable, activation: Tensor, hook) -> Tensor
             "(`activation = activation.clone()`), change the copy and return it."
         )
     return result
-
-
-def is_ignored(model: "TransformerBridge", name: str) -> bool:
-    """Whether the model computes on as before when a hook function returns something else.
-
-    Found by trying, once per model for every kind of hook: a few tokens are run with another value there, and
-    the logits are looked at. A hook that never fires is not called ignored.
-    """
-    known = model.__dict__.setdefault("_mechlab_ignored", {})
-    parts = name.split(".")
-    kind = ".".join(parts[2:]) if parts[0] == "blocks" else name
-    if kind not in known:
-        known[kind] = _tried(model, name)
-    return known[kind]
-
-
-@torch.no_grad()
-def _tried(model: "TransformerBridge", name: str) -> bool:
-    """Run the model with another value at a hook: does nothing come of it?"""
-    changed: list[bool] = []
-
-    def other(x: Tensor, hook) -> Tensor | None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return None
-        changed.append(True)
-        finite = torch.isfinite(x) & (x > torch.finfo(x.dtype).min / 2)  # masked scores stay as they are
-        return torch.where(finite, x * 1.5 + 0.25 + 0.5 * x.flip(-1).nan_to_num(0, 0, 0).clamp(-9, 9), x)
-
-    tokens = torch.arange(1, 7, device=model.cfg.device)[None] % model.cfg.d_vocab
-    with _without_hooks(model):
-        intact = model(tokens)
-        with model.hooks(fwd_hooks=[(name, other)]):
-            found = model(tokens)
-    return bool(changed) and torch.equal(intact, found)
-
-
-@contextmanager
-def _without_hooks(model: "TransformerBridge") -> Generator[None]:
-    """The model with all hooks that are on it now put aside."""
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    kept = [(point, point._forward_hooks) for point in points if len(point._forward_hooks)]
-    for point, _ in kept:
-        point._forward_hooks = OrderedDict()
-    try:
-        yield
-    finally:
-        for point, hooks in kept:
-            point._forward_hooks = hooks
 
 
 def check_name(model: "TransformerBridge", name: str) -> None:

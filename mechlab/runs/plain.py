@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import key_value_heads, one_of
+from mechlab.loading.limits import is_ignored
 from mechlab.metrics import Metric, per_prompt
-from mechlab.runs.hooks import Hook, intervene, is_ignored
+from mechlab.runs.hooks import Hook, intervene
 from mechlab.runs.matrices import is_parallel, norms_of, slope_before
 from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients, hook_of, slopes_of
 from mechlab.tokens import Batch
