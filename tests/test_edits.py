@@ -78,6 +78,24 @@ def test_a_family_that_writes_in_another_way_is_refused_and_left_as_it_was(gqa, 
     assert torch.equal(gqa.W_E, before)
 
 
+def test_a_family_that_norms_the_stream_itself_is_refused(tmp_path):
+    import transformers
+
+    size = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": 400}
+    transformers.AutoModelForCausalLM.from_config(transformers.OpenAIGPTConfig(**size)).save_pretrained(
+        tmp_path
+    )
+    ml.models._tiny_tokenizer().save_pretrained(tmp_path)
+    model = ml.load(tmp_path, quiet=True)
+    for use, when in ((ml.orthogonalize, "After the edit"), (ml.write_hooks, "With these hooks")):
+        with pytest.raises(
+            ValueError, match=f"{when} the stream at .* writes to the stream that is not known"
+        ):
+            use(model, DIRECTION)
+    with pytest.raises(ValueError, match="none at the end: its blocks norm the stream itself"):
+        ml.models.require_folded(model)
+
+
 def test_every_expert_is_edited(families):
     model = families("Mixtral")
     with ml.orthogonalize(model, DIRECTION):

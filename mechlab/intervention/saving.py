@@ -62,7 +62,8 @@ def _state(model: "TransformerBridge", like: dict[str, Tensor]) -> dict[str, Ten
         maps.values_take(block)
         for norm, readers in _readers(block):
             maps.norm_takes(norm, readers)
-    maps.norm_takes(model.ln_final, [model.unembed])
+    if getattr(model, "ln_final", None) is not None:
+        maps.norm_takes(model.ln_final, [model.unembed])
     return maps.written()
 
 

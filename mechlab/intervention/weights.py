@@ -7,6 +7,7 @@ Every edit can be undone exactly (edits.py). As a context manager it undoes itse
 """
 
 import copy
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,13 @@ from torch import Tensor
 from mechlab.intervention.adapters import load_adapter as load_adapter
 from mechlab.intervention.edits import WeightEdit as WeightEdit
 from mechlab.intervention.saving import save_model as save_model
-from mechlab.runs.hooks import Hook, set_component, unit_direction
+from mechlab.runs.hooks import Hook, intervene, set_component, unit_direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+_tried: "weakref.WeakSet[TransformerBridge]" = weakref.WeakSet()  # models on which `write_hooks` is enough
 
 
 def orthogonalize(
@@ -46,12 +50,12 @@ def orthogonalize(
     """
     unit = unit_direction(model, _precise(direction))
     edit = WeightEdit(model, "orthogonalized")
-    scale = _embedding_scale(model) if level else 1.0
     with edit.whole():
+        writers, scale = [*_writers(model)], _embedding_scale(model) if level else 1.0
         edit.untie()
-        for writer in _writers(model):
+        for writer in writers:
             writer.clear(edit, unit, level / scale if writer.first else 0.0)
-        _check_stream(model, unit, level)
+        _check_stream(model, unit, level, "After the edit")
     return edit
 
 
@@ -62,7 +66,8 @@ def write_hooks(
 
     It is for a look before the edit. Where a norm stands between a matrix and the stream, the hooks take
     the direction out after it, the edit before it: both leave nothing along the direction, and the rest
-    differs a little.
+    differs a little. Raises a `ValueError` for a model that writes to its stream in other ways too: it is run
+    on a few tokens, once.
     """
     unit = unit_direction(model, _precise(direction))
     names = ["blocks.0.hook_resid_pre"]
@@ -72,10 +77,15 @@ def write_hooks(
         for kind in ("attn_out", "mlp_out")
     ]
 
-    return [
+    hooks: list[Hook] = [
         (name, lambda x, hook, put=level if n == 0 else 0.0: set_component(x, unit, put))
         for n, name in enumerate(names)
     ]
+    if model not in _tried:
+        with intervene(model, hooks):
+            _check_stream(model, unit, level, "With these hooks")
+        _tried.add(model)
+    return hooks
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,11 @@ class _Writer:
 def _writers(model: "TransformerBridge") -> Iterator[_Writer]:
     """Everything in a model that writes to the stream, as far as TransformerLens names it."""
     width, W_E = model.cfg.d_model, model.W_E
+    if W_E.shape[-1] != width:
+        raise ValueError(
+            f"The embedding of this model has {W_E.shape[-1]} dimensions and its stream {width}: what stands "
+            "between them is not known, so no direction can be taken out of the weights. Nothing was changed."
+        )
     yield _Writer([W_E], getattr(model, "embed_ln", None), first=True)
     for module in model.original_model.modules():  # positions, token types
         mine = isinstance(module, torch.nn.Embedding) and module.weight.shape[-1] == width
@@ -185,7 +200,9 @@ def _streams(model: "TransformerBridge", tokens: Tensor) -> dict[str, Float[Tens
     return dict(cache.items())
 
 
-def _check_stream(model: "TransformerBridge", unit: Float[Tensor, "d_model"], level: float | int) -> None:
+def _check_stream(
+    model: "TransformerBridge", unit: Float[Tensor, "d_model"], level: float | int, when: str
+) -> None:
     """Run a few tokens; a `ValueError` unless the stream has `level` along the direction everywhere."""
     chance = torch.Generator().manual_seed(0)
     shape = (4, min(12, model.cfg.n_ctx))
@@ -198,8 +215,8 @@ def _check_stream(model: "TransformerBridge", unit: Float[Tensor, "d_model"], le
         if not (left <= max(2e-4, 1.5 * precision) * size + 1e-6).all():
             worst = left.flatten().argmax()
             raise ValueError(
-                f"After the edit the stream at {name} is still {left.flatten()[worst]:.2g} (of "
+                f"{when} the stream at {name} is still {left.flatten()[worst]:.2g} (of "
                 f"{size.flatten()[worst]:.2g}) off along the direction: something in this model "
-                f"({type(model.original_model).__name__}) writes to the stream that `orthogonalize` does not "
-                "know. Nothing was changed; `write_hooks` takes it out by hooks."
+                f"({type(model.original_model).__name__}) writes to the stream that is not known here. "
+                "Nothing was changed."
             )

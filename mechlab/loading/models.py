@@ -156,7 +156,7 @@ def require_folded(model: "TransformerBridge") -> None:
         if not getattr(model.adapter, "supports_fold_ln", True):
             remedy += f" (It may be that TransformerLens does not fold {kind}.)"
     raise ValueError(
-        f"The last norm of this model is not folded into the weights (it has {adds} of its own), so parts of "
+        f"The last norm of this model is not folded into the weights (it has {adds}), so parts of "
         f"the residual stream cannot be read through W_U. {remedy}"
     )
 
@@ -167,17 +167,24 @@ def last_norm_adds(model: "TransformerBridge") -> str | None:
 
     Found by giving it a vector and its negative.
     """
-    norm = getattr(model.ln_final, "original_component", None) or model.ln_final
+    last = getattr(model, "ln_final", None)
+    if last is None:  # the blocks of this family norm the stream itself
+        return "none at the end: its blocks norm the stream itself"
+    norm = getattr(last, "original_component", None) or last
     chance = torch.randn(1, 1, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
     x = chance.to(device=model.W_E.device, dtype=model.W_E.dtype) * 3
     there, back, shifted = (norm(each).double() for each in (x, -x, x + 1))
     precision = 8 * torch.finfo(model.W_E.dtype).eps
     if (there + back).abs().max() > max(1e-4, precision):
-        return "a bias"
+        return "a bias of its own"
     centred = (there - shifted).abs().max() < max(1e-2, 4 * precision)
     plain = x.double() - (x.double().mean() if centred else 0)
     plain = plain / plain.pow(2).mean().sqrt()
-    return None if torch.allclose(there, plain, atol=max(1e-4, precision), rtol=precision) else "a weight"
+    return (
+        None
+        if torch.allclose(there, plain, atol=max(1e-4, precision), rtol=precision)
+        else "a weight of its own"
+    )
 
 
 def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
