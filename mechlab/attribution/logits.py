@@ -15,7 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import mlp_width, one_of
-from mechlab.attribution.readout import HeldNorm, close, columns, held, norm_behind, wide
+from mechlab.attribution.readout import (
+    HeldNorm,
+    close,
+    columns,
+    held,
+    last_norm,
+    norm_behind,
+    scale_of_logits,
+    wide,
+)
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores
@@ -51,9 +60,10 @@ def direct_logit_attribution(
     `whole` is the logit (difference) less the parts that are not of this unit, which stand in `baselines` as
     "everything else"; so `gap` is the error of the sum, about 1e-5. A norm behind attention or the MLP (Gemma
     2 and 3, OLMo 2) is held at its scale like the last one; a logit that is capped at the end (Gemma 2) is
-    attributed before the cap. The numbers are those of TransformerLens' function of this name, which knows
-    fewer architectures. Elhage et al. 2021; Wang et al. 2022. `answers`: words of one token, or ids. Raises a
-    `ValueError` where the terms do not add up to the model's logit, or an MLP has no neurons.
+    attributed before the cap, one that is multiplied there (Granite) after it. The numbers are those of
+    TransformerLens' function of this name, which knows fewer architectures. Elhage et al. 2021; Wang et al.
+    2022. `answers`: words of one token, or ids. Raises a `ValueError` where the terms do not add up to the
+    model's logit, or an MLP has no neurons.
     """
     one_of("unit", unit, UNITS)
     batch = batch_of(model, base)
@@ -121,17 +131,20 @@ class _Logit:
         keep: tuple[str, ...] = (),
     ):
         model = self.model = batch.model
+        last_norm(model)  # refuses models without one
         self.layers, self.pos = model.cfg.n_layers, pos
         self.rows = torch.arange(len(batch), device=pos.device)
-        _, self.cache = model.run_with_cache(batch.tokens, names_filter=only(*WRITTEN, *READ, *keep))
+        end, self.cache = model.run_with_cache(batch.tokens, names_filter=only(*WRITTEN, *READ, *keep))
         self.name = f"direct effect on the logit{'' if rival is None else ' difference'} (logits)"
         difference = lambda of: of(right) - (0 if rival is None else of(rival))
+        last = last_norm(model, self.at("ln_final.hook_scale"))
         logits = self.at("unembed.hook_out")
-        self.total = difference(lambda ids: logits[self.rows, ids])
-        direction = difference(lambda ids: columns(model, ids))
-        last = held(model.ln_final, self.at("ln_final.hook_scale"))
+        times = scale_of_logits(logits, end[self.rows, pos])
+        self.total = times * difference(lambda ids: logits[self.rows, ids])
+        direction = times * difference(lambda ids: columns(model, ids))
         self.slope = last.back(direction)
-        self.constant = last.added(direction) + difference(lambda ids: wide(model.b_U.detach())[ids])
+        bias = difference(lambda ids: wide(model.b_U.detach())[ids])
+        self.constant = last.added(direction) + times * bias
         self.embedded = {
             name: self.adds(f"hook_{name}") for name in ("embed", "pos_embed") if f"hook_{name}" in self.cache
         }

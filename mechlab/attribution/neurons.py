@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.arguments import at_least, check_layer, layer_of, mlp_width, whole
-from mechlab.attribution.readout import HeldNorm, cap_of, close, held, norm_behind, wide
+from mechlab.attribution.readout import HeldNorm, cap_of, close, held, last_norm, norm_behind, wide
 from mechlab.metrics import Metric, fitted, per_prompt
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
@@ -48,7 +48,7 @@ def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd
     layer, index = _checked(model, neuron)
     at_least("k", k, 1)
     written = _behind(model, layer).shape(wide(model.blocks[layer].mlp.W_out.detach()))[index]
-    effect = held(model.ln_final).shape(written) @ wide(model.W_U)
+    effect = last_norm(model).shape(written) @ wide(model.W_U)
     best, worst = effect.topk(k), (-effect).topk(k)
     text = lambda ids: [model.to_string([i]) for i in ids.tolist()]
     columns = {"raises": text(best.indices), "logits": best.values.tolist()}
@@ -87,9 +87,7 @@ def value_neuron_scores(
     right = answer_ids(model, answers, len(batch))
     seen = _Seen(batch, batch.position(pos), hooks)
     scores = torch.zeros(len(batch), model.cfg.n_layers, width, device=model.cfg.device)
-    last = held(model.ln_final, seen.at("ln_final.hook_scale"))
-    W_U, constant = wide(model.W_U), wide(model.b_U)
-    constant = constant if last.bias is None else constant + last.bias @ W_U
+    last, W_U, constant = seen.end()
     for layer in chosen:
         before = last.shape(seen.before_mlp(layer)) / last.scale @ W_U + constant
         active = seen.neurons(layer) / seen.behind(layer).scale / last.scale
@@ -137,7 +135,7 @@ class _Seen:
         ends = ("hook_resid_mid", "hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
         names = only(*ends, "mlp.hook_post", "mlp.hook_in", "ln2_post.hook_scale", "ln_final.hook_scale")
         with intervene(self.model, self.hooks):
-            _, self.cache = self.model.run_with_cache(self.batch.tokens, names_filter=names)
+            self.logits, self.cache = self.model.run_with_cache(self.batch.tokens, names_filter=names)
 
     @property
     def model(self) -> "TransformerBridge":
@@ -146,6 +144,21 @@ class _Seen:
     def at(self, hook: str) -> Float[Tensor, "batch ..."]:
         """What was seen at a hook, at the position of each prompt."""
         return wide(self.cache[hook][torch.arange(len(self.batch), device=self.pos.device), self.pos])
+
+    def end(self) -> tuple[HeldNorm, Float[Tensor, "d_model d_vocab"], Float[Tensor, "d_vocab"]]:
+        """The last norm, W_U and what is added to the logits; refused where they do not make the logits."""
+        last, W_U = last_norm(self.model, self.at("ln_final.hook_scale")), wide(self.model.W_U)
+        constant = wide(self.model.b_U) + (0 if last.bias is None else last.bias @ W_U)
+        stream = self.at(f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
+        logits, cap = last.shape(stream) / last.scale @ W_U + constant, cap_of(self.model)
+        logits = logits if cap is None else cap(logits)
+        found = wide(self.logits[torch.arange(len(self.batch), device=self.pos.device), self.pos])
+        if not close(logits.log_softmax(-1), found.log_softmax(-1), self.model):
+            raise ValueError(
+                "This model makes its logits of the last stream in another way than by its last norm and "
+                "W_U, one that is not known here."
+            )
+        return last, W_U, constant
 
     def behind(self, layer: int) -> HeldNorm:
         """The norm behind the MLP, held at its scale; one that does nothing where there is none."""

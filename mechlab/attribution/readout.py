@@ -63,6 +63,25 @@ def held(norm: Any, scale: Float[Tensor, "batch 1"] | None = None) -> HeldNorm:
     return HeldNorm(scale, not norm.uses_rms_norm, weight, bias)
 
 
+def last_norm(model: "TransformerBridge", scale: Float[Tensor, "batch 1"] | None = None) -> HeldNorm:
+    """The norm before the unembedding, held; a model that reads its last stream otherwise is refused."""
+    norm = getattr(model, "ln_final", None)
+    if not isinstance(norm, torch.nn.Module):
+        raise ValueError(
+            "This model has no norm between its last stream and the unembedding, or another one than is "
+            "known here: what its parts add to a logit cannot be told."
+        )
+    return held(norm, scale)
+
+
+def scale_of_logits(made: Float[Tensor, "batch d_vocab"], given: Float[Tensor, "batch d_vocab"]) -> float:
+    """The number that the model multiplies its logits with at the end (Granite, Cohere); 1 for a soft cap."""
+    rounded, made, given = torch.finfo(given.dtype).eps, wide(made), wide(given)
+    scale = (made * given).sum() / made.pow(2).sum()
+    fits = (made * scale - given).abs().max() <= 4 * rounded * given.abs().max()
+    return scale.item() if fits and abs(scale - 1) > 1e-3 else 1.0
+
+
 def norm_behind(model: "TransformerBridge", layer: int, name: str) -> Any:
     """The norm that what attention ("ln1_post") or the MLP ("ln2_post") writes goes through, or None."""
     found = getattr(model.blocks[layer], name, None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mechlab.arguments import at_least, check_head, layer_of, one_of
 from mechlab.attribution.readout import close, norm_behind, wide
 from mechlab.results import Scores
+from mechlab.runs.caching import only
 from mechlab.runs.hooks import intervene
 from mechlab.runs.rotary import rotate, turn_of
 from mechlab.tokens import Prompts, batch_of, check_context, first_tokens
@@ -166,6 +167,7 @@ def matching_scores(
         layer, head = check_head(model, through)
         keys, first = _written(model, layer, streams)[:, head], layer + 1
     found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    _require_fit(model, tokens)
     for layer in range(first, model.cfg.n_layers):
         q, k = _query(model, layer, streams, distance), _key(model, layer, keys)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -254,6 +256,10 @@ def _head_normed(
     if not isinstance(norm, torch.nn.Module):
         return x
     like = model.W_E.dtype
+    if not isinstance(getattr(norm, "weight", None), Tensor):
+        raise ValueError(
+            f"This model has a norm on its queries and keys ({type(norm).__name__}) that is not known here."
+        )
     over_all = norm.weight.numel() == x.shape[1] * x.shape[2] and x.shape[1] > 1
     return wide(norm(x.to(like).flatten(1)[None])[0].view_as(x) if over_all else norm(x.to(like)))
 
@@ -270,6 +276,39 @@ def _query(
             "can be answered."
         )
     return q if turn is None else rotate(q, turn, slice(distance, None))
+
+
+def _require_fit(model: "TransformerBridge", tokens: Int[Tensor, "token"]) -> None:
+    """Refuse a model whose attention on a short text is not what its queries and keys give here."""
+    if model.cfg.positional_embedding_type == "alibi":  # adds what depends on the distance alone
+        return
+    text, cap = tokens.repeat(4)[None, :4], getattr(model.cfg, "attn_scores_soft_cap", None) or 0
+    hooks = only("hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")
+    _, cache = model.run_with_cache(text, names_filter=hooks, stop_at_layer=model.cfg.n_layers)
+    for layer in range(model.cfg.n_layers):
+        at = f"blocks.{layer}"
+        stream, pattern = cache[f"{at}.hook_resid_pre"][0], cache[f"{at}.attn.hook_pattern"][0]
+        seen = wide(pattern)[:, -1].log()  # [head, key], of the last query; -inf where a window hides a key
+        if cap > 0:
+            scores = wide(cache[f"{at}.attn.hook_attn_scores"][0, :, -1])
+            uncapped = cap * torch.atanh((scores / cap).clamp(-0.9999, 0.9999))
+            seen = torch.where(seen.isfinite(), uncapped, seen)
+        q = torch.cat([_query(model, layer, stream[-1:], 3 - place) for place in range(4)])
+        k = _key(model, layer, stream)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        ours, seen = (_centred(x, seen.isfinite()) for x in ((q * k).sum(-1).T, seen))
+        times = (ours * seen).sum() / ours.pow(2).sum().clamp_min(1e-12)
+        if not close((times * ours).flatten()[None], seen.flatten()[None], model):
+            raise ValueError(
+                f"Attention of layer {layer} is not what its queries and keys give here: the model turns "
+                "them by their positions, or does something else, in a way that is not known here."
+            )
+
+
+def _centred(x: Float[Tensor, "head key"], shown: Bool[Tensor, "head key"]) -> Float[Tensor, "head key"]:
+    """x less its mean over the keys that are shown; 0 for others."""
+    x = torch.where(shown, x, 0)
+    return torch.where(shown, x - x.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True), 0)
 
 
 def _key(
