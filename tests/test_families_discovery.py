@@ -14,7 +14,7 @@ from torch import Tensor
 import mechlab as ml
 from mechlab.attribution import neurons
 from mechlab.tokens import first_tokens
-from tests.architectures import FAMILIES, kept
+from tests.architectures import FAMILIES, LLAMA, ROPE, SIZE, bridge, kept
 from tests.test_hooks import hooks_left
 
 BASE = torch.tensor([[0, 11, 12, 13, 14, 11], [0, 21, 22, 23, 21, 24]])
@@ -240,6 +240,12 @@ def by_masks(model, masks):
     return ONE(model(tokens))
 
 
+def all_masks(model):
+    """The same from one run of all eight masks."""
+    values = by_masks(model, torch.tensor([[n >> 2 & 1, n >> 1 & 1, n & 1] for n in range(8)]))
+    return lambda masks: values[(masks > 0).long() @ torch.tensor([4, 2, 1])]
+
+
 @technique("gradient_norm")
 def norm_of_gradients(model):
     wanted = slope(model, embeddings(model)[0][:1])[0, PLAYERS].norm(dim=-1)
@@ -274,7 +280,7 @@ def one_by_one(model):
 @technique("shapley_values")
 def shares(model):
     found = ml.shapley_values(model, BASE, SOURCE, METRIC)
-    method = captum.attr.ShapleyValues(partial(by_masks, model))
+    method = captum.attr.ShapleyValues(all_masks(model))
     wanted = method.attribute(torch.ones(1, 3), torch.zeros(1, 3))[0]
     return max(far(found.per_prompt[0, PLAYERS], wanted), far(found.gap + 1, torch.ones(2)))
 
@@ -283,8 +289,7 @@ def sampled(model, method, theirs):
     found = method(model, BASE, SOURCE, METRIC, samples=16, seed=5)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        slow = theirs(lambda masks: torch.cat([by_masks(model, mask[None]) for mask in masks]))
-        wanted = slow.attribute(torch.ones(1, 3), torch.zeros(1, 3), n_samples=16)[0]
+        wanted = theirs(all_masks(model)).attribute(torch.ones(1, 3), torch.zeros(1, 3), n_samples=16)[0]
     return far(found.per_prompt[0, PLAYERS], wanted)
 
 
@@ -573,3 +578,47 @@ def test_every_technique_is_exact_or_refused(family, monkeypatch):
     wrong = {name: by for name, (kind, by) in found.items() if kind == "exact" and not by < WITHIN}
     assert not wrong, wrong
     assert torch.equal(model(BASE), before) and hooks_left(model) == left
+
+
+# --- architectures that nobody prepared for ---
+
+HALF_TURNED = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}
+OTHERS = {
+    "Cohere": ("CohereConfig", {**LLAMA, **ROPE, "logit_scale": 0.25}),
+    "StableLM with norms": ("StableLmConfig", {**LLAMA, **HALF_TURNED, "qk_layernorm": True}),
+    "XGLM": (
+        "XGLMConfig",
+        {"num_layers": 3, "attention_heads": 4, "d_model": 32, "ffn_dim": 48, "max_position_embeddings": 64, **SIZE},
+    ),
+    "Granite": (
+        "GraniteConfig",
+        {**LLAMA, **ROPE, "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_an_architecture_of_another_kind_is_exact_or_refused_by_a_sentence(family, monkeypatch):
+    monkeypatch.setitem(FAMILIES, family, OTHERS[family])
+    model = bridge(family)
+    found = outcomes(model, family)
+    for told in (told for kind, told in found.values() if kind == "refused"):
+        assert "known here" in told, told
+    left_out = (
+        ("direct_logit_attribution",) if family == "Granite" else ()
+    )  # by hand knows no multiplied logits
+    wrong = {name: by for name, (kind, by) in found.items() if kind == "exact" and not by < WITHIN}
+    assert not {name for name in wrong if not name.startswith(left_out or ("nothing",))}, wrong
+
+
+def test_a_number_that_multiplies_all_logits_is_in_the_terms(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "Granite", OTHERS["Granite"])
+    model = bridge("Granite")
+    with torch.no_grad():
+        wanted = METRIC(model(BASE))
+    for unit in ("layer", "component"):
+        found = ml.direct_logit_attribution(model, BASE, RIGHT, WRONG, unit=unit)
+        sums = found.per_prompt.sum(1) + (found.baselines.get("everything else", 0.0))
+        assert found.gap.abs().max() < 1e-5 and abs(sums.mean() - wanted.mean()) < 1e-5
+    with pytest.raises(ValueError, match="The heads of this model do not add up to its logit"):
+        ml.direct_logit_attribution(model, BASE, RIGHT, WRONG, unit="head")
