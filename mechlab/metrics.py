@@ -105,7 +105,7 @@ def recovered(
     Where base and source are equal the fraction has no meaning: 0 if the patch changed nothing either,
     else a `ValueError`. Never NaN.
     """
-    patched, base, source = map(torch.as_tensor, (patched, base, source))
+    patched, base, source = (torch.as_tensor(each).cpu() for each in (patched, base, source))
     change, whole = torch.broadcast_tensors(patched - base, source - base)
     same = whole.abs() < 1e-6
     if (same & (change.abs() > 1e-4)).any():

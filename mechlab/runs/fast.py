@@ -27,6 +27,8 @@ from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, gr
 from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
+MOST_ROWS = 65_535  # of a batch, for the attention kernels of a GPU
+OUT_OF_MEMORY = ("out of memory", "can't allocate", "alloc_failed")
 ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
 # Told the site, the layer and what is there: [row pos ...], heads before positions for q, k and v.
 Note = Callable[[str, int, Tensor], None]
@@ -391,7 +393,7 @@ class Fast(Kept):
         held = self.at("attn_out", layer)[rows, places]
         if put is None or put.value is None or not sends.any():
             return held.expand(len(sends), -1, -1, -1)
-        value = torch.as_tensor(put.value)[0].expand_as(self.z[layer])[rows, places]
+        value = torch.as_tensor(put.value).to(self.z)[0].expand_as(self.z[layer])[rows, places]
         z = self.z[layer][rows, places]
         if W.norms.after_attention is not None:  # the norm mixes what the heads write
             z = torch.where(sends[..., None], value, z).flatten(0, 1)
@@ -450,7 +452,7 @@ class Fast(Kept):
                 done.append(run(slice(start, min(start + size, copies))))
                 start += size
             except RuntimeError as error:
-                if not any(words in str(error).lower() for words in ("out of memory", "can't allocate")):
+                if not any(words in str(error).lower() for words in OUT_OF_MEMORY):
                     raise
                 if size == 1:
                     raise MemoryError(
@@ -472,7 +474,8 @@ class Fast(Kept):
         device = self.tokens.device
         a_copy = prompts * floats * self.resid_pre.element_size()
         fits = free_bytes(device) // (4 * a_copy)  # in a quarter of what is free
-        return max(1, min(fits, ROWS // (prompts * later)) if device.type == "cpu" else fits)
+        most = ROWS // (prompts * later) if device.type == "cpu" else MOST_ROWS // prompts
+        return max(1, min(fits, most))
 
 
 class _Copies:
@@ -620,6 +623,6 @@ def _sends(
         return torch.zeros(1, *places.shape, heads, dtype=torch.bool, device=places.device)
     if put.where is None:
         return torch.ones(1, *places.shape, heads, dtype=torch.bool, device=places.device)
-    where = put.where if put.where.ndim == 4 else put.where[..., None]
+    where = (put.where if put.where.ndim == 4 else put.where[..., None]).to(places.device)
     where = where.expand(-1, len(places), -1, heads)
     return where.expand(-1, -1, places.shape[1], -1) if where.shape[2] == 1 else where[:, rows, places]

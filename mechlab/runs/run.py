@@ -95,7 +95,7 @@ class Put:
         value = _part(self.value, copies, later)
         if self.where is None:
             return value.to(x).expand_as(x).contiguous()
-        where = _part(self.where, copies, later)
+        where = _part(self.where, copies, later).to(x.device)
         return torch.where(where[(...,) + (None,) * (x.ndim - where.ndim)], value.to(x), x)
 
 
