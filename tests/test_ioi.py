@@ -292,3 +292,17 @@ def test_a_first_token_stands_there_only_where_the_tokenizer_puts_one(gqa):
     usual, asked = ml.ioi_prompts(gqa, 2, **given), ml.ioi_prompts(gqa, 2, prepend_bos=True, **given)
     assert torch.equal(usual.tokens, asked.tokens)
     assert torch.equal(ml.ioi_prompts(gqa, 2, prepend_bos=False, **given).tokens, usual.tokens[:, 1:])
+
+
+def test_tokens_alone_show_where_each_prompt_ends(gqa):
+    templates = [*SENTENCE, "When {first} and {second} went to the store, {subject} gave to"]
+    prompts = ml.ioi_prompts(gqa, 4, names=NAMES_HERE, templates=templates)
+    assert len(prompts.positions["end"].unique()) == 2
+    for call in (
+        lambda base: ml.direct_logit_attribution(gqa, base, prompts.io, prompts.s).per_prompt,
+        lambda base: ml.logit_lens(gqa, base, prompts.io, what="log_prob").per_prompt,
+        lambda base: ml.ablation_effects(gqa, base, prompts.metric, [(1, 1)], "zero").per_prompt,
+    ):
+        assert torch.equal(call(prompts), call(prompts.tokens))
+    with pytest.raises(PromptError, match="what is usual is taken position by position"):
+        ml.ablation_effects(gqa, prompts, prompts.metric, [(1, 1)])

@@ -16,12 +16,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
 from mechlab.circuits.ioi.words import ALIGNED, NAMES, OBJECTS, PLACES
 from mechlab.metrics import Metric, logit_difference
-from mechlab.tokens import PromptError, first_tokens, tokenized
+from mechlab.tokens import PromptError, first_tokens, padding, tokenized
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -191,7 +192,8 @@ def _begun(model: "TransformerBridge", text: str, prepend_bos: bool | None) -> I
 
 def _padded(model: "TransformerBridge", rows: list[tuple], names: list[int]) -> IOIPrompts:
     longest = max(len(row[0]) for row in rows)
-    tokens = torch.stack([torch.cat([row[0], row[0][-1:].repeat(longest - len(row[0]))]) for row in rows])
+    filler = padding(model)  # so that the tokens alone, too, show where a prompt ends
+    tokens = torch.stack([F.pad(row[0], (0, longest - len(row[0])), value=filler) for row in rows])
     device = tokens.device
     return IOIPrompts(
         model,
