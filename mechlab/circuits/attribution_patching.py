@@ -91,7 +91,7 @@ def edge_attribution(
             total[:, :below, column : column + many] += found.cpu()
             column += many
     labels = {"sender": senders, "reader": readers}
-    ends = base.value(metric), source.value(metric)
+    ends = base.value(metric).cpu(), source.value(metric).cpu()  # where the total is
     return share_of_way(total / steps, *ends, ("sender", "reader"), labels, estimated=True)
 
 
