@@ -107,6 +107,9 @@ class CircuitRuns:
         kept = torch.full((layers, prompts, count, heads), circuit is None, device=self.z.device)
         if circuit is None:
             return kept
+        stray = [layer for layer in circuit.mlps or () if not 0 <= layer < layers]
+        if stray:
+            raise CircuitError(f"The circuit names the MLP of layer {stray[0]}, which the model does not have.")
         for layer, head in circuit.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise CircuitError(
@@ -123,7 +126,8 @@ class CircuitRuns:
                         f"The prompts have no position {name!r}; they have "
                         f"{', '.join(map(repr, self.prompts.positions))}."
                     )
-                kept[layer, torch.arange(prompts), self.prompts.positions[name], head] = True
+                places = self.run.batch.position(self.prompts.positions[name], f"The position {name!r}")
+                kept[layer, torch.arange(prompts), places, head] = True
         return kept
 
     def measure(
