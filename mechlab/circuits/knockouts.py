@@ -109,7 +109,9 @@ class CircuitRuns:
             return kept
         stray = [layer for layer in circuit.mlps or () if not 0 <= layer < layers]
         if stray:
-            raise CircuitError(f"The circuit names the MLP of layer {stray[0]}, which the model does not have.")
+            raise CircuitError(
+                f"The circuit names the MLP of layer {stray[0]}, which the model does not have."
+            )
         for layer, head in circuit.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise CircuitError(
