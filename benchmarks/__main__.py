@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import attribution, circuits, course, load, patching, threads
+from benchmarks import attribution, circuits, course, gpu, load, patching, threads
 
 BENCHMARKS = {
     "load": load.main,
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "patching": patching.main,
     "circuits": circuits.main,
     "course": course.main,
+    "gpu": gpu.main,
 }
 
 
