@@ -293,9 +293,8 @@ def _features(asked: Asked) -> dict[str, Callable[[], Any]]:
     vectors = ml.SteeringVectors(torch.ones(3, model.cfg.d_model), torch.ones(3), torch.ones(3))
     fact = ml.Fact("{} is in", "Paris", " Mary")
     covariance = torch.eye(48 if model.cfg.gated_mlp else 128)
-    swept = lambda layer: ml.steering_sweep(
-        model, asked.base, asked.metric, vectors=vectors, layers=[layer], strengths=[1], text=asked.texts
-    )  # fmt: skip
+    given = {"vectors": vectors, "strengths": [1], "text": asked.texts}
+    swept = lambda layer: ml.steering_sweep(model, asked.base, asked.metric, layers=[layer], **given)
     return {
         "feature_hooks, feature": lambda: ml.feature_hooks(model, _sae(asked), 999, value=1.0),
         "feature_hooks, feature below zero": lambda: ml.feature_hooks(model, _sae(asked), -1, value=1.0),

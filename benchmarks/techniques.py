@@ -172,14 +172,9 @@ for _site, _window in (("resid_pre", 1), ("attn_out", 1), ("mlp_out", 2)):
 @technique("steering_sweep", runs=True)
 def steered(asked: Asked) -> Any:
     vectors = ml.contrast_vectors(asked.model, POSITIVE, NEGATIVE)
-    control = vectors.random()
-    return [
-        ml.steering_sweep(
-            asked.model, asked.base, asked.metric, vectors=v, layers=asked.layers[1:], strengths=[-0.5, 1],
-            text=asked.texts[:2],
-        )
-        for v in (vectors, control)
-    ]  # fmt: skip
+    given = {"layers": asked.layers[1:], "strengths": [-0.5, 1], "text": asked.texts[:2]}
+    sweep = functools.partial(ml.steering_sweep, asked.model, asked.base, asked.metric, **given)
+    return [sweep(vectors=each) for each in (vectors, vectors.random())]
 
 
 class Task:
@@ -339,9 +334,7 @@ def _ablation(asked: Asked, unit: str) -> Any:
     parts = asked.layers[:2] if whole else [(layer, 1) for layer in asked.layers[:2]]
     given = {"unit": unit, "source": asked.texts[:, : asked.base.shape[1]]}
     call = functools.partial(ml.ablation_effects, asked.model, asked.base, asked.metric, parts)
-    together = ml.ablate_together(
-        asked.model, asked.base, asked.metric, parts[:1], "mean", draws=1, **given
-    )  # fmt: skip
+    together = ml.ablate_together(asked.model, asked.base, asked.metric, parts[:1], draws=1, **given)
     return [*(call(how, **given) for how in ("zero", "mean", "resample", "noise")), together.after]
 
 
