@@ -47,21 +47,32 @@ def layers_of(model: "TransformerBridge", layers: Sequence[int] | None = None) -
 
     One that is not there, or no layer at all, is refused.
     """
-    chosen = list(range(model.cfg.n_layers)) if layers is None else [int(layer) for layer in layers]
-    if not chosen or not all(0 <= layer < model.cfg.n_layers for layer in chosen):
-        raise ValueError(f"layers is {chosen}: the model has layers 0 to {model.cfg.n_layers - 1}.")
-    return chosen
+    if layers is None:
+        return list(range(model.cfg.n_layers))
+    chosen = list(layers) if isinstance(layers, Iterable) else []
+    if not chosen or not all(whole(layer) and 0 <= layer < model.cfg.n_layers for layer in chosen):
+        shown = chosen or layers
+        raise ValueError(f"layers is {shown!r:.80}: the model has layers 0 to {model.cfg.n_layers - 1}.")
+    return [int(layer) for layer in chosen]
+
+
+def head_of(head: Any) -> Head:
+    """A head as (layer, index), if it is two whole numbers. Whether a model has it is not asked."""
+    pair = tuple(head) if isinstance(head, Iterable) and not isinstance(head, str) else ()
+    if len(pair) != 2 or not all(map(whole, pair)):
+        raise ValueError(f"{head!r:.80} is not a head: give (layer, head), two whole numbers.")
+    return int(pair[0]), int(pair[1])
 
 
 def check_head(model: "TransformerBridge", head: Head) -> Head:
     """The head (layer, index), if the model has it."""
-    layer, index = head
+    layer, index = head_of(head)
     if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
         raise ValueError(
             f"There is no head {layer}.{index}: layers go from 0 to {model.cfg.n_layers - 1}, "
             f"heads from 0 to {model.cfg.n_heads - 1}."
         )
-    return int(layer), int(index)
+    return layer, index
 
 
 def all_heads(model: "TransformerBridge") -> list[Head]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.moved import old_name, was
-from mechlab.tokens import Batch
+from mechlab.tokens import Batch, whole_numbers
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch"]]
 Ids = Int[Tensor, "batch"] | Sequence[int] | int
@@ -39,6 +39,11 @@ class PositionMetric:
     asked: tuple[Ids, ...] = ()
     beside: Float[Tensor, "batch pos d_vocab"] | None = None
 
+    def __post_init__(self):
+        whole_numbers(self.pos, "The metric's pos")
+        for ids in (*(self.tokens or ()), *self.asked):
+            _whole_ids(ids)
+
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
         rows = _rows(logits, self.pos)
         read = rows if self.tokens is None else rows.gather(-1, self.ids(len(rows), rows.device))
@@ -48,7 +53,13 @@ class PositionMetric:
         """The metric of what is read at its position."""
         if self.beside is None:
             return self.of(read)
-        return self.of(read, _rows(self.beside, self.pos).to(read))
+        beside = _rows(self.beside, self.pos).to(read)
+        if beside.shape[-1] != read.shape[-1]:
+            raise ValueError(
+                f"The reference logits are of {beside.shape[-1]} tokens; this model has {read.shape[-1]}. "
+                "They are another model's."
+            )
+        return self.of(read, beside)
 
     def ids(self, batch: int, device=None) -> Int[Tensor, "batch token"]:
         """The ids it reads, for each prompt."""
@@ -93,6 +104,9 @@ def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], *, pos: Ids = -
         target = theirs.log_softmax(-1)
         return (target.exp() * (target - rows.log_softmax(-1))).sum(-1)
 
+    if not isinstance(reference, Tensor) or reference.ndim != 3:
+        shape = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
+        raise ValueError(f"The reference logits are {shape}: give all of them, [batch, pos, d_vocab].")
     return PositionMetric(of, pos, beside=reference.detach())
 
 
@@ -126,6 +140,8 @@ def per_prompt(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Fl
             f"The metric returned {found} for {len(logits)} prompts. It must return one number per prompt, "
             f"shape ({len(logits)},): leave out the `.mean()`; averaging comes later."
         )
+    if values.is_complex():
+        raise ValueError("The metric returned complex numbers; it must return one real number per prompt.")
     if torch.isnan(values).any():
         raise ValueError("The metric is NaN: there is NaN in the activations. Look at your hooks.")
     return values if values.dtype == torch.float64 else values.float()
@@ -137,6 +153,11 @@ def fitted(metric: Metric, batch: Batch) -> Metric:
     Raises a `ValueError` for a position or an id that the prompts or the model do not have, and for a
     metric of your own that reads padding.
     """
+    if not callable(metric):
+        raise ValueError(
+            f"metric is {metric!r}; it must be a function from logits [batch, pos, d_vocab] to one number "
+            "per prompt, such as `ml.logit_difference(...)`."
+        )
     if not isinstance(metric, PositionMetric):
         return _beside_padding(metric, batch) if batch.padded else metric
     for ids in (*(metric.tokens or ()), *metric.asked):
@@ -153,31 +174,47 @@ def fitted(metric: Metric, batch: Batch) -> Metric:
     return metric if plain and metric.pos < 0 else replace(metric, pos=pos)
 
 
+def _whole_ids(ids: Ids) -> Int[Tensor, "..."]:
+    """Token ids as a tensor: one for all prompts, or one for each; words are refused."""
+    try:
+        found = whole_numbers(ids, "ids")
+    except ValueError:
+        found = torch.empty(1, 1)
+    if found.ndim > 1:
+        raise ValueError(
+            f"The metric asks for {ids!r:.80}: give token ids, one for all prompts or one for each, such "
+            'as `ml.single_token(model, " Mary")`.'
+        )
+    return found
+
+
 def _check_ids(ids: Ids, batch: Batch) -> None:
-    ids, many = torch.as_tensor(ids), batch.model.cfg.d_vocab
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= many):
-        bad = ids[(ids < 0) | (ids >= many)].flatten()[0].item()
+    found, many = _whole_ids(ids), batch.model.cfg.d_vocab
+    if found.numel() and (int(found.min()) < 0 or int(found.max()) >= many):
+        bad = found[(found < 0) | (found >= many)].flatten()[0].item()
         raise ValueError(f"The metric asks for token {bad}; this model's ids go from 0 to {many - 1}.")
-    if ids.ndim and len(ids) not in (1, len(batch)):
-        _for_each(ids, len(batch), ids.device)
+    _for_each(ids, len(batch), found.device)
 
 
 def _beside_padding(metric: Metric, batch: Batch) -> Metric:
-    """A metric of somebody's own, looked at once: whether what stands behind a short prompt matters to it."""
-    looked: list[bool] = []
+    """A metric of somebody's own, which may not read what stands behind a short prompt.
+
+    Each time it is looked at what it says when something else stands there, and when what each prompt ends
+    with does.
+    """
 
     def careful(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
         found = per_prompt(metric, logits)
-        if not looked:
-            pads = torch.arange(logits.shape[1], device=logits.device) > batch.ends[:, None]
-            other = torch.where(pads[..., None], logits.flip(-1) * 2 + 1, logits)
-            if not torch.allclose(metric(other), found, atol=1e-6):
-                raise ValueError(
-                    f"The prompts have {batch.lengths[:8]} tokens, and this metric reads what stands behind "
-                    "the short ones. Read each at its own end: `ml.logit_difference(...)` does, or give a "
-                    "metric positions of its own."
-                )
-            looked.append(True)
+        pads = (torch.arange(logits.shape[1], device=logits.device) > batch.ends[:, None])[..., None]
+        with torch.no_grad():
+            ends = _rows(logits, batch.ends)[:, None]
+            for other in (logits.flip(-1) * 2 + 1, ends):
+                if not torch.allclose(per_prompt(metric, torch.where(pads, other, logits)), found, atol=1e-6):
+                    raise ValueError(
+                        f"The prompts have {batch.lengths[:8]} tokens, and this metric reads what stands "
+                        "behind the short ones. Read each at its own end: `ml.logit_difference(...)` does, "
+                        "or give a metric positions of its own."
+                    )
         return found
 
     return careful
@@ -185,7 +222,7 @@ def _beside_padding(metric: Metric, batch: Batch) -> Metric:
 
 def _rows(logits: Float[Tensor, "batch pos d_vocab"], pos: Ids) -> Float[Tensor, "batch d_vocab"]:
     batch = torch.arange(len(logits), device=logits.device)
-    return logits[batch, torch.as_tensor(pos, device=logits.device).expand(len(logits))]
+    return logits[batch, torch.as_tensor(pos, device=logits.device).long().expand(len(logits))]
 
 
 def _of(rows: Float[Tensor, "batch d_vocab"], ids: Ids) -> Float[Tensor, "batch"]:
@@ -193,7 +230,7 @@ def _of(rows: Float[Tensor, "batch d_vocab"], ids: Ids) -> Float[Tensor, "batch"
 
 
 def _for_each(ids: Ids, batch: int, device) -> Int[Tensor, "batch"]:
-    ids = torch.as_tensor(ids, device=device)
+    ids = torch.as_tensor(_whole_ids(ids), device=device)
     if ids.ndim and len(ids) not in (1, batch):  # one answer serves any number of prompts
         raise ValueError(
             f"{batch} prompts and {len(ids)} answers: give one answer for each prompt, or one for all."

@@ -5,6 +5,7 @@ A string, several strings, tokens of one prompt or of several, a `PromptPair`, I
 the context, prompts padded at the beginning, tokens that the model does not have.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -69,7 +70,7 @@ class Batch:
 
         Raises a `PromptError` for one that a prompt does not have.
         """
-        asked = torch.as_tensor(pos, device=self.tokens.device)
+        asked = whole_numbers(pos, what).to(self.tokens.device)
         if asked.ndim > 1 or (asked.ndim and len(asked) not in (1, len(self))):
             raise PromptError(
                 f"{what} is {asked.tolist()} for {len(self)} prompts: give one position for all, or one for "
@@ -108,17 +109,22 @@ def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") 
     padding at the beginning, ids that the model does not have, or nothing at all.
     """
     ends = None
-    if isinstance(given, Batch):
+    _check_vocabulary(model, given, what)
+    if isinstance(given, Batch) and given.model is model:
         return given
-    texts = [given] if isinstance(given, str) else given
+    texts: Any = given
+    if hasattr(texts, "tolist") and not isinstance(texts, Tensor):  # an array, a column of a table
+        texts = texts.tolist()
+    texts = [texts] if isinstance(texts, str) else texts
     if isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts):
         tokens, ends = _tokenized(model, [str(text) for text in texts])
+    elif isinstance(given, Batch):
+        tokens, ends = given.tokens, given.ends
     elif isinstance(given, Pair):
-        tokens = given.clean
+        tokens = _as_rows(given.clean, what)
     elif isinstance(given, Task):
-        tokens, ends = given.tokens, given.positions.get("end")
-        if ends is not None and len(ends) != len(tokens):
-            raise PromptError(f'{what} has {len(tokens)} prompts and {len(ends)} positions named "end".')
+        tokens = _as_rows(given.tokens, what)
+        ends = _said_ends(given, tokens, what)
     else:
         tokens = _as_rows(given, what)
     tokens = tokens.to(model.cfg.device)
@@ -127,6 +133,25 @@ def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") 
     ends = _own_ends(model, tokens) if ends is None else ends.to(tokens.device)
     with torch.inference_mode(False):  # gradients cannot flow past what inference mode has made
         return Batch(model, *(each.clone() if each.is_inference() else each for each in (tokens, ends)))
+
+
+def whole_numbers(given: Any, what: str) -> Int[Tensor, "..."]:
+    """Positions or ids as a tensor; a `PromptError` for what is not whole, such as 2.0, True or a word."""
+    listed = sorted(given) if isinstance(given, (set, frozenset)) else given
+    if isinstance(listed, Sequence) and not isinstance(listed, str) and not len(listed):
+        return torch.zeros(0, dtype=torch.long)  # how many there must be, whoever asks knows
+    try:
+        found = torch.as_tensor(listed)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if not _are_whole(found):
+        raise PromptError(f"{what} is {given!r:.80}: give whole numbers, counted from 0.")
+    return found.long()
+
+
+def texts_of(model: "TransformerBridge", given: Prompts, *, what: str = "texts") -> Int[Tensor, "batch pos"]:
+    """Texts of which every position counts, as tokens; unequal lengths are refused."""
+    return batch_of(model, given, what=what).one_length("every position of these texts counts, padding too")
 
 
 def batches_of(model: "TransformerBridge", base: Prompts, source: Prompts, why: str) -> tuple[Batch, Batch]:
@@ -160,6 +185,8 @@ def check_context(model: "TransformerBridge", count: int, what: str = "The text"
 
 def tokenized(model: "TransformerBridge", text: str) -> Int[Tensor, "pos"]:
     """The tokens of one text, with the model's first token where its tokenizer adds one; never cut."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise PromptError(f"{text[:40]!r} holds half a character (a surrogate), which no tokenizer can read.")
     tokens = model.to_tokens(text, truncate=False)[0]
     check_context(model, len(tokens), f"The text {text[:40]!r}{'...' * (len(text) > 40)}")
     return tokens
@@ -195,7 +222,7 @@ def _as_rows(given: Any, what: str) -> Int[Tensor, "batch pos"]:
     except (TypeError, ValueError, RuntimeError):
         tokens = torch.zeros(())
     tokens = tokens[None] if tokens.ndim == 1 else tokens
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if tokens.ndim != 2 or not _are_whole(tokens):
         shape = (
             f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
         )
@@ -217,17 +244,62 @@ def _check_ids(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], wha
         )
 
 
+def _are_whole(found: Tensor) -> bool:
+    """Whether a tensor holds whole numbers that can be read."""
+    kind = found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
+    return not kind and not found.is_meta and found.layout == torch.strided
+
+
+def _check_vocabulary(model: "TransformerBridge", given: Any, what: str) -> None:
+    """Refuse prompts that were tokenised for a model with other words, where they say for which."""
+    theirs = getattr(given, "model", model)
+    mine, other = (getattr(each, "tokenizer", None) for each in (model, theirs))
+    if other is not mine and mine is not None and other is not None and other.get_vocab() != mine.get_vocab():
+        raise PromptError(
+            f"{what} was tokenised for {theirs.cfg.model_name}, and for {model.cfg.model_name} the same ids "
+            "are other words. Make the prompts again, for this model."
+        )
+
+
+def _said_ends(given: Task, tokens: Int[Tensor, "batch pos"], what: str) -> Int[Tensor, "batch"] | None:
+    """Where prompts end that say so themselves."""
+    if "end" not in given.positions:
+        return None
+    ends = whole_numbers(given.positions["end"], f'The position "end" of {what}')
+    if ends.ndim != 1 or len(ends) != len(tokens):
+        raise PromptError(f'{what} has {len(tokens)} prompts and {ends.numel()} positions named "end".')
+    if int(ends.min()) < 0 or int(ends.max()) >= tokens.shape[1]:
+        raise PromptError(
+            f'{what} has the positions {ends.tolist()[:8]} named "end", and its prompts have positions 0 to '
+            f"{tokens.shape[1] - 1}."
+        )
+    return ends
+
+
 def _own_ends(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
-    """Where each row of tokens ends: padding is what some rows have more of at the end than all have."""
-    count = tokens.shape[1]
-    pad = getattr(model.tokenizer, "pad_token_id", None)
-    if pad is None or len(tokens) < 2:
+    """Where each row of tokens ends: padding is what some rows have more of at the end than all have.
+
+    A token that is nothing but padding is padding wherever it stands. Where it is also what texts begin or
+    end with, what all rows have is taken for their own, with a warning.
+    """
+    count, tokenizer = tokens.shape[1], model.tokenizer
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
         return torch.full((len(tokens),), count - 1, device=tokens.device)
     leading, trailing = ((each == pad).long().cumprod(1).sum(1) for each in (tokens, tokens.flip(1)))
-    if (leading != leading.min()).any():
+    only = pad not in (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    if (leading != leading.min()).any() or (only and leading.any()):
         raise PromptError(
             f"The prompts are padded at the beginning, with {leading.tolist()[:8]} tokens: positions would "
             "not be the prompts' own, and padding would be read. Give the texts themselves, or tokens padded "
             "at the end."
+        )
+    if only:
+        return count - 1 - trailing
+    if trailing.min() and count > 1:
+        warnings.warn(
+            f"All prompts end with {tokenizer.convert_ids_to_tokens(pad)}, which is also this model's "
+            "padding: it is read as part of them. If it is padding, cut it off, or give the texts.",
+            stacklevel=3,
         )
     return count - 1 - (trailing - trailing.min())

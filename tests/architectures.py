@@ -45,25 +45,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("GemmaConfig", {**WIDE, **ROPE}),
     "Gemma 2": (
         "Gemma2Config",
-        {**WIDE, **ROPE, "sliding_window": 6, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0,
-         "final_logit_softcapping": 4.0},
+        {
+            **WIDE,
+            **ROPE,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 4.0,
+        },
     ),
     "Gemma 3": (
         "Gemma3TextConfig",
-        {**WIDE, "sliding_window": 6, "query_pre_attn_scalar": 20,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-         "rope_parameters": {
-             "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
-             "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-         }},
+        {
+            **WIDE,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
     ),
     "GPT-2": ("GPT2Config", {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, **SIZE}),
     "GPT-Neo": (
         "GPTNeoConfig",
-        {"num_layers": 3, "num_heads": 4, "hidden_size": 32, "max_position_embeddings": 64, "window_size": 6,
-         "attention_types": [[["global", "local", "global"], 1]], **SIZE},
+        {
+            "num_layers": 3,
+            "num_heads": 4,
+            "hidden_size": 32,
+            "max_position_embeddings": 64,
+            "window_size": 6,
+            "attention_types": [[["global", "local", "global"], 1]],
+            **SIZE,
+        },
     ),
-    "GPT-J": ("GPTJConfig", {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "rotary_dim": 4, **SIZE}),
+    "GPT-J": (
+        "GPTJConfig",
+        {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "rotary_dim": 4, **SIZE},
+    ),
     "Pythia (GPT-NeoX)": (
         "GPTNeoXConfig",
         {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
@@ -71,19 +91,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Phi": (
         "PhiConfig",
-        {**LLAMA, "num_key_value_heads": 4,
-         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+        {
+            **LLAMA,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
     ),
     "Phi-3": ("Phi3Config", {**LLAMA, **ROPE, "original_max_position_embeddings": 64}),
     "OPT": (
         "OPTConfig",
-        {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "ffn_dim": 48,
-         "max_position_embeddings": 64, "word_embed_proj_dim": 32, **SIZE},
+        {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 32,
+            **SIZE,
+        },
     ),
     "Bloom": ("BloomConfig", {"n_layer": 3, "n_head": 4, "hidden_size": 32, **SIZE}),
     "StableLM": (
         "StableLmConfig",
-        {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+        {
+            **LLAMA,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
     ),
     "OLMo2": ("Olmo2Config", {**LLAMA, **ROPE}),
     "Mixtral": ("MixtralConfig", {**WIDE, **ROPE, "num_local_experts": 3, "num_experts_per_tok": 2}),

@@ -18,11 +18,11 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import key_value_heads
+from mechlab.arguments import at_least, key_value_heads, one_of
 from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
-from mechlab.runs.matrices import is_parallel, written_by_heads
+from mechlab.runs.matrices import check_sums, is_parallel, written_by_heads
 from mechlab.runs.places import Positions, places_of
 from mechlab.runs.run import Run
 from mechlab.tokens import Prompts
@@ -47,9 +47,12 @@ def attribution_patching(
     steps:        1: the gradient at base. More: the mean over that many points from base on to source
     by:           ("head",), or ("pos", "head") for each place of `positions` apart
     """
+    one_of("by", (by,) if isinstance(by, str) else tuple(by), (("head",), ("pos", "head")))
     base, source = runs_of(model, base, source)
     places = places_of(base.batch, positions, apart="pos" in by)
-    gradient = sum(torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, steps))
+    gradient = sum(
+        torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, at_least("steps", steps, 1))
+    )
     change = torch.stack([source.at("z", layer) - base.at("z", layer) for layer in range(model.cfg.n_layers)])
     each = (change * gradient / steps).sum(-1)  # layer, batch, pos, head
     found = torch.stack(
@@ -79,10 +82,11 @@ def edge_attribution(
     Embeddings, MLPs and norms are live; all positions are added up.
     """
     base, source = runs_of(model, base, source)
+    check_sums(base)
     senders = _senders(model)
     readers, before = zip(*_readers(model), strict=True)
     total = torch.zeros(len(base.tokens), len(senders), len(readers))
-    for run in _on_the_way(base, source, steps):
+    for run in _on_the_way(base, source, at_least("steps", steps, 1)):
         flat, column = _written(base, source, run).flatten(2), 0
         for slope in run.reader_gradients(metric):
             many, below = slope.shape[2], before[column]
@@ -97,8 +101,6 @@ def edge_attribution(
 
 def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
     """Runs on embeddings from base on towards source: base alone for one step, else each step's middle."""
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; at least one gradient is needed.")
     if steps == 1:
         yield base
         return

@@ -21,7 +21,7 @@ from mechlab.circuits.circuits import Circuit, CircuitError
 from mechlab.circuits.knockouts import CircuitRuns, check_ability
 from mechlab.metrics import PositionMetric
 from mechlab.results import Scores, named
-from mechlab.runs.matrices import held_norm_slope, written_by_heads
+from mechlab.runs.matrices import check_sums, held_norm_slope, written_by_heads
 from mechlab.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None)
         raise CircuitError(
             "Direct contributions need a metric that reads two logits, such as `logit_difference`."
         )
+    check_sums(run)
     run = run.changed(knockouts.edits(~knockouts.keeping(removed or Circuit({}))[None]))
     rows, last = torch.arange(len(prompts), device=prompts.device), run.model.cfg.n_layers
     end = run.batch.position(metric.pos, "The metric's pos")

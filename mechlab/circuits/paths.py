@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import Head, all_heads, one_of
+from mechlab.arguments import Head, all_heads, head_of, one_of
 from mechlab.metrics import Metric
 from mechlab.results import Scores, named, share_of_way
 from mechlab.runs.engines import runs_of
 from mechlab.runs.run import Put, Run
-from mechlab.tokens import Batch, Prompts
+from mechlab.tokens import Batch, PromptError, Prompts, whole_numbers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,6 +61,7 @@ def path_patching(
     base, source: tokens, or runs (`run_of`), when many receivers are asked
     """
     base, source = runs_of(model, base, source)
+    receivers = None if receivers is None else [head_of(head) for head in receivers]
     depth = model.cfg.n_layers if receivers is None else _depth(model, receivers, into)
     heads = [head for head in all_heads(model) if head[0] < depth]
     groups = [[head] for head in heads] if senders is None else _groups(model, senders, depth)
@@ -128,10 +129,9 @@ def _received(
 
 
 def _groups(model: "TransformerBridge", senders: Sequence[Sequence[Head]], depth: int) -> list[list[Head]]:
-    groups, heads = (
-        [[(int(layer), int(head)) for layer, head in group] for group in senders],
-        model.cfg.n_heads,
-    )
+    groups, heads = [[head_of(head) for head in group] for group in senders], model.cfg.n_heads
+    if not groups:
+        raise ValueError("There is nobody to send: `senders` is empty. None asks for every head alone.")
     for group in groups:
         wrong = [head for head in group if not (0 <= head[0] < depth and 0 <= head[1] < heads)]
         if wrong or not group:
@@ -147,7 +147,9 @@ def _places(batch: Batch, at: At) -> Int[Tensor, "batch place"]:
     prompts, count = batch.tokens.shape
     if at is None:
         return torch.arange(count, device=batch.tokens.device).expand(prompts, -1)
-    at = torch.as_tensor(at, device=batch.tokens.device)
+    at = whole_numbers(at, "`at`").to(batch.tokens.device)
+    if not at.numel():
+        raise PromptError("There is nowhere to change a head: `at` is empty. None asks for all positions.")
     columns = at.T if at.ndim == 2 else at[None]
     return torch.stack([batch.position(column, "`at`") for column in columns], dim=1)
 

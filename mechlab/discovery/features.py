@@ -21,6 +21,7 @@ from mechlab.discovery.sae_evaluation import hook_of
 from mechlab.loading.files import check_shapes, read_tensors
 from mechlab.loading.models import require_folded
 from mechlab.runs.hooks import Hook, intervene
+from mechlab.tokens import Prompts, texts_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -119,12 +120,13 @@ class Activity:
 def feature_activity(
     model: "TransformerBridge",
     sae: SparseAutoencoder,
-    texts: Int[Tensor, "batch pos"],
+    texts: Prompts,
     *,
     skip: int = 1,
     batch: int = 32,
 ) -> Activity:
     """Read texts through a dictionary: where is which feature active, and how much?"""
+    texts, sae = texts_of(model, texts), sae.to(model.W_E.device)
     name, length = hook_of(model, sae), texts.shape[1]
     if length <= skip or not len(texts):
         raise ValueError(f"The texts are {tuple(texts.shape)}: behind position {skip - 1} there is nothing.")

@@ -194,4 +194,6 @@ def _fitting(model: "TransformerBridge", lens: TunedLens | None) -> TunedLens | 
             f"This lens is for {layers} layers of width {d_model}; the model has {model.cfg.n_layers} of "
             f"width {model.cfg.d_model}."
         )
+    if lens is not None:
+        lens.check(model)
     return lens

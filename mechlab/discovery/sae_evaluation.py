@@ -15,6 +15,7 @@ from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.loading.origin import Origin, made_from
 from mechlab.runs.hooks import Hook, check_name, intervene
+from mechlab.tokens import Prompts, texts_of
 
 # Hooks whose activations have heads or queries on an axis of their own.
 WITH_HEADS = {f"hook_{n}" for n in ("q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores")}
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def token_activations(
     model: "TransformerBridge",
-    texts: Int[Tensor, "batch pos"],
+    texts: Prompts,
     hook: str,
     *,
     skip: int = 1,
@@ -41,7 +42,7 @@ def token_activations(
     the median row, which are a handful and would fill the whole loss.
     """
     layer, seen = _layer_read(model, hook), []
-    for rows in texts.split(batch):
+    for rows in texts_of(model, texts).split(batch):
         _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=layer + 1)
         seen.append(cache[hook][:, skip:].flatten(0, 1))
     found = torch.cat(seen)
@@ -81,7 +82,7 @@ class Splice:
 def splice(
     model: "TransformerBridge",
     sae: SparseAutoencoder,
-    texts: Int[Tensor, "batch pos"],
+    texts: Prompts,
     *,
     skip: int = 1,
     beside: Splice | None = None,
@@ -94,6 +95,7 @@ def splice(
     again (a third of the time).
     """
     name, seen = hook_of(model, sae), []
+    texts, sae = texts_of(model, texts), sae.to(model.W_E.device)
     if texts.shape[1] < skip + 2:
         raise ValueError(
             f"The texts have {texts.shape[1]} tokens; a next-token loss needs at least {skip + 2}."

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.discovery.streams import residual_entries
 from mechlab.loading.files import check_shapes, read_names, read_tensors
 from mechlab.loading.origin import Origin
+from mechlab.tokens import Prompts, texts_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -60,7 +61,7 @@ class TunedLens:
     def fit(
         cls,
         model: "TransformerBridge",
-        texts: Int[Tensor, "batch pos"],
+        texts: Prompts,
         *,
         ridge: float = 0.001,
         skip: int = 4,
@@ -72,7 +73,7 @@ class TunedLens:
         """
         d, layers = model.cfg.d_model, model.cfg.n_layers
         moments = torch.zeros(layers, 2 * d + 1, 2 * d + 1, dtype=torch.float64)
-        for streams in residual_entries(model, texts, batch=16):
+        for streams in residual_entries(model, texts_of(model, texts), batch=16):
             unit = _unit(streams[:, :, skip:]).flatten(1, 2)  # [entry, token, d_model]
             if not torch.isfinite(unit).all():
                 raise ValueError(
@@ -81,7 +82,7 @@ class TunedLens:
             ones = torch.ones(unit.shape[1], 1, device=unit.device, dtype=unit.dtype)
             for layer in range(layers):
                 both = torch.cat([unit[layer], ones, unit[-1] - unit[layer]], dim=1)
-                moments[layer] += (both.T @ both).double().cpu()
+                moments[layer] += (both.T @ both).cpu().double()
         count = int(moments[0, d, d])
         if count < 2 * d:
             raise ValueError(

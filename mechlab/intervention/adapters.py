@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # Settings of peft that say nothing about the finished weights, or are read below. All others must be unset.
 KNOWN = """
-    alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying eva_config exclude_modules
+    auto_mapping base_model_name_or_path bias ensure_weight_tying eva_config exclude_modules
     fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout
-    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config
+    megatron_core peft_type peft_version qalora_group_size r revision runtime_config
     target_modules task_type use_rslora
 """
 READERS = ("q", "k", "v", "gate", "in")  # TransformerLens' names of what reads a norm
@@ -40,9 +40,9 @@ def load_adapter(
     """Add a LoRA adapter in peft's format to the weights: W ← W + scale · α/r · B A (Hu et al. 2021).
 
     The adapter must have been trained on these weights; those in data/organisms belong to the folded SmolLM2.
-    Known: ranks and alphas of their own for some modules, rslora, layers_to_transform, fused matrices. Raises
-    a `ValueError` that names any other setting, a tensor that would not be used, an adapter that changes
-    nothing, or one for another model; the model is as it was then.
+    Known: rslora, layers_to_transform, fused matrices. Raises a `ValueError` that names any other setting
+    (ranks or alphas of their own for some modules, say), a tensor that would not be used, an adapter that
+    changes nothing, or one for another model; the model is as it was then.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").exists():
@@ -51,7 +51,7 @@ def load_adapter(
     _check_settings(config)
     pairs = _pairs(read_tensors(folder / "adapter_model.safetensors", "an adapter"), config)
     targets = _Targets(model)
-    deltas = {name: _scaling(config, name, A) * (B.float() @ A.float()) for name, (A, B) in pairs.items()}
+    deltas = {name: _scaling(config) * (B.float() @ A.float()) for name, (A, B) in pairs.items()}
     for name, delta in deltas.items():
         targets.check(name, delta)
     if not any(delta.abs().max() > 0 for delta in deltas.values()):
@@ -109,10 +109,9 @@ def _pairs(
                 f"{key} is {tuple(A.shape)}, and its lora_B is {shapes}: they do not make a product."
             )
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        rank = _of_pattern(config.get("rank_pattern"), name, config["r"])
-        if len(A) != rank:
+        if len(A) != config["r"]:
             raise ValueError(
-                f"{key} has rank {len(A)}, and the settings say {rank}: the files do not belong together."
+                f"{key} has rank {len(A)}, and the settings say {config['r']}: the files do not belong together."
             )
         pairs[name] = A, B
         used |= {key, other}
@@ -129,17 +128,8 @@ def _pairs(
     return pairs
 
 
-def _of_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
-    """peft's rule: the first key that, as a regular expression, is the end of the module's name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return otherwise
-
-
-def _scaling(config: Mapping[str, Any], name: str, A: Float[Tensor, "rank in"]) -> float:
-    alpha = _of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
-    return alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
+def _scaling(config: Mapping[str, Any]) -> float:
+    return config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
 
 
 class _Targets:

@@ -39,7 +39,7 @@ class Fused:
         places = self.places if weights else self.biases
         whole = torch.zeros(max(int(each.max()) for each in places) + 1, dtype=torch.float64)
         for part, place in zip(parts, places, strict=True):
-            whole[place] = 0.0 if part is None else part.double().cpu()
+            whole[place] = 0.0 if part is None else part.cpu().double()
         return whole.view(self.shape) if weights else whole
 
     def split(self, whole: Float[Tensor, "..."]) -> list[Float[Tensor, "_ _"]]:

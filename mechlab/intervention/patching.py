@@ -57,6 +57,8 @@ def activation_patching(
     or do not differ. Interrupted, it returns the layers that are finished.
     """
     one_of("site", site, SITES)
+    if dtype is not None:
+        one_of("dtype", dtype, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
     layers, by = layers_of(model, layers), _parts(site, by)
     base, source = runs_of(model, base, source)
     places = places_of(base.batch, positions, apart="pos" in by)
@@ -134,6 +136,7 @@ def _heads(model: "TransformerBridge", site: str) -> int:
 def _parts(site: str, by: Sequence[str] | None) -> tuple[str, ...]:
     """What is patched separately, checked."""
     has_heads = site in WITH_HEADS
+    by = (by,) if isinstance(by, str) else by
     by = tuple((("head",) if has_heads else ("pos",)) if by is None else by)
     if not {*by} <= {"pos", "head"} or ("head" in by and not has_heads):
         raise ValueError(f'{site!r} can be patched by "pos"{" or head" if has_heads else ""}, not by {by}.')

@@ -30,6 +30,7 @@ from mechlab.runs.engines import run_of
 from mechlab.runs.places import word_positions
 from mechlab.runs.run import Put
 from mechlab.text import own_text
+from mechlab.tokens import Prompts, texts_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,7 +68,7 @@ class Fact:
 @torch.inference_mode(False)
 @torch.no_grad()
 def key_covariance(
-    model: "TransformerBridge", base: Int[Tensor, "batch pos"], *, layer: int, skip: int = 1, batch: int = 16
+    model: "TransformerBridge", base: Prompts, *, layer: int, skip: int = 1, batch: int = 16
 ) -> Float[Tensor, "d_mlp d_mlp"]:
     """C = E[k kᵀ] of what the neurons of one MLP do on ordinary text.
 
@@ -76,10 +77,10 @@ def key_covariance(
     """
     W_out = _output_matrix(model, layer)
     name, count = f"blocks.{layer}.mlp.hook_post", 0
-    total = torch.zeros(len(W_out), len(W_out), dtype=torch.float64, device=W_out.device)
-    for rows in base.split(batch):
+    total = torch.zeros(len(W_out), len(W_out), dtype=torch.float64)
+    for rows in texts_of(model, base, what="base").split(batch):
         _, cache = model.run_with_cache(rows, names_filter=name, stop_at_layer=layer + 1)
-        keys = cache[name][:, skip:].flatten(0, 1).double()
+        keys = cache[name][:, skip:].flatten(0, 1).cpu().double()
         total, count = total + keys.T @ keys, count + len(keys)
     if not count or not torch.isfinite(total).all():
         reason = "NaN or infinite activations" if count else f"no tokens behind the first {skip} positions"

@@ -93,8 +93,8 @@ class _Maps:
         """A map's matrix and its bias, in float64."""
         if id(inner(module)) not in self.maps:
             bias = self.model.b_U if module is self.model.unembed else getattr(module, "bias", None)
-            bias = None if bias is None else bias.detach().double().cpu()
-            self.maps[id(inner(module))] = linear(module).detach().double().cpu(), bias
+            bias = None if bias is None else bias.detach().cpu().double()
+            self.maps[id(inner(module))] = linear(module).detach().cpu().double(), bias
         return self.maps[id(inner(module))]
 
     def homeless(self, module: Any) -> bool:

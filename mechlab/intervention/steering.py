@@ -11,7 +11,7 @@ Easy to get wrong: an effect without its cost in perplexity, without a random ve
 without the prompts on which it goes the wrong way, and without simply asking for the behaviour in the prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechlab.arguments import layers_of, whole
 from mechlab.discovery.probing import residual_streams
 from mechlab.metrics import Metric
 from mechlab.moved import was
@@ -70,7 +71,7 @@ class SteeringVectors:
 
     def step(self, layer: int, strength: float | int) -> Float[Tensor, "d_model"]:
         """The vector that is added."""
-        if not 0 <= layer < len(self.directions):
+        if not whole(layer) or not 0 <= layer < len(self.directions):
             raise ValueError(
                 f"There is no layer {layer}: these vectors are for layers 0 to {len(self.directions) - 1}."
             )
@@ -88,6 +89,11 @@ class SteeringVectors:
 
     def along(self, direction: Float[Tensor, "d_model"]) -> "SteeringVectors":
         """The same lengths with a direction of your own at every layer, such as a sparse autoencoder's."""
+        if direction.shape != self.directions.shape[1:]:
+            raise ValueError(
+                f"The direction is {tuple(direction.shape)}; the stream has {self.directions.shape[1]} "
+                "numbers."
+            )
         unit = (direction / direction.norm()).to(self.directions).expand_as(self.directions)
         return replace(self, directions=unit)
 
@@ -169,6 +175,10 @@ def steering_sweep(
           are the
     control. Only the layers after the vector are computed.
     """
+    if not isinstance(vectors, SteeringVectors):
+        raise ValueError(f"vectors is a {type(vectors).__name__}: make them with `ml.contrast_vectors(...)`.")
+    strengths = _numbers(strengths)
+    layers = layers_of(model, layers)
     moves = {layer: torch.stack([vectors.step(layer, s) for s in strengths]) for layer in layers}
     effect = _measured(model, base, metric, moves, vectors.skip)
     text = batch_of(model, text, what="text")
@@ -244,6 +254,17 @@ def _loss_of(text: Int[Tensor, "text pos"], skip: int) -> Callable[[Tensor], Ten
         return -rows[..., 0].mean(1)
 
     return loss
+
+
+def _numbers(strengths: Iterable[float | int]) -> list[float]:
+    """Strengths as a list of numbers, which is not empty."""
+    try:
+        found = [float(strength) for strength in strengths]
+    except (TypeError, ValueError):
+        found = []
+    if not found:
+        raise ValueError(f"strengths is {strengths!r:.80}: give at least one number in a list.")
+    return found
 
 
 def _measured(

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import layers_of, one_of
+from mechlab.arguments import at_least, layers_of, one_of
 from mechlab.metrics import Metric
 from mechlab.moved import was
 from mechlab.results import Scores, token_labels
 from mechlab.runs.engines import run_of
 from mechlab.runs.places import subject_positions
 from mechlab.runs.run import Put, Run
-from mechlab.tokens import Batch, Prompts
+from mechlab.tokens import Batch, Prompts, whole_numbers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -62,7 +62,7 @@ def causal_tracing(
     noise:   standard deviation of the noise, in standard deviations of the model's token embeddings
     """
     clean = run_of(model, base)
-    subject, positions = _checked(clean.batch, subject, site, window, positions)
+    subject, positions = _checked(clean.batch, subject, site, window, samples, positions)
     layers, tokens = layers_of(model, layers), clean.tokens
     noisy = clean.at("resid_pre", 0) + _noise(clean, subject, noise, samples, seed)
     corrupted = run_of(model, tokens.expand(samples, -1), embedded=noisy, like=clean)
@@ -114,15 +114,24 @@ def _spread(clean: Run) -> float:
 
 
 def _checked(
-    batch: Batch, subject: Sequence[int], site: str, window: int, positions: Sequence[int] | None
+    batch: Batch,
+    subject: Sequence[int],
+    site: str,
+    window: int,
+    samples: int,
+    positions: Sequence[int] | None,
 ) -> tuple[list[int], list[int]]:
     """The subject's positions and those that are restored, counted from the front."""
     one_of("site", site, SITES)
-    if window < 1 or (window > 1 and site == "resid_pre"):
+    at_least("samples", samples, 1)
+    if at_least("window", window, 1) > 1 and site == "resid_pre":
         raise ValueError(f"window is {window}: 1 for the stream, 1 or more for what is written to it.")
     count = batch.tokens.shape[1]
+    if positions is not None:
+        positions = whole_numbers(positions, "positions").flatten().tolist()
+    subject = whole_numbers(subject, "subject").flatten().tolist()
     asked = [*subject, *(positions or [])]
-    if len(batch) != 1 or not len(subject) or not all(-count <= p < count for p in asked):
+    if len(batch) != 1 or not subject or positions == [] or not all(-count <= p < count for p in asked):
         raise ValueError(
             f"One prompt at a time, and positions between 0 and {count - 1}: got {len(batch)} prompts and "
             f"{asked}."

@@ -186,8 +186,8 @@ def _embedding_scale(model: "TransformerBridge") -> float:
     if getattr(model, "embed_ln", None) is not None:
         return 1.0
     tokens = torch.tensor([[1], [2]], device=model.cfg.device)
-    stream = _streams(model, tokens)["blocks.0.hook_resid_pre"][:, 0].double()
-    rows = model.W_E.detach()[tokens[:, 0]].double()
+    stream = _streams(model, tokens)["blocks.0.hook_resid_pre"][:, 0].cpu().double()
+    rows = model.W_E.detach()[tokens[:, 0]].cpu().double()
     step, own = stream[0] - stream[1], rows[0] - rows[1]
     return (step @ own / (own @ own)).item()
 

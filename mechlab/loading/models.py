@@ -57,6 +57,7 @@ def load(
         model = _boot(str(folder), dtype, process=False)
     else:
         model = _boot(_find(name), dtype, process=fold)
+        _check_that_it_runs(model, name)
     model.cfg.model_name = Path(name).name if Path(name).is_dir() else name
     model = _to_device(model, device, say)
     weights = sum(p.numel() for p in model.original_model.parameters())
@@ -135,8 +136,7 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
         folded = last_norm_adds(model) is None
         drawn = _boot(model.cfg.model_name, model.cfg.dtype, process=folded, **given)
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
-    with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
-        return drawn.to(model.cfg.device)
+    return _moved(drawn, model.cfg.device or "cpu")
 
 
 def require_folded(model: "TransformerBridge") -> None:
@@ -173,12 +173,13 @@ def last_norm_adds(model: "TransformerBridge") -> str | None:
     norm = getattr(last, "original_component", None) or last
     chance = torch.randn(1, 1, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
     x = chance.to(device=model.W_E.device, dtype=model.W_E.dtype) * 3
-    there, back, shifted = (norm(each).double() for each in (x, -x, x + 1))
+    there, back, shifted = (norm(each).cpu().double() for each in (x, -x, x + 1))
     precision = 8 * torch.finfo(model.W_E.dtype).eps
     if (there + back).abs().max() > max(1e-4, precision):
         return "a bias of its own"
     centred = (there - shifted).abs().max() < max(1e-2, 4 * precision)
-    plain = x.double() - (x.double().mean() if centred else 0)
+    x = x.cpu().double()
+    plain = x - (x.mean() if centred else 0)
     plain = plain / plain.pow(2).mean().sqrt()
     return (
         None
@@ -202,7 +203,7 @@ def passes_known_answer_test(model: "TransformerBridge", device: str) -> bool:
     tokens = torch.arange(1, 17)[None]
     with torch.no_grad():
         expected = probe(tokens)
-        found = probe.to(device)(tokens.to(device)).cpu()
+        found = _moved(probe, device)(tokens.to(device)).cpu()
     return bool(expected.allclose(found, atol=1e-3))
 
 
@@ -211,7 +212,7 @@ def _to_device(model: "TransformerBridge", device: str | None, say: Say) -> "Tra
     if wanted == "cpu":
         return model
     try:
-        model = model.to(wanted)
+        model = _moved(model, wanted)
         healthy = passes_known_answer_test(model, wanted)
         reason = "gave wrong numbers in the known-answer test"
     except (RuntimeError, AssertionError) as error:
@@ -219,7 +220,12 @@ def _to_device(model: "TransformerBridge", device: str | None, say: Say) -> "Tra
     if healthy:
         return model
     say(f"The device {wanted} {reason}. Using the CPU instead: slower, and right.")
-    return model.to("cpu")
+    return _moved(model, "cpu")
+
+
+def _moved(model: "TransformerBridge", device: str | torch.device) -> "TransformerBridge":
+    with redirect_stdout(io.StringIO()):  # TransformerLens tells where it moves a model to
+        return model.to(device)
 
 
 def _boot(source: str, dtype: torch.dtype, process: bool, **given) -> "TransformerBridge":
@@ -260,6 +266,23 @@ def _find(name: str) -> str:
             'folder from another machine and call `load("path/to/folder")`. '
             '`load("smollm2")` needs no network once it is set up.'
         ) from None
+
+
+@torch.no_grad()
+def _check_that_it_runs(model: "TransformerBridge", name: str) -> None:
+    """TransformerLens opens some models that it cannot run."""
+    try:
+        logits = model(torch.ones(1, 2, dtype=torch.long))
+    except Exception as error:
+        raise ModelError(
+            f"TransformerLens opens {name} and cannot run it ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:160]}), so nothing here can."
+        ) from error
+    if not torch.isfinite(logits).all():
+        raise ModelError(
+            f"{name} gives NaN or infinite logits in {str(model.W_E.dtype).removeprefix('torch.')}. Load it "
+            "with dtype=torch.float32; if that gives the same, its weights are damaged."
+        )
 
 
 def _check_transformer_lens() -> None:

@@ -89,7 +89,7 @@ def _drawn(W: Float[Tensor, "..."]) -> tuple[float, ...]:
     """Some numbers of a matrix, always of the same places."""
     places = torch.linspace(0.013, 0.987, NUMBERS, dtype=torch.float64) * W.numel()
     index = torch.unravel_index(places.long(), W.shape)
-    return tuple(W.detach()[tuple(each.to(W.device) for each in index)].double().cpu().tolist())
+    return tuple(W.detach()[tuple(each.to(W.device) for each in index)].cpu().double().tolist())
 
 
 def _alike(one: Sequence[float], two: Sequence[float]) -> bool:

@@ -146,8 +146,9 @@ def _guesses(model: "TransformerBridge", layer: int, turn: Turn | None) -> Itera
     known = getattr(inner, "scaling", None), getattr(inner, "inv_norm_factor", None)
     scales = [float(each) for each in (*known, model.cfg.d_head**-0.5, 1.0) if isinstance(each, float)]
     cap = getattr(inner, "attn_logit_softcapping", None)
+    turns = [turn] if turn is None else [turn, turn._replace(neighbours=not turn.neighbours)]
     for scale in dict.fromkeys(scales):
-        yield Attending(scale, turn, norms, wide, cap, window, slopes)
+        yield from (Attending(scale, each, norms, wide, cap, window, slopes) for each in turns)
 
 
 def _window(inner: Any, config: Any, layer: int) -> int | None:

@@ -150,12 +150,16 @@ class Weights:
 
         Raises `NotResumable` for a model that computes something else.
         """
-        cfg = model.cfg
         try:
-            layers = [layer_matrices(model, layer) for layer in range(cfg.n_layers)]
-            last = Norm.of(model.ln_final, model)
-        except (ValueError, AttributeError, RuntimeError) as reason:
+            return cls._tried(model, tokens)
+        except (ValueError, AttributeError, RuntimeError, KeyError, TypeError, IndexError) as reason:
             raise NotResumable(f"The fast engine does not know this model: {reason}") from None
+
+    @classmethod
+    def _tried(cls, model: "TransformerBridge", tokens: Int[Tensor, "1 pos"]) -> "Weights":
+        """What the parts of the model say, beside what it does with one prompt."""
+        cfg, layers = model.cfg, [layer_matrices(model, layer) for layer in range(model.cfg.n_layers)]
+        last = Norm.of(model.ln_final, model)
         tried = (
             "attn.hook_q",
             "attn.hook_k",
@@ -234,6 +238,36 @@ def written_by_heads(
     whole = einsum(run.at("z", layer), attn.W_O, mix).sum(2, keepdim=True)
     whole = whole if attn.b_O is None else whole + attn.b_O
     return norm.moved(whole, written) if moved else norm.held(whole, written)
+
+
+@torch.no_grad()
+def check_sums(run: Run) -> None:
+    """Raise a `ValueError` where heads, attention and MLPs do not add up to what the stream gains.
+
+    In some models a number multiplies what they write on the way (Granite), and then a part writes something
+    else than its matrix says.
+    """
+    for layer in range(run.model.cfg.n_layers):
+        attn, written = run.model.blocks[layer].attn, run.at("attn_out", layer)
+        heads = run.at("z", layer).flatten(2) @ attn.W_O.flatten(0, 1)
+        heads = heads if attn.b_O is None else heads + attn.b_O
+        heads = through(Norm.of(getattr(run.model.blocks[layer], "ln1_post", None), run.model), heads)
+        sites = {(put.site, put.layer) for put in run.edits}
+        gained = [] if ("resid_pre", layer + 1) in sites else [run.at("resid_pre", layer + 1)]
+        for whole in gained:
+            parts = torch.stack([run.at("resid_pre", layer), written, run.at("mlp_out", layer)])
+            _must_agree(whole, parts.sum(0), parts, layer)
+        if ("attn_out", layer) not in sites:
+            _must_agree(written, heads, written[None], layer)
+
+
+def _must_agree(found: Tensor, wanted: Tensor, size: Tensor, layer: int) -> None:
+    off, rounding = (found - wanted).float().norm(), 64 * torch.finfo(found.dtype).eps
+    if off > max(1e-3, rounding) * size.float().norm():
+        raise ValueError(
+            f"In layer {layer} of this model attention and MLP do not add up to what the stream gains: it "
+            "multiplies or changes what they write, so what a part writes cannot be told."
+        )
 
 
 def reader_slopes(

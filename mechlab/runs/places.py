@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechlab.results import position_labels
 from mechlab.runs.run import Run
-from mechlab.tokens import Batch, PromptError, tokenized
+from mechlab.tokens import Batch, PromptError, tokenized, whole_numbers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -42,12 +42,20 @@ def places_of(batch: Batch, positions: Positions | None, apart: bool) -> dict[st
         return _masks(
             {name: p.expand(len(batch)) for name, p in zip(names, every, strict=True)}, count, apart
         )
-    if not len(positions):
+    if not isinstance(positions, Mapping):
+        listed = whole_numbers(positions, "positions")
+        if listed.ndim != 1:
+            raise PromptError(
+                f"positions is {positions!r:.80}: give a list of positions that all prompts share, or names "
+                'for those that differ, {"subject": [2, 3]}.'
+            )
+        positions = listed.tolist()
+    if not positions:
         raise ValueError("There is nothing to patch: `positions` is empty.")
     if isinstance(positions, Mapping):
         found = {name: batch.position(p, f"The position of {name!r}") for name, p in positions.items()}
     else:
-        found = _named(batch, [int(p) for p in positions])
+        found = _named(batch, [*positions])
     return _masks(found, count, apart)
 
 

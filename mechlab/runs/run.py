@@ -102,7 +102,8 @@ class Put:
 def norm_over_heads(model: "TransformerBridge", layer: int) -> bool:
     """Whether the queries of all heads go through one norm together (OLMo 2), and so the keys."""
     norm = getattr(model.blocks[layer].attn, "q_norm", None)
-    return norm is not None and norm.weight.shape[-1] != model.cfg.d_head
+    weight = getattr(norm, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) != model.cfg.d_head
 
 
 def hook_of(model: "TransformerBridge", site: str, layer: int) -> str:

@@ -14,7 +14,7 @@ from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.knockouts import CircuitRuns
 from mechlab.loading.models import require_folded
 from mechlab.metrics import Metric, per_prompt
-from mechlab.runs.matrices import held_norm_slope, written_by_heads
+from mechlab.runs.matrices import check_sums, held_norm_slope, written_by_heads
 from mechlab.runs.run import Run
 
 
@@ -33,6 +33,7 @@ class Trials:
     @torch.no_grad()
     def __init__(self, knockouts: CircuitRuns, circuit: Circuit):
         require_folded(knockouts.model)
+        check_sums(knockouts.run)
         self.knockouts, self.circuit, self.model = knockouts, circuit, knockouts.model
         self.prompts, self.positions = knockouts.prompts.tokens, knockouts.prompts.positions
         self.run: Run = knockouts.run
