@@ -141,6 +141,20 @@ def test_what_is_made_on_the_host_may_be_handed_over(asked, name):
         given_on_the_host(asked)[name]()
 
 
+@pytest.mark.parametrize(
+    "name", each(f"{name} (seeds)" for name in ("lime", "kernel_shap", "tiny", "random_weights"))
+)
+def test_random_numbers_of_a_gpu_are_left_alone(name, monkeypatch):
+    """`torch.manual_seed` seeds every GPU, and what a person draws there next would be other numbers."""
+    name, asked, seeded = name.removesuffix(" (seeds)"), random_asked(ml.tiny()), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    call = getattr(ml, name)
+    given = {"tiny": (), "random_weights": (asked.model,)}.get(name, asked.given)
+    call(*given, **({"samples": 8} if name in ("lime", "kernel_shap") else {}))
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
+
+
 def test_two_devices_raise_where_cuda_would():
     model = ml.tiny()
     with TwoDevices(model):

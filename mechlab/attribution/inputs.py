@@ -194,7 +194,7 @@ def _each(
         # afresh for each prompt, so that a prompt's scores do not depend on its batch.
         with gradients(), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # the CPU's own: a GPU's stay
             found = method(lambda masks, row=row, value=value: value(row, masks)).attribute(
                 ones.requires_grad_(slopes), **asked, **options
             )

@@ -114,7 +114,7 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
         raise ValueError(f'There is no tiny model "{kind}". Choose "gpt2" or "gqa".')
     config.initializer_range = 0.2  # larger than usual, so that attention is not flat
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's own: a GPU's numbers stay
         hf_model = AutoModelForCausalLM.from_config(config)
         for parameter in hf_model.parameters():  # norms and biases too, or folding would go untested
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -129,7 +129,7 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's own: a GPU's numbers stay
         config = copy.deepcopy(model.original_model.config)  # the model's own stays as it is
         hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(model.cfg.dtype)
         given = {"hf_model": hf_model, "tokenizer": model.tokenizer}

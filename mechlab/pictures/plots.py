@@ -202,6 +202,7 @@ def _unit(name: str) -> str:
 
 def _floats(values: Float[torch.Tensor, "..."]) -> np.ndarray:
     """float32: half the bytes of a saved figure."""
+    values = values.detach().float().cpu() if isinstance(values, torch.Tensor) else values
     return np.asarray(values, dtype=np.float32)
 
 
