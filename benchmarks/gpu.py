@@ -154,7 +154,8 @@ def engines(report: Report) -> None:
         report.note("SmolLM2 is not on this machine: the engines were compared on tiny models only.")
     elif models:
         worst: Worst = {name: {} for name in TECHNIQUES}
-        compare([techniques.ioi_asked(model) for model in models], worst, "SmolLM2")
+        pair = [techniques.ioi_asked(model) for model in models]
+        compare(pair, worst, "SmolLM2", until=start + LONGEST / 2)
         table(report, "SmolLM2", worst)
     worst, refused = {name: {} for name in TECHNIQUES}, Counter()
     for name in FEW if report.quick else FAMILIES:
@@ -167,10 +168,15 @@ def engines(report: Report) -> None:
     print(f"  refused on both: {refused.total()} (neurons of a mixture of experts and the like)")
 
 
-def compare(pair: Sequence[Asked], worst: Worst, name: str) -> int:
-    """The largest differences of each technique, joined to those so far; how many are refused on both."""
+def compare(pair: Sequence[Asked], worst: Worst, name: str, *, until: float = float("inf")) -> int:
+    """The largest differences of each technique, joined to those so far; how many are refused on both.
+
+    until: when to stop, in seconds of `time.perf_counter`
+    """
     refused = 0
     for which, each in TECHNIQUES.items():
+        if time.perf_counter() > until:
+            break
         wanted, found = (tried(asked, which) for asked in pair)
         pairs = {"device / CPU": (found, wanted)}
         if each.runs:
@@ -201,7 +207,12 @@ def tried(asked: Asked, which: str) -> Tensor | str | Exception:
 def table(report: Report, title: str, worst: Worst) -> None:
     """The largest difference of each technique, as a share of its largest number, and in which family."""
     print(f"\n  {title}: largest differences, as a share of the largest number")
+    late = [name for name, kinds in worst.items() if not kinds]
+    if late:
+        report.note(f"{title}, not reached in time: {', '.join(late)}.")
     for name, kinds in worst.items():
+        if name in late:
+            continue
         limit = TECHNIQUES[name].limit
         shown = ", ".join(f"{kind} {off:.0e} ({where})" for kind, (off, where) in kinds.items())
         report.line(name, f"{shown}; limit {limit:.0e}", all(off < limit for off, _ in kinds.values()))
