@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import mechlab as ml
+from mechlab.loading.limits import is_ignored
 from mechlab.runs.caching import BLOCK_HOOKS, OUTER_HOOKS, cache_bytes, hook_map, only
 from mechlab.runs.hooks import HookError, intervene, replace_head, replace_with
+from tests.architectures import bridge, kept
 
 TOKENS = torch.arange(1, 13).reshape(2, 6)
 OTHER = torch.arange(20, 32).reshape(2, 6)
@@ -212,3 +214,105 @@ def test_public_names_exist():
         assert getattr(ml, name) is not None
     with pytest.raises(AttributeError, match="mechlab has no 'lode'"):
         ml.lode  # noqa: B018
+
+
+# --- hooks that fire and are ignored ---
+
+
+@pytest.mark.parametrize("family", ["OPT", "GPT-J", "GPT-Neo"])
+@pytest.mark.parametrize("site", ["hook_pattern", "hook_attn_scores"])
+def test_a_hook_whose_result_is_not_used_is_refused(family, site):
+    model, name = kept(family), f"blocks.2.attn.{site}"
+    tokens = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        before = model(tokens)
+        with model.hooks(fwd_hooks=[(name, lambda x, hook: x * 0.5)]):
+            assert torch.equal(model(tokens), before)  # what a person would have taken for an effect of 0
+        with (
+            pytest.raises(HookError, match=rf"{name} can be read in this model and not written"),
+            ml.intervene(model, [(name, lambda x, hook: x * 0.5)]),
+        ):
+            model(tokens)
+        with ml.intervene(model, [(name, lambda x, hook: None), (name, lambda x, hook: x)]) as fired:
+            assert torch.equal(model(tokens), before)  # looking is no writing
+    assert fired == [1, 1]
+    assert is_ignored(model, name) and not is_ignored(model, "blocks.2.attn.hook_z")
+
+
+def test_what_is_tried_leaves_hooks_of_others_alone():
+    """Inside somebody's hooks, with their shapes, the trial of another hook neither meets nor removes them."""
+    model, calls = bridge("OPT"), []
+    tokens = torch.arange(1, 9)[None].expand(3, -1)
+
+    def mine(x, hook):
+        assert x.shape[:2] == (3, 8)
+        calls.append(1)
+        return x * 2
+
+    with torch.no_grad(), ml.intervene(model, [("blocks.0.hook_mlp_out", mine)]):
+        alone = model(tokens)
+        with ml.intervene(model, [("blocks.1.attn.hook_z", lambda x, hook: x)]):
+            assert torch.equal(model(tokens), alone)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("family", ["OPT", "Llama"])
+def test_the_hook_map_marks_what_can_only_be_read(family):
+    frame = hook_map(kept(family), layer=1)
+    marked = set(frame["hook"][frame["what it is"].str.contains("read only")])
+    names = {"blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_pattern"}
+    assert marked == (names if family == "OPT" else set())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_writing_in_place_is_noticed_in_every_mode(tiny, mode):
+    tokens = torch.arange(1, 9)[None]
+
+    def spoil(x, hook):
+        x[:, 2] = 0
+        return x
+
+    with (
+        mode(),
+        pytest.raises(HookError, match="writes into the activation"),
+        ml.intervene(tiny, [("blocks.1.attn.hook_z", spoil)]),
+    ):
+        tiny(tokens)
+    with mode(), ml.intervene(tiny, [("blocks.1.attn.hook_z", lambda x, hook: x.nan_to_num())]):
+        tiny(tokens)
+    assert hooks_left(tiny) == 0
+
+
+@pytest.mark.parametrize("site", ["hook_pattern", "hook_attn_scores", "hook_z", "hook_v", "hook_resid_pre"])
+def test_another_runs_activation_is_put_for_a_head_and_at_positions(tiny, site):
+    """By a mask written out; patterns have their heads first, and the positions of the query."""
+    base, other = torch.arange(1, 9)[None], torch.arange(21, 29)[None]
+    name = f"blocks.1.{site}" if "resid" in site else f"blocks.1.attn.{site}"
+    heads, positions = (None, [2, -1]) if "resid" in site else (1, [2, -1])
+    with torch.no_grad():
+        value = tiny.run_with_cache(other)[1][name]
+        first = site in ("hook_pattern", "hook_attn_scores")
+
+        def by_hand(x, hook):
+            x = x.clone()
+            for p in positions:
+                index = (
+                    (slice(None), p)
+                    if heads is None
+                    else ((slice(None), heads, p) if first else (slice(None), p, heads))
+                )
+                x[index] = value[index]
+            return x
+
+        with ml.intervene(tiny, ml.replace_with(name, value, head=heads, positions=positions)):
+            found = tiny(base)
+        with tiny.hooks(fwd_hooks=[(name, by_hand)]):
+            assert torch.allclose(found, tiny(base), atol=1e-6)
+        for given, message in (({"head": 4}, "has no head 4"), ({"positions": [8]}, "has no position 8")):
+            if heads is None and "head" in given:
+                message = "has no head 4: it has 0 heads"
+            with (
+                pytest.raises(HookError, match=message),
+                ml.intervene(tiny, ml.replace_with(name, value, **given)),
+            ):
+                tiny(base)

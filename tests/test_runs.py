@@ -447,3 +447,130 @@ def test_the_end_of_the_stream_is_refused_and_not_ignored(runs):
     _, base, *_ = runs
     with pytest.raises(ValueError, match="There is no layer 3"):
         base.edited(DIFFERENCE, [Put("resid_pre", 3, torch.ones(1, 1, 1, 32))])
+
+
+# --- what a run belongs to, and the order of edits ---
+
+
+def test_a_run_belongs_to_its_model_and_its_weights(tiny):
+    base, source = run_of(tiny, BASE), run_of(tiny, SOURCE)
+    plain = run_of(tiny, BASE, engine="plain")
+    other = ml.tiny("gqa", seed=5)
+    with pytest.raises(ValueError, match=r"made with another model .*A run belongs to one model"):
+        ml.path_patching(other, base, source, DIFFERENCE)
+    with ml.orthogonalize(tiny, torch.randn(32, generator=torch.Generator().manual_seed(1))):
+        for run in (base, plain):
+            for asked in (
+                lambda run=run: run.value(DIFFERENCE),
+                lambda run=run: run.edited(DIFFERENCE, [Put("z", 1, torch.zeros(1, 1, 1, 4, 8))]),
+                lambda run=run: run.z_gradients(DIFFERENCE),
+                lambda run=run: run.changed([]),
+                lambda run=run: run.logits([], 1),
+                lambda run=run: ml.activation_patching(tiny, run, SOURCE, DIFFERENCE),
+                lambda run=run: run_of(tiny, SOURCE, like=run),
+            ):
+                with pytest.raises(ValueError, match="were changed since this run was made"):
+                    asked()
+    assert torch.allclose(base.value(DIFFERENCE), plain.value(DIFFERENCE), atol=1e-4)  # undone: as before
+
+
+def test_weights_that_are_written_in_place_are_noticed():
+    model = ml.tiny("gqa")
+    run = run_of(model, BASE)
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out.mul_(1.5)
+    with pytest.raises(ValueError, match="were changed since this run was made"):
+        run.value(DIFFERENCE)
+
+
+def test_edits_come_after_the_embedding(runs):
+    _, base, _, plain, _ = runs
+    first = torch.zeros(1, 1, 9, dtype=torch.bool)
+    first[..., 2] = True
+    put = Put("resid_pre", 0, torch.ones(1, 1, 1, 32), first)
+    start = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(4))
+    for run in (base, plain):
+        changed = run.changed([put]).changed(embedded=start)
+        assert (changed.at("resid_pre", 0)[:, 2] == 1).all()
+        assert torch.allclose(changed.at("resid_pre", 0)[:, 3], start[:, 3])
+
+
+def test_what_an_mlp_writes_is_what_it_writes_also_before_an_edited_stream(runs):
+    _, base, _, plain, _ = runs
+    put = Put("resid_pre", 2, torch.zeros(1, 1, 1, 32))
+    for run in (base, plain):
+        assert torch.allclose(run.changed([put]).at("mlp_out", 1), run.at("mlp_out", 1), atol=1e-5)
+
+
+def test_keys_of_single_query_heads_made_for_good_see_later_edits():
+    model = ml.tiny("gqa")
+    base, plain = (run_of(model, BASE, engine=engine) for engine in ("fast", "plain"))
+    where = torch.zeros(1, 3, 9, 4, dtype=torch.bool)
+    where[..., 1] = True
+    value = torch.randn(1, 3, 9, 4, 8, generator=torch.Generator().manual_seed(2))
+    later = [Put("resid_pre", 0, torch.randn(1, 3, 9, 32, generator=torch.Generator().manual_seed(3)))]
+    found = [run.changed([Put("k", 2, value, where)]).edited(DIFFERENCE, later) for run in (base, plain)]
+    assert torch.allclose(*found, atol=1e-4)
+    assert not torch.allclose(found[0], base.edited(DIFFERENCE, later), atol=1e-3)
+
+
+def test_a_pattern_that_looks_ahead_reaches_earlier_places(runs):
+    """No causal model has one, and a hook can write one: then a later edit moves what stands before it."""
+    _, base, _, plain, _ = runs
+    ahead = torch.full((1, 3, 9, 4, 9), 1 / 9)
+    last = (torch.arange(9) == 8)[None, None]
+    for run, other in ((base, plain),):
+        edits = [Put("z", 0, torch.ones(1, 1, 1, 4, 8), last)]
+        found, expected = (
+            each.changed([Put("pattern", 1, ahead)]).edited(ml.log_prob(9, pos=3), edits)
+            for each in (run, other)
+        )
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert not torch.allclose(
+            found, run.changed([Put("pattern", 1, ahead)]).value(ml.log_prob(9, pos=3)), atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_run_as_it_rounds(dtype):
+    from tests.architectures import bridge
+
+    model, whole = bridge("Llama", dtype=dtype), bridge("Llama")
+    with pytest.warns(
+        UserWarning, match=rf"In {str(dtype)[6:]} this model rounds at every step.*the same numbers"
+    ):
+        found = ml.activation_patching(model, BASE, SOURCE, DIFFERENCE, "z", normalized=False)
+    expected = ml.activation_patching(whole, BASE, SOURCE, DIFFERENCE, "z", normalized=False)
+    assert found.values.dtype == torch.float32
+    assert (found.values - expected.values).abs().max() < 0.1 * expected.values.abs().max() + 0.1
+
+
+def test_double_precision_is_served_by_the_fast_engine():
+    from tests.architectures import bridge
+
+    model, whole = bridge("Llama", dtype=torch.float64), bridge("Llama")
+    found = ml.path_patching(model, BASE, SOURCE, DIFFERENCE, normalized=False)
+    assert isinstance(run_of(model, BASE), Fast)
+    assert torch.allclose(
+        found.values, ml.path_patching(whole, BASE, SOURCE, DIFFERENCE, normalized=False).values, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_a_mode_around_a_run_changes_nothing(tiny, mode, engine):
+    def asked(tokens):
+        base = run_of(tiny, tokens, engine=engine)
+        source = run_of(tiny, SOURCE, like=base)
+        return [
+            torch.stack(base.z_gradients(DIFFERENCE)),
+            *base.reader_gradients(DIFFERENCE),
+            ml.edge_attribution(tiny, base, source, DIFFERENCE, steps=2).values,
+            ml.activation_patching(tiny, base, source, DIFFERENCE, "v").values,
+        ]
+
+    expected = asked(BASE)
+    with mode():
+        found = asked(BASE.clone())
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two)
