@@ -107,7 +107,6 @@ def test_what_a_bad_call_comes_to():
     assert outcomes[0].startswith("IndexError") and outcomes[1:] == [None, "no error"]
 
 
-@pytest.mark.xfail(reason="`Run.read` and `Run.at` take places and layers that are not there")
 def test_bad_input_is_refused_before_it_runs():
     """In a process of its own: here shapes are checked first, and a sentence would not be seen."""
     command = [sys.executable, "-m", "benchmarks.gpu", "bad input", *ON_CPU]

@@ -64,7 +64,7 @@ def contrast_consistent_search(
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(restarts):
-        start = torch.randn(yes.shape[1] + 1, generator=generator) / yes.shape[1] ** 0.5
+        start = (torch.randn(yes.shape[1] + 1, generator=generator) / yes.shape[1] ** 0.5).to(yes)
         weights, loss = _descend(*pair, start, steps)
         found.append(CCS(weights[:-1] / scale, weights[-1].item(), loss, means))
     return sorted(found, key=lambda probe: probe.loss)

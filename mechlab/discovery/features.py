@@ -159,6 +159,7 @@ def feature_hooks(
     if (value is None) == (times is None):
         raise ValueError("Give either value (set the feature) or times (multiply it).")
     _check(feature, sae.d_sae)
+    sae = sae.to(model.W_E.device)
     direction = sae.W_dec[feature]
 
     def change(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
@@ -231,6 +232,7 @@ def feature_page(
     shows others, drawn evenly from the rest: the loudest alone make nearly every feature look clean.
     """
     require_folded(model)
+    sae = sae.to(model.W_E.device)
     if activity.d_sae != sae.d_sae:
         raise ValueError(
             f"The activity is of a dictionary of {activity.d_sae} features, and this one has {sae.d_sae}: "

@@ -120,7 +120,7 @@ def probe_layers(
     Features are standardised on the training part. Each example is held out once (`folds` parts); classes
     keep their proportions. Source: Alain and Bengio 2016; Hewitt and Liang 2019 for what to compare with.
     """
-    labels = np.asarray(labels)
+    labels = _array(labels)
     estimator = _estimator(probe, penalty)
     numbers = is_regressor(estimator)
     _check(features, labels, groups, numbers)
@@ -177,7 +177,7 @@ def r_squared(predictions: np.ndarray, truth: np.ndarray, *, within: ArrayLike |
     within: a group for each example; distances are then measured from the mean of the group, which asks what
     the probe knows beyond the group. Below 0: worse than saying the group's mean.
     """
-    truth = np.asarray(truth, dtype=float)
+    truth = _array(truth).astype(float)
     centre, said = truth.mean(0), np.asarray(predictions, dtype=float)
     if said.shape[1:] != truth.shape:
         raise ValueError(
@@ -207,6 +207,11 @@ class MassMean(ClassifierMixin, BaseEstimator):
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
+
+
+def _array(labels: ArrayLike) -> np.ndarray:
+    """Labels as an array, also where they are a tensor of another device."""
+    return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
 
 
 def _estimator(probe: str | BaseEstimator, penalty: float | int | None) -> BaseEstimator:
@@ -302,7 +307,7 @@ def _others(
     truth: ArrayLike,
 ) -> np.ndarray:
     """The labels of other examples, after a check that the same probes can be scored on them."""
-    truth = np.asarray(truth)
+    truth = _array(truth)
     layers, _, d_model = features.shape
     if (
         other.ndim != 3

@@ -135,6 +135,7 @@ def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int
 
 def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:
     """Put the reconstruction in the place of the activation, at all positions but the first `skip`."""
+    sae = sae.to(model.W_E.device)
 
     def write(x: Float[Tensor, "batch pos d_in"], hook) -> Float[Tensor, "batch pos d_in"]:
         return torch.cat([x[:, :skip], sae.decode(sae.encode(x[:, skip:])).to(x)], dim=1)

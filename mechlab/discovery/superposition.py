@@ -73,7 +73,7 @@ def train_toy_models(
         raise ValueError(
             "n_features and n_hidden must be at least 1, and every density above 0 and at most 1."
         )
-    importance = torch.ones(n_features) if importance is None else torch.as_tensor(importance).float()
+    importance = torch.ones(n_features) if importance is None else torch.as_tensor(importance).float().cpu()
     if importance.shape != (n_features,):
         raise ValueError(f"There are {n_features} features and {importance.numel()} importances.")
     if not (torch.isfinite(importance) & (importance >= 0)).all():

@@ -111,7 +111,8 @@ def _pairs(
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         if len(A) != config["r"]:
             raise ValueError(
-                f"{key} has rank {len(A)}, and the settings say {config['r']}: the files do not belong together."
+                f"{key} has rank {len(A)}, and the settings say {config['r']}: the files do not belong "
+                "together."
             )
         pairs[name] = A, B
         used |= {key, other}

@@ -142,6 +142,7 @@ class Fast(Kept):
     # What the protocol asks for
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
+        self.check_layer(site, layer)
         if site in ("resid_pre", "resid_mid", "z"):
             return getattr(self, site)[layer]
         if site == "pattern":
@@ -187,6 +188,9 @@ class Fast(Kept):
     ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
         self.check_fresh()
         check_edits(self.model, [*self.edits, *edits])
+        for layer in layers:
+            self.check_layer(site, layer)
+        places = self.check_places(places)
         start, _ = self._begin(edits)
         if site in ("q", "k", "v") and self._held(edits, start, max(layers)):
             streams = self._held_streams(edits, {*layers}, places)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.runs import rotary
+from mechlab.tokens import Prompts, batch_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -86,9 +87,9 @@ def block(
 
 
 @torch.no_grad()
-def forward(model: "TransformerBridge", tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_vocab"]:
+def forward(model: "TransformerBridge", tokens: Prompts) -> Float[Tensor, "pos d_vocab"]:
     """Logits of one prompt: embed, every block, last norm, unembed."""
-    resid = model.W_E[tokens]
+    resid = model.W_E[batch_of(model, tokens).tokens[0]]
     for layer in range(model.cfg.n_layers):
         resid = block(model, layer, resid)
     return rms_norm(resid, model.cfg.eps) @ model.W_U

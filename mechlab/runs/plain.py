@@ -49,6 +49,7 @@ class Plain(Kept):
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
         one_of("site", site, SITES)
+        self.check_layer(site, layer)
         if site not in self._seen:
             self.check_fresh()
             self._seen[site] = self._watched(site)
@@ -78,6 +79,9 @@ class Plain(Kept):
     def read(
         self, site: str, layers: Sequence[int], edits: Sequence[Put], places: Int[Tensor, "batch place"]
     ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
+        for layer in layers:
+            self.check_layer(site, layer)
+        places = self.check_places(places)
         rows = torch.arange(len(places), device=places.device)[:, None]
         found = [self._watched(site, edits, copy) for copy in range(copies_of(edits))]
         return {layer: torch.stack([each[layer][rows, places] for each in found]) for layer in layers}

@@ -222,6 +222,24 @@ class Kept:
                 "model now. Make it again: `ml.run_of(model, tokens)`."
             )
 
+    def check_layer(self, site: str, layer: int) -> None:
+        """Raise a `ValueError` for a layer that has no such site; the stream has one more, the end."""
+        last = self.model.cfg.n_layers - (site != "resid_pre")
+        if not 0 <= layer <= last:
+            raise ValueError(f"There is no {site} of layer {layer}: this model has it in layers 0 to {last}.")
+
+    def check_places(self, places: Int[Tensor, "batch place"]) -> Int[Tensor, "batch place"]:
+        """The positions, if all prompts have them; else a `ValueError`."""
+        count = self.tokens.shape[1]
+        if len(places) != len(self.tokens) or (
+            places.numel() and not (places.min() >= 0 and places.max() < count)
+        ):
+            raise ValueError(
+                f"places is {tuple(places.shape)}, from {places.min()} to {places.max()}: give positions 0 "
+                f"to {count - 1} for each of the {len(self.tokens)} prompts."
+            )
+        return places.to(self.tokens.device)
+
     def fitted(self, metric: Metric) -> Metric:
         """The metric for the prompts of the run, which must not be stale."""
         self.check_fresh()
