@@ -17,7 +17,7 @@ from mechlab.moved import old_name, was
 from mechlab.tokens import Batch, whole_numbers
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch"]]
-Ids = Int[Tensor, "batch"] | Sequence[int] | int
+Ids = Int[Tensor, "_"] | Sequence[int] | int
 
 
 @dataclass(frozen=True)
