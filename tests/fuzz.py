@@ -11,12 +11,17 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 
 from tests import test_fuzz
 
 ROUND = settings(
-    max_examples=10, deadline=None, database=None, suppress_health_check=[*HealthCheck], print_blob=False
+    max_examples=10,
+    deadline=None,
+    database=None,
+    suppress_health_check=[*HealthCheck],
+    phases=[Phase.generate, Phase.shrink],
+    print_blob=False,
 )
 
 
@@ -67,7 +72,9 @@ def main(minutes: float, word: str = "") -> int:
             if time.monotonic() > end:
                 break
     for name in chosen:
-        print(f"{name}: {10 * done[name]} examples in {spent[name]:.0f} s, {found[name]} findings", flush=True)
+        print(
+            f"{name}: {10 * done[name]} examples in {spent[name]:.0f} s, {found[name]} findings", flush=True
+        )
     return min(found.total(), 1)
 
 

@@ -12,8 +12,8 @@ from mechlab.runs import engines
 from mechlab.runs.engines import run_of
 from mechlab.runs.fast import Fast
 from mechlab.runs.places import places_of
-from mechlab.tokens import batch_of
 from mechlab.runs.run import SITES, WITH_HEADS, Put
+from mechlab.tokens import batch_of
 from tests.test_hooks import hooks_left
 from tests.test_runs import Refuses
 

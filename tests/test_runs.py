@@ -364,59 +364,6 @@ def test_pairs_of_runs_must_correspond(tiny):
     assert isinstance(source, Plain)  # the second is of the kind of the first
 
 
-def drawn(model, source, size, chance):
-    """A random edit: any site and layer, masks and values of any shape that stands for all, held or not."""
-    prompts, count, copies = size
-    site, layer = chance.choice([*SITES]), chance.randrange(3)
-    if site in ("q", "k") and model.cfg.n_key_value_heads:  # turned in one engine and not in the other
-        site = "z"
-    value = None if chance.random() < 0.1 else source.at(site, layer)[None]
-    if value is None:
-        return Put(site, layer, held=True)
-    heads = value.shape[3]
-    if site == "v" and chance.random() < 0.3:  # for single query heads
-        value, heads = value.repeat_interleave(4 // heads, dim=3), 4
-    if chance.random() < 0.4:
-        value = value + torch.randn(copies, *[1] * (value.ndim - 1))
-    shape = [chance.choice([1, many]) for many in (copies, prompts, count)]
-    if site in WITH_HEADS and chance.random() < 0.7:
-        shape.append(chance.choice([1, heads]))
-    where = None if chance.random() < 0.15 else torch.rand(shape) < chance.choice([0, 0.2, 0.5, 1.1])
-    return Put(site, layer, value, where, held=chance.random() < 0.2)
-
-
-@pytest.mark.parametrize("seed", range(60))
-@pytest.mark.parametrize("kind", ["gqa", "gpt2"])
-def test_random_edits_give_the_same_on_both_engines(kind, seed):
-    """Several at once in any order, on the run and on a changed run; what is refused is refused by both."""
-    import random
-
-    model, chance = ml.tiny(kind), random.Random(seed)
-    torch.manual_seed(seed)
-    size = prompts, count, _ = chance.randint(1, 4), chance.randint(1, 9), chance.randint(1, 3)
-    base, other = torch.randint(5, 60, (2, prompts, count))
-    run, plain = (run_of(model, base, engine=engine) for engine in ("fast", "plain"))
-    source = run_of(model, other, like=run)
-    edits, more = (
-        [drawn(model, source, size, chance) for _ in range(chance.randint(1, 4))] for _ in range(2)
-    )
-    metric = chance.choice([ml.log_prob(7), lambda logits: logits.logsumexp(-1).sum(1) + logits[:, 0, 3]])
-
-    def asked(its):
-        try:
-            changed = its.changed([put.of_copy(0) for put in edits])
-            found = [its.edited(metric, edits), changed.value(metric), changed.edited(metric, more)]
-            return [*found, *(changed.at(site, 2) for site in ("resid_pre", "z", "pattern", "mlp_out"))]
-        except ValueError as refusal:
-            assert "for single query heads" in str(refusal)
-            return None
-
-    found, expected = asked(run), asked(plain)
-    assert (found is None) == (expected is None)
-    for one, two in zip(found or [], expected or [], strict=True):
-        assert torch.allclose(one, two, atol=3e-4), (one - two).abs().max()
-
-
 def test_a_site_that_an_engine_does_not_know_is_refused(runs):
     _, base, source, *_ = runs
     with pytest.raises(ValueError, match="site is 'mlp_post'; it must be one of 'resid_pre'"):
