@@ -388,7 +388,7 @@ def techniques(model, size, seed):
     """What each technique gives on prompts of one size: numbers, or the sentence of a refusal."""
     base, other = prompts_of(model, size, seed)
     metric, places = ml.logit_difference(7, 8), torch.arange(size[0]) % size[1]
-    pair, run, source = (model, base, other, metric), run_of(model, base), run_of(model, other)
+    pair, run, source = (model, base, other, metric), *(answer(run_of, model, each) for each in (base, other))
     chance = torch.Generator().manual_seed(seed)
     put = Put("z", 1, source.at("z", 1)[None], torch.rand(2, *base.shape, 1, generator=chance) < 0.5)
     vectors = ml.contrast_vectors(model, ["John went to Paris"], ["Mary gave a drink"])

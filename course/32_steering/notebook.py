@@ -607,7 +607,7 @@ city, country = CITIES.split()[::2], CITIES.split()[1::2]
 assert len(set(city)) == len(country) == 32
 said = lambda shift: [f"{city[n]} is a city in {country[(n + shift) % 16]}." for n in range(16)]
 truth = ml.contrast_vectors(model, said(0), said(5))
-questions = model.to_tokens([f"{name} is a city in" for name in city[16:]])
+questions = [f"{name} is a city in" for name in city[16:]]  # of 6 to 8 tokens, each read at its own end
 right = [ml.single_token(model, f" {name}") for name in country[16:]]
 knows = ml.logit_difference(right, right[5:] + right[:5])
 honest = ml.steering_sweep(
@@ -623,18 +623,18 @@ claim(model, "cost of the sea at 0.2", paid.cost.values[0, 0], says=1.2, within=
 claim(model, "cost of the sea at 0.4", paid.cost.values[0, 1], says=2.1, within=0.2)
 (low_12, low_16), (high_12, high_16) = honest.effect.interval()[:, :, 0].tolist()
 assert low_12 < 0 < high_12
-claim(model, "truth, layer 12", honest.effect.values[0, 0], says=0.2, within=0.2)
-claim(model, "truth, layer 16", honest.effect.values[1, 0], says=1.3, within=0.2)
-claim(model, "lower end of its interval", low_16, says=0.05, within=0.2)
-claim(model, "upper end", high_16, says=2.5, within=0.3)
+claim(model, "truth, layer 12", honest.effect.values[0, 0], says=0.4, within=0.2)
+claim(model, "truth, layer 16", honest.effect.values[1, 0], says=1.5, within=0.2)
+claim(model, "lower end of its interval", low_16, says=0.0, within=0.2)
+claim(model, "upper end", high_16, says=2.9, within=0.3)
 stuck = (honest.effect.per_prompt[:, 1, 0] <= 0).float().mean()
 claim(model, "truth, layer 16, share that does not rise", stuck, says=0.31, within=0.07)
 claim(model, "gap of truth", truth.gaps[12] / truth.lengths[12], says=0.011, within=0.004)
 claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says=0.076, within=0.01)
 
 # %% [markdown]
-# The sea comes in, ten words among about 110 against none, at 1.2 times the perplexity. Twice the push brings no more (11), at 2.1 times, and the sentences break. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.2 logits, and the interval
-# holds zero. At layer 16, the best of four that we tried, it is 1.3, with an interval from 0.05 to 2.5, and five of sixteen cities do not rise. That interval knows nothing of our choosing
+# The sea comes in, ten words among about 110 against none, at 1.2 times the perplexity. Twice the push brings no more (11), at 2.1 times, and the sentences break. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.4 logits, and the interval
+# holds zero. At layer 16, the best of four that we tried, it is 1.5, with an interval from 0.0 to 2.9, and five of sixteen cities do not rise. That interval knows nothing of our choosing
 # the layer on these very cities, so do not call it found. **A contrast vector exists for any two sets of sentences; that the model listens to it does not follow.** One warning sign: at layer 12 the two means lie 1.1 % of the stream's
 # length apart (7.6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
 #

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from mechlab.arguments import at_least, gradients, outside_inference
 from mechlab.attribution.masking import Game, Source, input_game
-from mechlab.attribution.readout import wide
 from mechlab.attribution.rollout import attention_rollout
 from mechlab.metrics import Metric
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, position_labels
+from mechlab.runs.norms import wide
 from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:

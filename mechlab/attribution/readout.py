@@ -14,13 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechlab.runs.norms import wide
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-
-def wide(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """In single precision at least: sums of numbers of 16 bits are not taken in 16 bits."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True)

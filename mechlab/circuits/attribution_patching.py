@@ -23,6 +23,7 @@ from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
 from mechlab.runs.matrices import check_sums, is_parallel, written_by_heads
+from mechlab.runs.norms import wide
 from mechlab.runs.places import Positions, places_of
 from mechlab.runs.run import Run
 from mechlab.tokens import Prompts
@@ -87,10 +88,10 @@ def edge_attribution(
     readers, before = zip(*_readers(model), strict=True)
     total = torch.zeros(len(base.tokens), len(senders), len(readers))
     for run in _on_the_way(base, source, at_least("steps", steps, 1)):
-        flat, column = _written(base, source, run).flatten(2), 0
+        flat, column = wide(_written(base, source, run).flatten(2)), 0
         for slope in run.reader_gradients(metric):
             many, below = slope.shape[2], before[column]
-            slope = slope.transpose(1, 2).flatten(2)  # batch, reader, all that it reads
+            slope = wide(slope.transpose(1, 2).flatten(2))  # batch, reader, all that it reads
             found = einsum(flat[:below], slope, "sender batch read, batch reader read -> batch sender reader")
             total[:, :below, column : column + many] += found.cpu()
             column += many

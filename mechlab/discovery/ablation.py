@@ -22,11 +22,11 @@ from torch import Tensor
 
 from mechlab.arguments import at_least, key_value_heads, layers_of, mlp_width, one_of, whole
 from mechlab.attribution.masking import Source
-from mechlab.attribution.readout import wide
 from mechlab.metrics import Metric, fitted, per_prompt
 from mechlab.moved import was
 from mechlab.results import AblationResult, Scores
 from mechlab.runs.hooks import Hook, HookError, intervene, set_component, unit_direction
+from mechlab.runs.norms import wide
 from mechlab.tokens import Batch, Prompts, batch_of, first_tokens
 
 if TYPE_CHECKING:

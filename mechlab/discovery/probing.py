@@ -24,10 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mechlab.arguments import at_least, whole
-from mechlab.attribution.readout import wide
 from mechlab.discovery.streams import residual_entries
 from mechlab.moved import was
 from mechlab.results import Scores
+from mechlab.runs.norms import wide
 from mechlab.tokens import Prompts, batch_of, first_tokens
 
 if TYPE_CHECKING:

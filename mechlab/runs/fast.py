@@ -297,6 +297,8 @@ class Fast(Kept):
             begin = self.before.get(0, self.resid_pre[0]).detach().clone().requires_grad_()
             note("end", len(self.weights.layers), self._run_on(0, 0, stream=begin, note=note))
             total = self._metric(self.fitted(metric), kept["end"][0][None], 0).sum()
+            if not total.requires_grad:
+                self.check_slope(self.fitted(metric))
             found = iter(slopes_of(total, [tensor for each in kept.values() for tensor in each]))
         return {site: [next(found) for _ in tensors] for site, tensors in kept.items()}
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+def wide(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """In single precision at least: sums of numbers of 16 bits are not taken in 16 bits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 @dataclass(frozen=True)
 class Norm:
     """x ↦ weight · (x − mean) / root of the mean square + bias, over the last axis.
@@ -37,28 +42,29 @@ class Norm:
         self, x: Float[Tensor, "*#any width"], slope: Float[Tensor, "*#any width"]
     ) -> Float[Tensor, "*#any width"]:
         """The gradient for x, from the gradient for what the norm makes of it."""
+        x, slope = wide(x), wide(slope)
         return self._through(x, slope if self.weight is None else slope * self.weight)
 
     def moved(
         self, x: Float[Tensor, "*#any width"], change: Float[Tensor, "*#any width"]
     ) -> Float[Tensor, "*#any width"]:
         """How the output changes to first order when x changes by a little."""
-        found = self._through(x, change)
+        found = self._through(wide(x), wide(change))
         return found if self.weight is None else found * self.weight
 
     def held(
         self, x: Float[Tensor, "*#any width"], change: Float[Tensor, "*#any width"]
     ) -> Float[Tensor, "*#any width"]:
         """How the output changes when x changes and the length it divides by is held."""
-        found = self._centre(change) * self._scale(self._centre(x))
+        found = self._centre(wide(change)) * self._scale(self._centre(wide(x)))
         return found if self.weight is None else found * self.weight
 
     def held_slope(
         self, x: Float[Tensor, "*#any width"], slope: Float[Tensor, "*#any width"]
     ) -> Float[Tensor, "*#any width"]:
         """The gradient for x where the length is held."""
-        slope = slope if self.weight is None else slope * self.weight
-        return self._centre(slope) * self._scale(self._centre(x))
+        slope = wide(slope) if self.weight is None else wide(slope) * self.weight
+        return self._centre(slope) * self._scale(self._centre(wide(x)))
 
     def _through(self, x: Tensor, each: Tensor) -> Tensor:
         """The norm's derivative without its weight: symmetric, so it serves both ways."""
@@ -95,30 +101,33 @@ class Norm:
                 there, back, shifted = inner(x), inner(-x), inner(x + 1)
         except (RuntimeError, TypeError, IndexError):  # another number of axes, or more inputs
             raise ValueError(unknown) from None
-        centred = torch.allclose(there, shifted, atol=1e-2)
+        there, back, shifted, x = (wide(each) for each in (there, back, shifted, x))
+        near = max(1e-3, 8 * torch.finfo(model.W_E.dtype).eps)  # as finely as the model itself rounds
+        centred = torch.allclose(there, shifted, atol=10 * near)
         plain = cls(centred, float(model.cfg.eps if eps is None else eps))
-        weight, bias = _scaled_by(inner, there - back, 2 * plain(x)), (there + back)[0, 0] / 2
+        weight, bias = _scaled_by(inner, there - back, 2 * plain(x), near), (there + back)[0, 0] / 2
         stored = getattr(inner, "bias", None)
-        bias = stored.detach() if stored is not None and torch.allclose(stored, bias, atol=1e-3) else bias
+        if stored is not None and torch.allclose(wide(stored), bias, atol=near):
+            bias = wide(stored.detach())
         found = cls(
             centred,
             plain.eps,
-            None if (weight - 1).abs().max() < 1e-5 else weight,
-            None if bias.abs().max() < 1e-5 else bias,
+            None if (weight - 1).abs().max() < near / 100 else weight,
+            None if bias.abs().max() < near / 100 else bias,
         )
-        if not torch.allclose(found(x), there, atol=1e-3, rtol=1e-3):
+        if not torch.allclose(found(x), there, atol=near, rtol=near):
             raise ValueError(unknown)
         return found
 
 
 def _scaled_by(
-    inner: Any, made: Float[Tensor, "row pos width"], plain: Float[Tensor, "row pos width"]
+    inner: Any, made: Float[Tensor, "row pos width"], plain: Float[Tensor, "row pos width"], near: float
 ) -> Float[Tensor, "width"]:
     """The weight: the parameter itself or 1 more, whichever explains what was made; else the quotient."""
     quotient = (made * plain).sum((0, 1)) / plain.pow(2).sum((0, 1))
     stored = getattr(inner, "weight", None)
     if stored is not None:
-        for guess in (stored.detach(), 1 + stored.detach()):
-            if torch.allclose(guess, quotient.to(guess), atol=1e-3, rtol=1e-3):
+        for guess in (wide(stored.detach()), 1 + wide(stored.detach())):
+            if torch.allclose(guess, quotient.to(guess), atol=near, rtol=near):
                 return guess
     return quotient

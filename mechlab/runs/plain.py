@@ -277,6 +277,8 @@ class Plain(Kept):
         hooks = [start, *look, *self.hooks()] if unedited else [start, *self.hooks(), *look]
         with gradients(), self.running(hooks):
             total = per_prompt(metric, self.model(self.tokens)).sum()
+            if not total.requires_grad:
+                self.check_slope(metric)
             return slopes_of(total, [kept[name] for name in names])
 
 

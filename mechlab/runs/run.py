@@ -240,6 +240,16 @@ class Kept:
             )
         return places.to(self.tokens.device)
 
+    def check_slope(self, metric: Metric) -> None:
+        """Raise a `ValueError` for a metric that has no gradient at all."""
+        with gradients():
+            logits = torch.zeros(*self.tokens.shape, self.model.cfg.d_vocab, device=self.tokens.device)
+            if not metric(logits.requires_grad_()).requires_grad:
+                raise ValueError(
+                    "The metric has no gradient for the logits (a comparison, a rounding, `.detach()`?), so "
+                    "nothing can be estimated from it. Use one such as `ml.logit_difference`."
+                )
+
     def fitted(self, metric: Metric) -> Metric:
         """The metric for the prompts of the run, which must not be stale."""
         self.check_fresh()
