@@ -141,7 +141,7 @@ def whole_numbers(given: Any, what: str) -> Int[Tensor, "..."]:
     if isinstance(listed, Sequence) and not isinstance(listed, str) and not len(listed):
         return torch.zeros(0, dtype=torch.long)  # how many there must be, whoever asks knows
     try:
-        found = torch.as_tensor(listed)
+        found = torch.as_tensor(_unlabelled(listed))
     except (TypeError, ValueError, RuntimeError):
         found = torch.empty(0)
     if not _are_whole(found):
@@ -218,7 +218,7 @@ def _as_rows(given: Any, what: str) -> Int[Tensor, "batch pos"]:
     if isinstance(given, Sequence) and not len(given):
         raise PromptError(f"{what} is empty: give at least one text.")
     try:
-        tokens = torch.as_tensor(given)
+        tokens = torch.as_tensor(_unlabelled(given))
     except (TypeError, ValueError, RuntimeError):
         tokens = torch.zeros(())
     tokens = tokens[None] if tokens.ndim == 1 else tokens
@@ -242,6 +242,11 @@ def _check_ids(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"], wha
             f"{what} has the token {low if low < 0 else high}; this model's ids go from 0 to "
             f"{model.cfg.d_vocab - 1}. Were the prompts tokenised for another model?"
         )
+
+
+def _unlabelled(given: Any) -> Any:
+    """A column of a table as an array, whatever its rows are called."""
+    return given.to_numpy(copy=True) if hasattr(given, "to_numpy") else given
 
 
 def _are_whole(found: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Which positions: of a word in its prompt, of a patch in each prompt, of two runs' first difference."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # Positions that are the same in all prompts, or names for places that differ from prompt to prompt.
 Positions = Sequence[int] | Mapping[str, Int[Tensor, "batch"] | Sequence[int]]
 Where = Bool[Tensor, "batch pos"]
+SPACED = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")  # scripts with spaces between words
 
 
 def first_difference(run: Run, other: Run) -> int:
@@ -127,7 +129,11 @@ def _begin(tokens: list[int], ids: list[int]) -> int | None:
 
 
 def _inside_a_word(text: str, start: int, end: int) -> bool:
-    """Whether letters of a script with spaces between words go on before or behind."""
-    spaced = lambda c: (c.isalpha() or c.isdigit()) and ord(c) < 0x590  # Latin, Greek, Cyrillic, Armenian
-    before = start > 0 and spaced(text[start - 1]) and spaced(text[start])
-    return before or (end < len(text) and spaced(text[end - 1]) and spaced(text[end]))
+    """Whether letters of a script with spaces between words go on before or behind, or marks on them."""
+    before = start > 0 and _in_words(text[start - 1]) and _in_words(text[start])
+    return before or (end < len(text) and _in_words(text[end - 1]) and _in_words(text[end]))
+
+
+def _in_words(char: str) -> bool:
+    script = unicodedata.name(char, "").partition(" ")[0]
+    return char.isdigit() or script == "COMBINING" or (char.isalpha() and script in SPACED)
