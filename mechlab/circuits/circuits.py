@@ -7,6 +7,7 @@ them. How to find one: `path_patching`, `edge_attribution`, `prune`. How to prov
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mechlab.arguments import head_of
 from mechlab.results import Scores, named
 
 Head = tuple[int, int]
@@ -46,7 +47,9 @@ class Circuit:
     mlps: Sequence[int] | None = None
 
     def __post_init__(self):
-        roles = {role: tuple(tuple(head) for head in heads) for role, heads in self.roles.items()}
+        if not isinstance(self.roles, Mapping):
+            raise CircuitError('Give heads by role, {"name mover": [(23, 0)]}, or `Circuit.of([(23, 0)])`.')
+        roles = {role: tuple(map(_head, heads)) for role, heads in self.roles.items()}
         object.__setattr__(self, "roles", roles)
         all_heads = [head for heads in roles.values() for head in heads]
         twice = sorted({head for head in all_heads if all_heads.count(head) > 1})
@@ -95,7 +98,14 @@ class Circuit:
     @classmethod
     def of(cls, heads: Sequence[Head], **given) -> "Circuit":
         """A circuit of heads that have no role (yet): what an automatic method finds."""
-        return cls({"head": sorted({tuple(head) for head in heads})}, **given)
+        return cls({"head": sorted({_head(head) for head in heads})}, **given)
+
+
+def _head(head: Head) -> Head:
+    try:
+        return head_of(head)
+    except ValueError as error:
+        raise CircuitError(str(error)) from None
 
 
 def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
@@ -119,8 +129,8 @@ def roc(scores: Scores, truth: Sequence[Head]):
 
     sizes = scores.values.abs()
     labels = sizes.new_zeros(sizes.shape)
-    for layer, head in truth:
-        if not (layer < sizes.shape[0] and head < sizes.shape[1]):
+    for layer, head in map(_head, truth):
+        if not (0 <= layer < sizes.shape[0] and 0 <= head < sizes.shape[1]):
             raise CircuitError(f"The scores have no head {layer}.{head}: they are {tuple(sizes.shape)}.")
         labels[layer, head] = 1
     if not 0 < labels.sum() < labels.numel():

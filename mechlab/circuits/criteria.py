@@ -16,7 +16,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import Head
+from mechlab.arguments import Head, at_least, head_of
 from mechlab.circuits.circuits import Circuit, CircuitError
 from mechlab.circuits.knockouts import CircuitRuns, check_ability
 from mechlab.metrics import PositionMetric
@@ -77,6 +77,8 @@ def completeness(
     """
     import pandas as pd
 
+    if not isinstance(sets, Mapping) or not sets:
+        raise CircuitError('Give sets of heads by name, {"name movers": [(23, 0)]}.')
     parts = {name: _part(circuit, heads) for name, heads in sets.items()}
     model = knockouts.removing(list(parts.values()))
     left = knockouts.measure([circuit.without(heads) for heads in sets.values()])
@@ -109,6 +111,7 @@ def greedy_gap(
     generator = torch.Generator().manual_seed(seed)
     found: list[Head] = []
     best: tuple[list[Head], float] = ([], 0.0)
+    at_least("candidates", candidates, 1)
     for _ in range(min(steps, len(circuit.heads) - 1)):
         left = [head for head in circuit.heads if head not in found]
         drawn = [left[i] for i in torch.randperm(len(left), generator=generator)[:candidates].tolist()]
@@ -134,9 +137,9 @@ def minimality(
     import pandas as pd
 
     check_ability(knockouts)
-    options = {
-        head: [tuple(sets[head])] if sets else _minimality_sets(circuit, head) for head in circuit.heads
-    }
+    if not circuit.heads:
+        raise CircuitError("The circuit has no heads, so there is none to be minimal.")
+    options = {head: _options(circuit, head, sets) for head in circuit.heads}
     wanted = {frozenset(K) for each in options.values() for K in each}
     wanted |= {frozenset((*K, head)) for head, each in options.items() for K in each}
     order = sorted(wanted, key=sorted)
@@ -174,7 +177,7 @@ def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None)
     removed=None shows who steps in (Wang et al. 2022: backup name movers; McGrath et al. 2023).
     """
     run, metric, prompts = knockouts.run, knockouts.metric, knockouts.prompts.tokens
-    if not isinstance(metric, PositionMetric):
+    if not isinstance(metric, PositionMetric) or len(metric.tokens or ()) != 2:
         raise CircuitError(
             "Direct contributions need a metric that reads two logits, such as `logit_difference`."
         )
@@ -190,6 +193,28 @@ def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None)
     return Scores.over_prompts(torch.stack(said, 1), ("layer", "head"), "direct contribution (logits)")
 
 
+def _options(
+    circuit: Circuit, head: Head, sets: Mapping[Head, Sequence[Head]] | None
+) -> list[tuple[Head, ...]]:
+    """The sets K that are tried for a head: the one that is given, or the usual ones."""
+    if not sets:
+        return _minimality_sets(circuit, head)
+    if head not in sets:
+        raise CircuitError(
+            f"`sets` has no K for head {named([head])}: give one for each head of the circuit."
+        )
+    return [_inside(circuit, sets[head])]
+
+
+def _inside(circuit: Circuit, heads: Sequence[Head]) -> tuple[Head, ...]:
+    """The heads, if all are the circuit's: to take away another one would change nothing without a word."""
+    K = tuple(head_of(head) for head in heads)
+    stray = [head for head in K if head not in circuit.heads]
+    if stray:
+        raise CircuitError(f"{named(stray)} is in a set K, and not in the circuit: {named(circuit.heads)}.")
+    return K
+
+
 def _minimality_sets(circuit: Circuit, head: Head) -> list[tuple[Head, ...]]:
     mine = circuit.role(head)
     mates = tuple(other for other in circuit.roles[mine] if other != head)
@@ -199,5 +224,6 @@ def _minimality_sets(circuit: Circuit, head: Head) -> list[tuple[Head, ...]]:
 
 def _part(circuit: Circuit, heads: Sequence[Head]) -> Circuit:
     """Some of the circuit's heads, at their positions; edges and MLPs do not count."""
-    rest = [head for head in circuit.heads if head not in {tuple(h) for h in heads}]
+    gone = _inside(circuit, heads)
+    rest = [head for head in circuit.heads if head not in gone]
     return replace(circuit.without(rest), edges=(), mlps=None)

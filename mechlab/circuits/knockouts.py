@@ -56,6 +56,8 @@ class CircuitRuns:
         seed: int = 0,
     ):
         one_of("how", how, ("mean", "resample", "zero"))
+        _check_task(prompts, "prompts")
+        _check_task(reference, "reference")
         if prompts.tokens.shape[1] < reference.tokens.shape[1]:
             raise CircuitError(
                 f"The prompts have {prompts.tokens.shape[1]} positions and the reference "
@@ -136,6 +138,7 @@ class CircuitRuns:
         self, circuits: Sequence[Circuit | None], metric: Metric | None = None
     ) -> Float[Tensor, "circuit batch"]:
         """The metric (its own or another) of each prompt when everything outside a circuit is knocked out."""
+        circuits = _listed(circuits)
         mlps = [
             [circuit is None or circuit.mlps is None or layer in circuit.mlps for layer in range(len(self.z))]
             for circuit in circuits
@@ -144,7 +147,7 @@ class CircuitRuns:
 
     def removing(self, sets: Sequence[Circuit]) -> Float[Tensor, "set batch"]:
         """The metric when the whole model is left, without these heads at their positions."""
-        return self.measure_kept(torch.stack([~self.keeping(part) for part in sets]))
+        return self.measure_kept(torch.stack([~self.keeping(part) for part in _listed(sets)]))
 
     def measure_kept(
         self,
@@ -177,6 +180,31 @@ class CircuitRuns:
     ) -> Estimate:
         """The ratio of two means over prompts, with a 95 % bootstrap interval over pairs of prompts."""
         return estimate(top, self.prompts.pairs, over=bottom, draws=draws, seed=seed)
+
+
+def _check_task(prompts: Task, what: str) -> None:
+    """Refuse what is no task, or one that does not say of each prompt which template it has."""
+    missing = [name for name in ("tokens", "templates", "positions") if not hasattr(prompts, name)]
+    if missing:
+        raise CircuitError(
+            f"{what} is a {type(prompts).__name__} without {', '.join(missing)}: give prompts that "
+            "know their templates and positions, such as `ml.ioi_prompts(...)`."
+        )
+    pairs = getattr(prompts, "pairs", prompts.tokens)
+    counts = len(prompts.tokens), len(prompts.templates), len(pairs)
+    if len({*counts}) > 1:
+        raise CircuitError("{} has {} prompts, {} templates and {} pairs.".format(what, *counts))
+
+
+def _listed(circuits: Sequence[Circuit | None]) -> list[Circuit | None]:
+    """Circuits as a list in which there is one."""
+    if isinstance(circuits, Circuit) or not all(
+        part is None or isinstance(part, Circuit) for part in circuits
+    ):
+        raise CircuitError(f"Give a list of circuits, and not {circuits!r:.80}.")
+    if not len(circuits):
+        raise CircuitError("There is no circuit to measure: the list is empty.")
+    return [*circuits]
 
 
 def _read(prompts: Task) -> Prompts:

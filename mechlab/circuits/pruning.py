@@ -7,13 +7,14 @@ ablation as the `CircuitRuns` say. Going from the last layer to the first, all t
 question is still whole, so every trial is taken up in its layer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import one_of
-from mechlab.circuits.circuits import Circuit, Head
+from mechlab.circuits.circuits import Circuit, CircuitError, Head
 from mechlab.circuits.knockouts import CircuitRuns, check_ability
 
 ERRORS = ("mean", "prompt")
@@ -35,12 +36,14 @@ def prune(
                 hurt may cancel; "prompt": the mean over prompts of how far each is
     """
     one_of("error", error, ERRORS)
+    if not isinstance(threshold, (int, float)) or math.isnan(threshold):
+        raise CircuitError(f"threshold is {threshold!r}; it must be a number, such as 0.01.")
     check_ability(knockouts)
     layers, heads = knockouts.z.shape[0], knockouts.z.shape[3]
     if candidates is None:
         candidates = [(layer, head) for layer in range(layers) for head in range(heads)]
     if not isinstance(candidates, Mapping):
-        candidates = {tuple(head): () for head in candidates}
+        candidates = dict.fromkeys(Circuit.of(candidates).heads, ())
     left = {head: [*names] or [None] for head, names in candidates.items()}
     kept = knockouts.keeping(_circuit(left))
     size = knockouts.intact.mean().abs()
