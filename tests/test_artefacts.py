@@ -147,7 +147,9 @@ def test_what_was_made_from_one_model_is_refused_by_another(gqa, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_the_same_in_every_precision_and_folded_or_not(family):
     origin = Origin.read(Origin.of(kept(family)).text())
-    for given in ({"fold": False}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}):
+    others = [{"fold": False}, {"dtype": torch.bfloat16}]
+    others += [{"dtype": torch.float64}] if family != "Mixtral" else []  # torch has no experts in float64
+    for given in others:
         origin.check(bridge(family, **given), "This")
     with pytest.raises(ValueError, match="has other weights"):
         origin.check(ml.random_weights(kept(family), seed=1), "This")

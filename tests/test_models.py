@@ -6,6 +6,7 @@ import torch
 import mechlab as ml
 from mechlab.loading import models
 from mechlab.loading.models import ModelError, load, passes_known_answer_test, tiny
+from tests import architectures
 
 
 @pytest.mark.parametrize("kind", ["gqa", "gpt2"])
@@ -166,3 +167,25 @@ def test_changing_a_loaded_model_does_not_reach_the_stored_weights(smollm2):
         copy.blocks[3].mlp.out.weight.add_(1.0)
     assert not torch.equal(copy.W_out[3], smollm2.W_out[3])
     assert torch.equal(ml.load(quiet=True).W_out[3], smollm2.W_out[3])
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "given"),
+    [("OPT", {"do_layer_norm_before": False}, {}), ("Mixtral", {}, {"dtype": torch.float64})],
+)
+def test_a_model_that_is_opened_and_cannot_be_run_is_one_sentence(family, more, given, monkeypatch):
+    kind, config = architectures.FAMILIES[family]
+    monkeypatch.setitem(architectures.FAMILIES, family, (kind, {**config, **more}))
+    with pytest.raises(ml.ModelError, match=r"TransformerLens opens .* and cannot run it \(RuntimeError: "):
+        architectures.bridge(family, **given)
+
+
+def test_load_says_what_a_model_does_not_allow(tmp_path, capsys):
+    ml.load(architectures.folder("GPT-J", tmp_path / "j"))
+    said = capsys.readouterr().out
+    assert "Limits of this model: attention patterns can be read by hooks and not written." in said
+    ml.load(architectures.folder("Mixtral", tmp_path / "m"), dtype=torch.bfloat16)
+    said = capsys.readouterr().out
+    assert "mixtures of experts" in said and "in bfloat16 each patch is a full run" in said
+    ml.load(architectures.folder("Llama", tmp_path / "l"))
+    assert "Limits" not in capsys.readouterr().out
