@@ -189,7 +189,7 @@ def check_runs(model, size, seed, metric, first, second, embedded=False):
 runs = st.tuples(sizes, seeds, metrics, lists_of_edits, lists_of_edits, st.booleans())
 
 
-@examples(40)
+@examples(30)
 @given(families, runs)
 def test_random_edits_give_the_same_on_both_engines(family, drawn):
     """Several at once in any order, on the run and on a changed run; what is refused is refused by both."""
