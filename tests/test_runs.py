@@ -413,6 +413,7 @@ def test_a_run_belongs_to_its_model_and_its_weights(tiny):
                 lambda run=run: run.z_gradients(DIFFERENCE),
                 lambda run=run: run.changed([]),
                 lambda run=run: run.logits([], 1),
+                lambda run=run: run.read("z", [1], [], torch.zeros(3, 1, dtype=torch.long)),
                 lambda run=run: ml.activation_patching(tiny, run, SOURCE, DIFFERENCE),
                 lambda run=run: run_of(tiny, SOURCE, like=run),
             ):

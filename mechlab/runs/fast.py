@@ -18,12 +18,12 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import one_of
+from mechlab.arguments import gradients, one_of
 from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import Layer, Weights, reader_slopes
 from mechlab.runs.places import first_difference
-from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, gradients, slopes_of
+from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, slopes_of
 from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
@@ -71,7 +71,7 @@ class Fast(Kept):
         of, edits: edits made for good in a run of these tokens, whose own edits and start stay
         """
         super().__init__(batch)
-        self.of, like, tokens = of, of or like, batch.tokens
+        like, tokens = of or like, batch.tokens
         # Each edit with the run whose values are held by it.
         self.made: list[tuple[Put, Fast]] = [*of.made, *((put, of) for put in edits)] if of else []
         self.edits: tuple[Put, ...] = tuple(put for put, _ in self.made)

@@ -13,12 +13,12 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import key_value_heads, one_of
+from mechlab.arguments import gradients, key_value_heads, one_of
 from mechlab.loading.limits import is_ignored
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene
 from mechlab.runs.matrices import is_parallel, norms_of, slope_before
-from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, gradients, hook_of, slopes_of
+from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, hook_of, slopes_of
 from mechlab.tokens import Batch
 
 
@@ -79,6 +79,7 @@ class Plain(Kept):
     def read(
         self, site: str, layers: Sequence[int], edits: Sequence[Put], places: Int[Tensor, "batch place"]
     ) -> dict[int, Float[Tensor, "copy batch place ..."]]:
+        self.check_fresh()
         for layer in layers:
             self.check_layer(site, layer)
         places = self.check_places(places)

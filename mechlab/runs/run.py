@@ -9,8 +9,7 @@ A new site needs a hook in `SITES` for the plain engine, and its place in `fast.
 that it does not know.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import check_layer, key_value_heads, one_of
+from mechlab.arguments import check_layer, gradients, key_value_heads, one_of
 from mechlab.metrics import Metric, fitted
 from mechlab.tokens import Batch
 
@@ -259,13 +258,6 @@ class Kept:
 def _state(weights: Sequence[torch.nn.Parameter]) -> list[tuple[int, int]]:
     """Where weights lie, and how often they were written to."""
     return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
-
-
-@contextmanager
-def gradients() -> Generator[None]:
-    """With gradients, whatever the caller has switched off: `no_grad` or `inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def slopes_of(total: Float[Tensor, ""], tensors: Sequence[Tensor]) -> list[Tensor]:
