@@ -28,6 +28,9 @@ else:
     Values = Any  # lists, arrays and whole numbers are taken too, and become tensors
 
 
+FEWEST_UNITS = 8  # a bootstrap over fewer independent units is too narrow to be shown
+
+
 @dataclass(frozen=True)
 class Scores:
     """One number for each place in the model.
@@ -40,6 +43,7 @@ class Scores:
     per_prompt: the same numbers before averaging, with a first axis "prompt"; None for a single prompt
     signed:     False for quantities that have no meaningful zero in the middle (attention, loss)
     whole:      for each prompt, what the values ought to add up to, where a method promises or hopes that
+    units:      the cluster of each prompt (the two of a balanced pair, say): intervals are over clusters
     """
 
     values: Values
@@ -50,6 +54,7 @@ class Scores:
     per_prompt: Values | None = None
     signed: bool = True
     whole: Values | None = None
+    units: Int[torch.Tensor, "prompt"] | None = None
 
     def __post_init__(self):
         set_ = lambda key, value: object.__setattr__(self, key, value)
@@ -87,6 +92,12 @@ class Scores:
             if len(whole) != prompts:
                 raise ValueError(f"There are {prompts} prompts, and {len(whole)} wholes for them.")
             set_("whole", whole)
+        if self.units is not None:
+            units = torch.as_tensor(self.units).detach().cpu().reshape(-1)
+            if self.per_prompt is None or len(units) != len(self.per_prompt):
+                prompts = 0 if self.per_prompt is None else len(self.per_prompt)
+                raise ValueError(f"units names the cluster of {len(units)} prompts, and {prompts} are kept.")
+            set_("units", units)
 
     @classmethod
     def over_prompts(cls, per_prompt: Values, dims, name, **given) -> "Scores":
@@ -146,27 +157,38 @@ class Scores:
     ) -> torch.Tensor:
         """Bootstrap confidence interval of the mean over prompts: low and high, stacked on the first axis.
 
-        Prompts are drawn with replacement, as if each were independent of the others; `units` names those
-        that belong together (the two orders of a pair, say), and whole units are drawn. Needs `per_prompt`
-        with at least two prompts.
+        Clusters are drawn with replacement, and all their prompts count: the scores' own `units`, or others
+        that are given here. Without any, prompts are drawn as if each were independent of the others. Needs
+        `per_prompt` with at least two prompts.
         """
         if self.per_prompt is None or len(self.per_prompt) < 2:
             raise ValueError(
                 "An interval needs the values of at least two prompts, and these scores have one."
             )
+        units = self.units if units is None else units
         return bootstrap(self.per_prompt, units, level=level, draws=draws, seed=seed)
 
+    @property
+    def independent(self) -> int:
+        """How many independent units the values were measured on: clusters, or else prompts."""
+        if self.per_prompt is None:
+            return 1
+        return len(self.per_prompt) if self.units is None else len(self.units.unique())
+
     def top(self, k: int = 10) -> "pd.DataFrame":
-        """The k largest places, largest first; by absolute value when `signed`."""
+        """The k largest places, largest first; by absolute value when `signed`.
+
+        With their 95 % intervals, where there are the eight independent units that one needs.
+        """
         import pandas as pd
 
         size = self.values.abs() if self.signed else self.values
         order = size.flatten().argsort(descending=True, stable=True)[:k]
         places = [[int(k) for k in np.unravel_index(int(i), tuple(self.values.shape))] for i in order]
         rows = {"place": [self.place(p) for p in places], self.name: self.values.flatten()[order].numpy()}
-        if self.per_prompt is not None and len(self.per_prompt) > 1:
+        if self.per_prompt is not None and self.independent >= FEWEST_UNITS:
             shown = self.per_prompt.flatten(1)[:, order]  # only these: intervals of all places cost much more
-            low, high = Scores.over_prompts(shown, ("place",), self.name).interval()
+            low, high = bootstrap(shown, self.units)
             rows |= {"95 % low": low.numpy(), "95 % high": high.numpy()}
         return pd.DataFrame(rows).round(3)
 
@@ -212,13 +234,15 @@ def share_of_way(
     *,
     normalized: bool = True,
     estimated: bool = False,
+    units: Int[torch.Tensor, "batch"] | None = None,
 ) -> Scores:
     """What patches did, as the share of the way from base's metric to source's: 0 = nothing, 1 = everything.
 
     change: of the metric, for each prompt and place, over the mean difference of the two runs' metrics.
-            normalized=False: as
-    it is, in the metric's own unit. No difference between the runs is a `ValueError`; one that may be chance
-    earns a warning.
+            normalized=False: as it is, in the metric's own unit
+    units:  the cluster of each prompt
+
+    No difference between the runs is a `ValueError`; one that may be chance earns a warning.
     """
     gap = source - base
     if normalized and gap.mean().abs() < 1e-6:
@@ -242,6 +266,7 @@ def share_of_way(
         + ", estimated" * estimated,
         labels=labels or {},
         baselines={"base": base.mean().item(), "source": source.mean().item()},
+        units=units,
     )
 
 

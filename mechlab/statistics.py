@@ -5,6 +5,7 @@ not independent: `units` names the cluster of each row, and whole clusters are d
 1993.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,3 +112,20 @@ def permutation_p(found: float, null: Float[Tensor, "draw"]) -> float:
             f"found is {found}, beside {len(null)} draws; there must be some, and none of them NaN."
         )
     return (1 + int((null >= found).sum())) / (1 + len(null))
+
+
+def holm(p: Sequence[float] | Float[Tensor, "test"], level: float | int = 0.05) -> list[bool]:
+    """Which of several tests pass when any false one among them should have a chance of `level` in all.
+
+    p: the chance of what each found, or more, if there were nothing (`permutation_p`). The smallest must pass
+    level / n, the next level / (n - 1), and so on; after the first that does not, none does. Holm 1979.
+    """
+    given = [float(each) for each in p]
+    if not given or not all(0 <= each <= 1 for each in given) or not 0 < level < 1:
+        raise ValueError(f"p is {given[:5]} and level {level}: shares between 0 and 1 are needed.")
+    passed = [False] * len(given)
+    for rank, test in enumerate(sorted(range(len(given)), key=given.__getitem__)):
+        if given[test] > level / (len(given) - rank):
+            break
+        passed[test] = True
+    return passed

@@ -44,11 +44,13 @@ class Batch:
 
     tokens: [batch, pos], padded at the end where prompts differ in length
     ends:   [batch], the position of each prompt's own last token; what stands behind it is padding
+    units:  [batch], prompts of one number belong together (the two of a balanced pair); None: each apart
     """
 
     model: "TransformerBridge"
     tokens: Int[Tensor, "batch pos"]
     ends: Int[Tensor, "batch"]
+    units: Int[Tensor, "batch"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -131,8 +133,10 @@ def batch_of(model: "TransformerBridge", given: Prompts, *, what: str = "base") 
     _check_ids(model, tokens, what)
     check_context(model, tokens.shape[1], what)
     ends = _own_ends(model, tokens) if ends is None else ends.to(tokens.device)
+    units = _said_units(given, len(tokens), what)
     with torch.inference_mode(False):  # gradients cannot flow past what inference mode has made
-        return Batch(model, *(each.clone() if each.is_inference() else each for each in (tokens, ends)))
+        tokens, ends = (each.clone() if each.is_inference() else each for each in (tokens, ends))
+        return Batch(model, tokens, ends, units)
 
 
 def whole_numbers(given: Any, what: str) -> Int[Tensor, "..."]:
@@ -279,6 +283,17 @@ def _said_ends(given: Task, tokens: Int[Tensor, "batch pos"], what: str) -> Int[
             f"{tokens.shape[1] - 1}."
         )
     return ends
+
+
+def _said_units(given: Any, count: int, what: str) -> Int[Tensor, "batch"] | None:
+    """Which prompts belong together, where they say so: the `pairs` of a `Task`, the `units` of a `Batch`."""
+    said = getattr(given, "pairs" if isinstance(given, Task) else "units", None)
+    if said is None or isinstance(given, (str, Tensor)):
+        return None
+    units = whole_numbers(said, f"The pairs of {what}").cpu()
+    if units.shape != (count,):
+        raise PromptError(f"{what} has {count} prompts and names the pairs of {units.numel()}.")
+    return units
 
 
 def _own_ends(model: "TransformerBridge", tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:

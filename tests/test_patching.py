@@ -148,7 +148,7 @@ def test_the_share_is_of_the_means_and_has_an_interval(tiny, tokens):
     span = change.baselines["source"] - change.baselines["base"]
     assert torch.allclose(share.values, change.values / span, atol=1e-5)
     assert share.interval().shape == (2, 3, 4)
-    assert "95 % low" in share.top(3).columns
+    assert "95 % low" not in share.top(3).columns  # three prompts are too few to show one
 
 
 def test_labels_name_layers_positions_and_heads(gqa, tokens):

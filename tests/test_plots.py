@@ -57,7 +57,7 @@ def test_labels_that_look_like_numbers_stay_labels():
 
 
 def test_bars_carry_intervals_when_there_are_prompts():
-    scores = Scores.over_prompts(torch.randn(6, 3), ("part",), "effect", labels={"part": ["a", "b", "c"]})
+    scores = Scores.over_prompts(torch.randn(8, 3), ("part",), "effect", labels={"part": ["a", "b", "c"]})
     bars, numbers = scores.plot().figure.data
     assert bars.error_y.array is not None
     low, high = scores.interval()  # a number stands beyond its interval, away from zero

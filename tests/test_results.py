@@ -7,6 +7,7 @@ import mechlab as ml
 from mechlab.metrics import per_prompt
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, distinct
+from mechlab.statistics import holm
 
 
 @pytest.fixture
@@ -308,3 +309,45 @@ def test_an_interval_of_many_places_is_that_of_each():
     rows = torch.randn(4, 9001, generator=torch.Generator().manual_seed(0))
     found = Scores.over_prompts(rows, ("neuron",), "x").interval()
     assert torch.equal(found[:, 9000], Scores.over_prompts(rows[:, 9000:], ("neuron",), "x").interval()[:, 0])
+
+
+def test_scores_know_which_prompts_belong_together():
+    pairs = torch.arange(10).repeat_interleave(2)
+    values = torch.randn(10, 3, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    plain = Scores.over_prompts(values, ("head",), "effect")
+    paired = Scores.over_prompts(values, ("head",), "effect", units=pairs)
+    assert torch.equal(paired.interval(), plain.interval(units=pairs))
+    assert torch.allclose(paired.interval(), Scores.over_prompts(values[::2], ("head",), "effect").interval())
+    wide, narrow = (scores.top(1) for scores in (paired, plain))
+    assert (wide["95 % high"] - wide["95 % low"])[0] > 1.2 * (narrow["95 % high"] - narrow["95 % low"])[0]
+    assert paired.independent == 10 and plain.independent == 20
+
+
+def test_no_interval_is_shown_below_eight_independent_units():
+    values = torch.randn(14, 3, generator=torch.Generator().manual_seed(0))
+    assert "95 % low" in Scores.over_prompts(values, ("head",), "effect").top()
+    few = Scores.over_prompts(values, ("head",), "effect", units=torch.arange(14) // 2)
+    assert "95 % low" not in few.top() and few.plot().figure.data[0].error_y.array is None
+
+
+def test_units_must_name_every_prompt():
+    with pytest.raises(ValueError, match="units names the cluster of 3 prompts, and 4 are kept"):
+        Scores.over_prompts(torch.zeros(4, 2), ("head",), "effect", units=torch.arange(3))
+
+
+def test_techniques_on_balanced_pairs_keep_the_pairs(smollm2):
+    prompts = ml.ioi_prompts(smollm2, 4)
+    found = ml.direct_logit_attribution(smollm2, prompts, prompts.io, prompts.s, unit="layer")
+    assert torch.equal(found.units, prompts.pairs)
+    patched = ml.activation_patching(
+        smollm2, prompts.corrupted("flip"), prompts, prompts.metric, "z", layers=[29]
+    )
+    assert torch.equal(patched.units, prompts.pairs)
+
+
+def test_holm_by_known_values():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert holm([0.02, 0.02, 0.02]) == [False, False, False]
+    assert holm([0.05]) == [True]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([1.2])

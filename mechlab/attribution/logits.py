@@ -83,7 +83,9 @@ def _components(*asked) -> Scores:
     both = torch.stack([logit.attention, logit.mlp], 1).flatten(0, 1)
     values = torch.cat([torch.stack([*logit.embedded.values()]), both, logit.constant[None]])
     labels = {"component": [*logit.embedded, *kinds, "constants"]}
-    return Scores.over_prompts(values.T, ("component",), logit.name, labels=labels, whole=logit.total)
+    return Scores.over_prompts(
+        values.T, ("component",), logit.name, labels=labels, whole=logit.total, units=logit.units
+    )
 
 
 def _heads(*asked) -> Scores:
@@ -132,7 +134,7 @@ class _Logit:
     ):
         model = self.model = batch.model
         last_norm(model)  # refuses models without one
-        self.layers, self.pos = model.cfg.n_layers, pos
+        self.layers, self.pos, self.units = model.cfg.n_layers, pos, batch.units
         self.rows = torch.arange(len(batch), device=pos.device)
         end, self.cache = model.run_with_cache(batch.tokens, names_filter=only(*WRITTEN, *READ, *keep))
         self.name = f"direct effect on the logit{'' if rival is None else ' difference'} (logits)"
@@ -185,7 +187,8 @@ class _Logit:
         """The terms of one unit; `rest` is what everything else adds."""
         self.require(values.flatten(1).sum(1) + rest, self.total, f"{dims[-1]}s")
         others = {"everything else": rest.mean().item()}
-        return Scores.over_prompts(values, dims, self.name, whole=self.total - rest, baselines=others)
+        given = {"whole": self.total - rest, "baselines": others, "units": self.units}
+        return Scores.over_prompts(values, dims, self.name, **given)
 
 
 def _bias(

@@ -190,7 +190,8 @@ def direct_contributions(knockouts: CircuitRuns, removed: Circuit | None = None)
     direction = held_norm_slope(run.model, run.at("resid_pre", last)[rows, end], direction)
     written = (written_by_heads(run, layer, run.at("z", layer))[rows, end] for layer in range(last))
     said = [einsum(each, direction, "batch head d_model, batch d_model -> batch head") for each in written]
-    return Scores.over_prompts(torch.stack(said, 1), ("layer", "head"), "direct contribution (logits)")
+    name, units = "direct contribution (logits)", knockouts.prompts.pairs
+    return Scores.over_prompts(torch.stack(said, 1), ("layer", "head"), name, units=units)
 
 
 def _options(

@@ -145,7 +145,8 @@ def ablation_effects(
     take_away = _Experiment(model, base, metric, parts, how, unit, source, templates, positions, seed)
     changes = torch.stack([take_away([part]) - take_away.intact for part in parts], dim=1)
     labels = {"part": [".".join(map(str, p)) if isinstance(p, Sequence) else f"{unit} {p}" for p in parts]}
-    return Scores.over_prompts(changes, ("part",), f"change of the metric, {how} ablation", labels=labels)
+    name, units = f"change of the metric, {how} ablation", take_away.batch.units
+    return Scores.over_prompts(changes, ("part",), name, labels=labels, units=units)
 
 
 @was(reference="source")

@@ -69,7 +69,7 @@ def logit_lens(
         values = found.target_ranks if what == "rank" else found.values
         assert values is not None  # there are ranks where there are targets
         scores[rows.cpu()] = values[..., 0].T.float().cpu()
-    return Scores.over_prompts(scores, ("layer",), QUANTITIES[what], signed=False)
+    return Scores.over_prompts(scores, ("layer",), QUANTITIES[what], signed=False, units=batch.units)
 
 
 @dataclass(frozen=True)

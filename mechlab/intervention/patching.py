@@ -73,7 +73,8 @@ def activation_patching(
         change = change.squeeze(2)
     change = change if heads else change.squeeze(-1)
     dims = ("layer", *(dim for dim in ("pos", "head") if dim in by))
-    return share_of_way(change, before, after, dims, labels, normalized=normalized)
+    units = base.batch.units
+    return share_of_way(change, before, after, dims, labels, normalized=normalized, units=units)
 
 
 def _patched(
