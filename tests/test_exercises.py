@@ -211,20 +211,20 @@ def tried_answers():
 @pytest.mark.parametrize(
     ("id", "code", "right"), [pytest.param(i, c, r, id=n) for i, n, c, r in tried_answers()]
 )
-def test_answers_that_a_reader_tried(id, code, right, monkeypatch, tmp_path):
+def test_answers_that_a_reader_tried(id, code, right, smollm2, monkeypatch, tmp_path):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
     names = dict(setup_names())
     exec(compile(code, "<answer>", "exec"), names)
-    outcome = check(exercise(id)(names["f"]))
+    outcome = check(exercise(id)(names["f"]), smollm2)
     assert (outcome.status == CORRECT) == right, outcome
     assert outcome.status != NOT_ATTEMPTED
 
 
 @pytest.mark.parametrize(("id", "why"), [(id, why) for id in all_ids() for why in mistakes_of(id)])
-def test_a_declared_mistake_is_told_what_is_wrong(id, why, monkeypatch, tmp_path):
+def test_a_declared_mistake_is_told_what_is_wrong(id, why, smollm2, monkeypatch, tmp_path):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
     mistake = mistakes_of(id)[why]
-    outcome = check(exercise(id)(lambda *args: mistake(*args)))
+    outcome = check(exercise(id)(lambda *args: mistake(*args)), smollm2)
     assert (outcome.status, outcome.message) == (NOT_YET, why)
 
 

@@ -1,8 +1,15 @@
 """Checks of notebook 13, neurons."""
 
+from functools import lru_cache
+
 import torch
 
+from mechlab.attribution.neurons import value_neuron_scores
+from mechlab.discovery.ablation import ablation_hooks
 from mechlab.loading.models import tiny
+from mechlab.metrics import log_prob
+from mechlab.prompts import single_token
+from mechlab.runs.hooks import intervene
 from mechlab_course.checking import close, declare, must_equal, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
@@ -220,45 +227,48 @@ def check_random_like(attempt: Attempt) -> str:
     return "As many of each layer, none of the chosen, none twice, and any can come up, in 200 draws."
 
 
-@declare("13.5", axes="part", tolerance=1e-3)
-class KeyShares:
-    cases = (
-        (random(4, 6), random(6, seed=10)),
-        (random(7, 3, seed=1), random(3, seed=11)),
-        (random(1, 5, seed=2), random(5, seed=12)),
-    )
+CAPITALS = {"Austria": "Vienna", "Portugal": "Lisbon", "Cuba": "Havana", "Norway": "Oslo"}
+CAPITALS |= {"Hungary": "Budapest", "Sweden": "Stockholm", "Kenya": "Nairobi", "Chile": "Santiago"}
+LAYERS = range(20, 30)
+CHOSEN_ON = "The capital of {} is"
+ASKED_IN = "If you travel to {}, you will land in its capital,"
 
-    def right(written, key):
-        return written @ key / (written @ key).sum()
 
-    def not_divided(written, key):
-        """These are the inner products. Divide by their sum, so that the shares add up to 1."""
-        return written @ key
+@lru_cache(maxsize=1)
+def _other_capitals(model):
+    """The scores of eight facts that the notebook does not show, and the question in another wording."""
+    answers = [single_token(model, f" {city}") for city in CAPITALS.values()]
+    chosen_on = [CHOSEN_ON.format(country) for country in CAPITALS]
+    scores = value_neuron_scores(model, chosen_on, answers, layers=LAYERS).per_prompt[:, LAYERS.start :]
+    asked, metric = [ASKED_IN.format(country) for country in CAPITALS], log_prob(answers)
+    with torch.no_grad():
+        return scores, asked, metric, metric(model(asked))
 
-    def sum_of_sizes(written, key):
-        """You divided by the sum of sizes. Parts that push the other way have negative shares: divide by the
-        plain sum."""
-        return written @ key / (written @ key).abs().sum()
 
-    def softmax(written, key):
-        """A softmax makes every share positive. Divide by the sum."""
-        return (written @ key).softmax(0)
+def _ten(chosen, shape) -> list[tuple[int, int]]:
+    """Ten different neurons of these scores, as the learner names them."""
+    pairs = _pairs(chosen)
+    refuse(len(set(pairs)) != 10, f"Return ten different neurons; yours are {len(set(pairs))}.")
+    inside = all(0 <= layer < shape[1] and 0 <= index < shape[2] for layer, index in pairs)
+    why = f"`scores` has {shape[1]} layers and {shape[2]} neurons: return places in it, as (layer, neuron)."
+    refuse(not inside, why)
+    return [(LAYERS.start + layer, index) for layer, index in pairs]
 
-    def cosines(written, key):
-        """You took cosines. A part that writes more has a larger share: do not divide by lengths."""
-        return torch.cosine_similarity(written, key[None], dim=-1)
 
-    def sizes(written, key):
-        """You took sizes. A part can push the other way; keep the sign."""
-        return (written @ key).abs() / (written @ key).abs().sum()
-
-    def sizes_by_sum(written, key):
-        """You took sizes. A part can push the other way; keep its sign."""
-        return (written @ key).abs() / (written @ key).sum()
-
-    def further(attempt):
-        for written, key in KeyShares.cases:
-            half = attempt.tensor(written, -0.5 * key, shape=(len(written),), axes="part")
-            why = "A key of half the length, turned round, must give the same shares."
-            refuse(not close(half, KeyShares.right(written, key), 1e-3), why)
-        return "Shares add up to 1, keep their sign, and do not depend on the key's length."
+@checker("13.6")
+def check_ten_for_one(attempt: Attempt, model) -> str:
+    scores, asked, metric, before = _other_capitals(model)
+    tens = [_ten(attempt(scores, row), scores.shape) for row in range(len(scores))]
+    same = all(set(ten) == set(tens[0]) for ten in tens)
+    refuse(same, "You choose the same ten for every fact, so they cannot be one fact's own: use `row`.")
+    left = []
+    for ten in tens:
+        with torch.no_grad(), intervene(model, ablation_hooks(model, asked, ten, "zero", unit="neuron")):
+            left.append((metric(model(asked)) - before).exp())
+    left = torch.stack(left)
+    own, others = left.diagonal().mean(), (left.sum() - left.trace()) / (left.numel() - len(left))
+    found = f"On eight other capitals their own fact keeps {own:.0%} and the others keep {others:.0%}"
+    refuse(own > 0.5, f"{found}: your ten are hardly needed for it. At most half should be left.")
+    why = "your ten are needed for the others nearly as much as their own. Compare with the other facts."
+    refuse(others < 0.7, f"{found}: {why}")
+    return f"{found}, asked in a wording that you did not choose on."

@@ -9,7 +9,7 @@
 # - read what a neuron stands for, and how little that says,
 # - test a set of neurons against random ones, and against other facts.
 #
-# Time: 85 minutes. The cells take about 45 seconds in all. Memory: 2.2 GB.
+# Time: 85 minutes. The cells take about 80 seconds in all. Memory: 2.2 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 12.
 
 # %% kind="setup"
@@ -62,25 +62,10 @@ claim(model, "L27N846, mean over the capitals", scores.values[27, 846], says=1.0
 # An MLP reads the stream after attention and adds to it. The score reads that stream twice, without and with
 # what the neuron writes, through the last norm and the unembedding.
 
-# %%
-with torch.no_grad():
-    logits, cache = model.run_with_cache(base)
-layer, index = 24, 1005
-scale = cache["ln_final.hook_scale"][0, -1, 0]
-before = cache["resid_mid", layer][0, -1]
-activation = cache["post", layer][0, -1, index]
-written = activation * model.W_out[layer, index].detach()
-log_p = lambda stream: (stream / scale @ model.W_U.detach()).log_softmax(-1)[answers[0]]
-print(f"activation {activation:.2f}, log p {log_p(before):.2f} -> {log_p(before + written):.2f}")
-
-# %% kind="assert"
-assert abs(log_p(before + written) - log_p(before) - scores.per_prompt[0, layer, index]) < 1e-3
-claim(model, "activation of L24N1005", activation, says=-22.4, within=0.5)
-
 # %% [markdown]
 # ### Exercise 13.1 The rise of the log-probability
 #
-# Difficulty 1 of 5 · 10 minutes · needs the cell above
+# Difficulty 2 of 5 · 10 minutes · needs notebook 12
 
 
 # %% kind="exercise" id="13.1"
@@ -150,6 +135,24 @@ def log_prob_increase(before, written, W_U, scale, answer):
     log_p = lambda x: (x @ W_U).log_softmax(-1)[answer]
     return log_p(before + written) - log_p(before)
 
+
+# %% [markdown]
+# The same on the real model: the neuron that leads for Paris.
+
+# %%
+with torch.no_grad():
+    logits, cache = model.run_with_cache(base)
+layer, index = 24, 1005
+scale = cache["ln_final.hook_scale"][0, -1, 0]
+before = cache["resid_mid", layer][0, -1]
+activation = cache["post", layer][0, -1, index]
+written = activation * model.W_out[layer, index].detach()
+log_p = lambda stream: (stream / scale @ model.W_U.detach()).log_softmax(-1)[answers[0]]
+print(f"activation {activation:.2f}, log p {log_p(before):.2f} -> {log_p(before + written):.2f}")
+
+# %% kind="assert"
+assert abs(log_p(before + written) - log_p(before) - scores.per_prompt[0, layer, index]) < 1e-3
+claim(model, "activation of L24N1005", activation, says=-22.4, within=0.5)
 
 # %% [markdown]
 # Why hold the scale? Here is what happens otherwise. Divide each stream by its *own* length, as if a norm stood right
@@ -245,9 +248,9 @@ assert " Paris" not in ml.value_tokens(model, (24, 1005), k=50)["lowers"].tolist
 # "capitals", "metropolis": a neuron about capital cities, it seems. But " Paris" is not among the fifty tokens it raises most,
 # and most of the list is junk. A reading picked from a list is a guess. What does the model do without it?
 #
-# ## Knock them out
+# ## Ablate them
 #
-# To silence a neuron, or to knock it out, is to set its activation to zero.
+# **Zero ablation** of a neuron sets its activation to zero. (People also say that it is knocked out, or silenced.)
 #
 # ### Exercise 13.3 Silence
 #
@@ -357,7 +360,7 @@ def silence(neurons):
 # %% [markdown]
 # `ml.ablate_neurons` does this and adds what makes it a result: sets of *random* neurons. How random? Depth matters, and so does
 # loudness. So each random neuron is of the same layer and one of the 20 nearest in how much it writes. The chosen are
-# often the loudest of their layer, so their stand-ins are quieter. Below we also silence the *loudest* neurons that were
+# often the loudest of their layer, so the random ones are quieter. Below we also ablate the *loudest* neurons that were
 # not chosen. The exercise matches the layers only:
 #
 # ### Exercise 13.4 Random neurons of the same layers
@@ -434,7 +437,7 @@ def random_like(chosen, n_neurons, generator):
 
 
 # %% [markdown]
-# Now the test. Silence the ten best neurons for Paris. The probability of " Paris" is 0.75. What will it be?
+# Now the test. Ablate the ten best neurons for Paris. The probability of " Paris" is 0.75. What will it be?
 
 # %% kind="predict"
 predict("13.p", 0.3)
@@ -466,22 +469,37 @@ claim(model, "p of Paris without the loudest others", loud.after[0].exp(), says=
 claim(model, "p of Paris without random ones", gone.random.exp().mean(0)[0], says=0.7, within=0.08)
 
 # %% [markdown]
-# From 0.75 to 0.20. Random neurons change little, and the loudest other neurons of the same layers leave 0.59. A clean result, ready to be published: *ten neurons hold the fact
-# that Paris is the capital of France.* Before you do, look at the other capitals.
+# From 0.75 to 0.20. Random neurons change little, and the loudest other neurons of the same layers leave 0.59. A clean
+# result, ready to be published: *ten neurons hold the fact that Paris is the capital of France.*
+
+# %% [markdown]
+# **Question 13.a.** Which measurement could still refute that sentence?
 #
+# - **a** A hundred random sets in place of ten.
+# - **b** The same ten ablated, and the seven other capitals asked.
+# - **c** The same ten ablated at the last position only.
+
+# %% kind="quiz"
+quiz("13.a", "b")
+
+# %% [markdown]
 # ## How it misleads
 #
-# Silence the ten neurons of each fact in turn, and read off all eight facts.
+# Ablate the ten neurons of each fact in turn, and read off all eight facts. If each ten held its own fact, only the diagonal
+# would be dark.
+
 
 # %%
-matrix = torch.stack(
-    [
-        ml.ablate_neurons(model, base, metric, best(scores.per_prompt[row]), draws=1).after.exp()
-        for row in range(len(facts))
-    ]
-)
+def left_without(neurons, asked):
+    """The share of each answer's probability that is left when these neurons are zero."""
+    with torch.no_grad():
+        intact = metric(model(asked))
+        with ml.intervene(model, ml.ablation_hooks(model, asked, neurons, "zero", unit="neuron")):
+            return (metric(model(asked)) - intact).exp()
+
+
+left = torch.stack([left_without(best(row), base) for row in scores.per_prompt])
 countries = [country for country, _ in facts]
-left = matrix / gone.before.exp()
 labels = {"neurons of": countries, "asked about": countries}
 ml.Scores(
     left, ("neurons of", "asked about"), "probability left without the ten, as a share", labels, signed=False
@@ -500,60 +518,133 @@ shared = {n for n in paris if sum(n in best(scores.per_prompt[row]) for row in r
 claim(model, "neurons of Paris that are in the ten of at least six facts", len(shared), says=4, within=1)
 
 # %% [markdown]
-# The ten of Paris leave half of the other capitals' probability, on average. The ten of Dublin leave 0.39, those of the six
-# others only 0.05 to 0.16. Over all rows, the ten of a fact leave 8 % of it and 19 % of the *other* facts. Four of the ten
-# for Paris are among the ten of at least six capitals. They are not special to this fact.
-
-# %% [markdown]
-# **Question 13.a.** Random neurons change little, but the ten neurons of one capital damage the others too. What follows?
+# The ten of Paris leave half of the other capitals' probability, on average. Over all rows, the ten of a fact leave 8 % of
+# it and 19 % of the *other* facts. Four of the ten for Paris are among the ten of at least six capitals. They are not
+# special to this fact.
 #
-# - **a** The knock-out is broken: it would destroy anything.
-# - **b** The ten neurons hold this one fact.
-# - **c** Several of the ten are not special to this fact.
+# ### Exercise 13.6 Ten neurons for one fact
+#
+# Difficulty 4 of 5 · 25 minutes · needs the two pictures above
+#
+# Find a better rule. It sees the scores of all eight facts and chooses ten neurons for one of them. The check uses eight
+# capitals that this notebook does not show, chooses on the wording above, and asks in another one. On average your ten must
+# leave at most half of their own fact's probability, and at least 70 % of the others'.
 
-# %% kind="quiz"
-quiz("13.a", "c")
+
+# %% kind="exercise" id="13.6"
+@exercise("13.6")
+def ten_for_one(scores: Float[Tensor, "fact layer neuron"], row: int) -> list[tuple[int, int]]:
+    """Ten neurons, (layer, neuron) as indices of `scores`, that fact `row` needs and the other facts do not.
+
+    scores: how much each neuron raises the log-probability of each fact's answer, in nats.
+    """
+    # >>> solution
+    others = torch.cat([scores[:row], scores[row + 1 :]])
+    special = (scores[row] - others.mean(0)).flatten().topk(10).indices
+    return [divmod(int(index), scores.shape[2]) for index in special]
+    # <<< solution
+
+
+# %% kind="check"
+check(ten_for_one, model=model)
 
 # %% [markdown]
-# Ask a better question: which neurons score higher for this fact *than for the others*? Subtract the mean of the other
-# seven, and choose again.
+# <details><summary>Hint 1: a nudge</summary>
+#
+# A neuron that is high for every capital should not be chosen for one of them. What could you compare its score with?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Subtract from the fact's scores what the other facts have: their mean, or their largest. Then take the ten highest.
+# `divmod(index, scores.shape[2])` turns a place in the flattened tensor into (layer, neuron).
+#
+# </details>
+
+
+# %% kind="wrong" id="13.6" expects="as much as their own"
+@exercise("13.6")
+def ten_for_one(scores, row):
+    best = scores[row].flatten().topk(10).indices
+    return [divmod(int(index), scores.shape[2]) for index in best]
+
+
+# %% kind="wrong" id="13.6" expects="their own fact keeps"
+@exercise("13.6")
+def ten_for_one(scores, row):
+    return [(0, n) for n in range(10)]
+
+
+# %% kind="wrong" id="13.6" expects="the same ten"
+@exercise("13.6")
+def ten_for_one(scores, row):
+    best = scores.mean(0).flatten().topk(10).indices
+    return [divmod(int(index), scores.shape[2]) for index in best]
+
+
+# %% kind="wrong" id="13.6" expects="ten different neurons"
+@exercise("13.6")
+def ten_for_one(scores, row):
+    others = torch.cat([scores[:row], scores[row + 1 :]])
+    special = (scores[row] - others.mean(0)).flatten().topk(5).indices
+    return [divmod(int(index), scores.shape[2]) for index in special]
+
+
+# %% [markdown]
+# ## A better question
+#
+# Which neurons score higher for this fact *than for the others*? Subtract the mean of the other seven, and choose again.
+# And ask in a wording that played no part in the choice: "If you travel to France, you will land in its capital,".
 
 # %%
 rest = lambda row: scores.per_prompt[[n for n in range(len(facts)) if n != row]].mean(0)
 special = [best(scores.per_prompt[row] - rest(row)) for row in range(len(facts))]
-narrow = torch.stack([ml.ablate_neurons(model, base, metric, ten, draws=1).after.exp() for ten in special])
-narrow = narrow / gone.before.exp()
+anew = model.to_tokens([f"If you travel to {of}, you will land in its capital," for of in countries])
+narrow, elsewhere = {}, {}
+for name, tens in (("ten highest", [best(row) for row in scores.per_prompt]), ("ten special", special)):
+    for asked, found in ((base, narrow), (anew, elsewhere)):
+        found[name] = torch.stack([left_without(ten, asked) for ten in tens])
 ml.Scores(
-    narrow,
+    elsewhere["ten special"],
     ("neurons of", "asked about"),
-    "probability left without the special neurons, as a share",
+    "probability left without the special neurons, as a share, in another wording",
     labels,
     signed=False,
 ).plot(height=480, width=760)
 
+# %%
+off = ~torch.eye(len(facts), dtype=torch.bool)
+kinds = [
+    ("ten highest", narrow),
+    ("ten highest", elsewhere),
+    ("ten special", narrow),
+    ("ten special", elsewhere),
+]
+shares = torch.stack([torch.stack([of[name].diagonal().mean(), of[name][off].mean()]) for name, of in kinds])
+labels_of = {
+    "chosen": [f"{name}, {'same' if of is narrow else 'new'} wording" for name, of in kinds],
+    "asked": ["its own fact", "the seven others"],
+}
+ml.Scores(shares, ("chosen", "asked"), "probability left, as a share", labels_of, signed=False).plot()
+
 # %% kind="assert"
-self_left, others_left = (
-    narrow.diagonal().mean(),
-    (narrow.sum() - narrow.trace()) / (narrow.numel() - len(narrow)),
-)
-greece = narrow[4]
-claim(model, "share left of the fact itself, special neurons", self_left, says=0.2, within=0.08)
-claim(model, "share left of the others, special neurons", others_left, says=0.78, within=0.1)
-claim(model, "Greece's neurons on Greece", greece[4], says=0.1, within=0.05)
-claim(model, "Greece's neurons on Germany", greece[1], says=1.0, within=0.06)
-claim(model, "Greece's neurons on Italy", greece[2], says=0.46, within=0.08)
-claim(model, "Greece's neurons on China", greece[7], says=1.59, within=0.15)
-japan = narrow[3]
-claim(model, "Japan's neurons on Greece", japan[4], says=0.9, within=0.08)
-assert (japan[[0, 1, 2, 3, 5, 6, 7]] < 0.15).all()
+claim(model, "special neurons, their own fact, same wording", shares[2, 0], says=0.2, within=0.08)
+claim(model, "special neurons, the others, same wording", shares[2, 1], says=0.78, within=0.1)
+claim(model, "special neurons, their own fact, new wording", shares[3, 0], says=0.24, within=0.08)
+claim(model, "special neurons, the others, new wording", shares[3, 1], says=0.95, within=0.12)
+claim(model, "highest neurons, the others, new wording", shares[1, 1], says=0.31, within=0.08)
+japan = narrow["ten special"][3]
+claim(model, "Japan's special neurons, the others", japan[off[3]].mean(), says=0.18, within=0.08)
+one_by_one = elsewhere["ten special"].diagonal()
+claim(model, "the fact that keeps most, new wording", one_by_one.max(), says=0.73, within=0.12)
 
 # %% [markdown]
-# More selective: the others keep 78 % on average. The facts themselves keep more too, 20 % instead of 8 %. But the picture
-# is uneven. Greece's ten leave a tenth of Athens and all of Berlin, but only 0.46 of Rome, and they raise Beijing to 1.59
-# times what it was. Japan's ten leave about a tenth or less of every capital but Athens, which keeps 0.9.
+# Now the pattern is that of a claim about facts: a fifth to a quarter of the fact itself is left, and most of the others. It
+# holds in a wording that played no part in the choice, so it is more than this sentence's last words. It is uneven: the ten
+# of Japan take the other capitals along in the old wording, and one fact keeps 73 % in the new one.
 #
-# And all these neurons were chosen on the very prompts they were tested on. That they write *this wording's* answer is
-# shown; that they store the fact is not.
+# One more level would be to ask without the word "capital", or for something else about France. We have not done that: it
+# is shown that these neurons help to *say* this answer, not that they store it.
 #
 # ## Two scores, one race
 #
@@ -596,43 +687,6 @@ claim(model, "mean p, random", by_chance["log-probability increase"], says=0.6, 
 # part wrote, times the key, is its share in switching the neuron on. GPT-2 has one key for each neuron. This model's MLP
 # is gated, `silu(gate) · in` (notebook 02): two keys, and no single inner product. One must choose, and say so.
 #
-# ### Exercise 13.5 Shares in a key
-#
-# Difficulty 1 of 5 · 5 minutes · needs inner products
-
-
-# %% kind="exercise" id="13.5"
-@exercise("13.5")
-def key_shares(
-    written: Float[Tensor, "part d_model"], key: Float[Tensor, "d_model"]
-) -> Float[Tensor, "part"]:
-    """Each part's share in the inner product of the whole stream with the key; shares add up to 1.
-
-    written: what each part wrote into the stream, which is the sum of all parts.
-    """
-    # >>> solution
-    products = written @ key
-    return products / products.sum()
-    # <<< solution
-
-
-# %% kind="check"
-check(key_shares)
-
-# %% [markdown]
-# <details><summary>Hint 1: a nudge</summary>
-#
-# The stream is a sum, so its inner product with the key is a sum too.
-#
-# </details>
-# <details><summary>Hint 2: the method</summary>
-#
-# `written @ key` is one number for each part. Divide by their sum; parts that push the other way get a negative share.
-#
-# </details>
-
-
-# %% [markdown]
 # A neuron that raises the answer is called a **value neuron**; an earlier neuron that switches it on, a **query neuron**.
 # Take the ten value neurons for Paris, and for each of them every neuron of an earlier layer: its share in the key, times
 # the score of the value neuron (`weights`). The sum over the ten is the earlier neuron's score. In the code `row` says
@@ -665,65 +719,87 @@ claim(model, "p of Paris without the ten of the in key", p_left["in"], says=0.34
 #
 # **Comparative neuron analysis** scores every neuron twice, in the model as it is and with something broken, and asks
 # which neurons lose. Yu and Ananiadou (2024), who proposed it, studied arithmetic. This model cannot add when asked out of
-# the blue, but after three examples it can. Set what head 20.8 gathers to zero, and see who loses. (The table sorts by
-# size. A negative number is a neuron that gains.)
+# the blue, but after three examples it can. Head 20.8 was found by breaking each of the 270 heads on four sums. A largest
+# of 270 is always large; so ask twelve sums that played no part in the search, and break twenty random heads beside it.
 
 # %%
 sums = [(2, 3), (4, 2), (5, 4), (3, 4)]
-asked = model.to_tokens([f"1 + 2 = 3, 4 + 1 = 5, 2 + 6 = 8, {a} + {b} = " for a, b in sums])
-totals = [ml.single_token(model, str(a + b)) for a, b in sums]
+fresh = [(1, 1), (2, 2), (3, 3), (4, 4), (1, 3), (5, 1), (1, 6), (6, 3), (2, 5), (7, 1), (3, 6), (5, 2)]
+ask = lambda some: model.to_tokens([f"1 + 2 = 3, 4 + 1 = 5, 2 + 6 = 8, {a} + {b} = " for a, b in some])
+total = lambda some: [ml.single_token(model, str(a + b)) for a, b in some]
 
 
-def no_head(z, hook):
-    z = z.clone()
-    z[:, :, 8] = 0
-    return z
+def p_of_sums(some, hooks=()):
+    """The mean probability of the right sum."""
+    with torch.no_grad(), ml.intervene(model, hooks):
+        return ml.log_prob(total(some))(model(ask(some))).exp().mean()
 
 
-broken = [("blocks.20.attn.hook_z", no_head)]
-with torch.no_grad():
-    intact = ml.log_prob(totals)(model(asked)).exp().mean()
-    with ml.intervene(model, broken):
-        damaged = ml.log_prob(totals)(model(asked)).exp().mean()
-print(f"mean probability of the sum {intact:.2f}, without head 20.8 {damaged:.2f}")
+no_head = lambda layer, head: ml.ablation_hooks(model, ask(fresh), [(layer, head)], "zero")
+generator = torch.Generator().manual_seed(0)
+layers = torch.randint(15, 26, (20,), generator=generator).tolist()
+others = [
+    p_of_sums(fresh, no_head(layer, int(torch.randint(9, (), generator=generator)))) for layer in layers
+]
+p_new, p_broken = p_of_sums(fresh), p_of_sums(fresh, no_head(20, 8))
+print(
+    f"p of the sum {p_new:.2f}, without 20.8 {p_broken:.2f}, without another head {min(others):.2f} or more"
+)
+
+# %% kind="assert"
+claim(model, "p of twelve new sums", p_new, says=0.9, within=0.05)
+claim(model, "p without head 20.8", p_broken, says=0.57, within=0.1)
+claim(model, "p without another head, at the least", min(others), says=0.76, within=0.1)
+
+# %% [markdown]
+# The head survives: without it the new sums fall from 0.9 to 0.57, without any of the twenty others at most to 0.76. Which neurons does it speak through? Choose the ten that lose most on the four sums, and test them on the twelve.
+# (The table sorts by size. A negative number is a neuron that gains. Four sums are too few for an interval.)
 
 # %%
-lost = ml.comparative_neuron_scores(model, asked, totals, broken, layers=range(21, 30))
+lost = ml.comparative_neuron_scores(model, ask(sums), total(sums), no_head(20, 8), layers=range(21, 30))
 lost.top(6)
 
 # %%
-most = best(lost.values)
-test = ml.ablate_neurons(model, asked, ml.log_prob(totals), most, pos=-1)
-print(f"p {test.before.exp().mean():.2f}, without the ten {test.after.exp().mean():.2f}, ", end="")
-print(f"without random ones {test.random.exp().mean():.2f}")
+intact_scores = ml.value_neuron_scores(model, ask(sums), total(sums), layers=range(21, 30))
+chosen = {"that lose most": best(lost.values), "highest in the intact model": best(intact_scores.values)}
+at_end, p_left, by_chance_of = {"pos": -1, "draws": 3}, {}, []
+for asked, some in (("the four", sums), ("twelve new ones", fresh)):
+    for name, ten in chosen.items():
+        test = ml.ablate_neurons(model, ask(some), ml.log_prob(total(some)), ten, **at_end)
+        p_left[name, asked] = test.after.exp().mean()
+        by_chance_of.append(test.random.exp().mean())
+shown = torch.stack([*p_left.values()]).reshape(2, 2).T
+labels_of = {"the ten": list(chosen), "asked": ["the four sums", "twelve new sums"]}
+ml.Scores(
+    shown, ("the ten", "asked"), "probability of the sum without the ten", labels_of, signed=False
+).plot()
 
 # %% kind="assert"
-claim(model, "p of the sum", intact, says=0.86, within=0.03)
-claim(model, "p without head 20.8", damaged, says=0.34, within=0.05)
-
-# %% kind="assert"
-intact_scores = ml.value_neuron_scores(model, asked, totals, layers=range(21, 30))
-high = ml.ablate_neurons(model, asked, ml.log_prob(totals), best(intact_scores.values), pos=-1, draws=1)
-claim(model, "p without the ten highest of the intact model", high.after.exp().mean(), says=0.01, within=0.02)
-claim(model, "p without the ten that lose most", test.after.exp().mean(), says=0.26, within=0.06)
-claim(model, "p without random neurons", test.random.exp().mean(), says=0.77, within=0.06)
+claim(model, "p of the four sums without the ten that lose most", shown[0, 0], says=0.26, within=0.06)
+claim(model, "p of new sums without the ten that lose most", shown[0, 1], says=0.27, within=0.08)
+claim(model, "p of the four sums without the ten highest", shown[1, 0], says=0.01, within=0.02)
+claim(model, "p of new sums without the ten highest", shown[1, 1], says=0.35, within=0.1)
+claim(model, "p without random neurons, at the least", min(by_chance_of), says=0.77, within=0.1)
 
 # %% [markdown]
-# The ten neurons that lose most when the head is broken: without them, at the last position, the probability is 0.26, and
-# without random ones 0.77. It looks like a find. But the ten *highest* neurons of the intact model leave 0.01. So the ten
-# that lose matter, less than the ten that are simply high, and nothing here shows that they carry the head's message.
-# And the head was found by breaking each of the 270 in turn on these four sums, and the neurons were chosen and tested on
-# the same four.
-
-# %% [markdown]
-# **Question 13.b.** A neuron has a high score, and silencing it changes nothing. How can that be?
+# On the four sums themselves the ten *highest* neurons win by far: 0.01 is left, and 0.26 without the ten that lose most.
+# On new sums it is the other way round, 0.35 and 0.27. Neurons that are high on four sums raise those four answers. Had we
+# chosen and tested on the same prompts, we would have published the wrong order.
 #
-# - **a** The neuron was never active.
-# - **b** The score reads what the neuron says; others say it too, or take over when it is gone.
-# - **c** The score is wrong because the norm's scale is held.
+# The ten that lose most hold what they promised, and random ones leave about 0.8. That they carry the head's message is
+# still not shown: for that, one would break the head with these ten held at their intact values (notebook 41 does such a
+# thing).
+
+# %% [markdown]
+# **Question 13.b.** A neuron has a score of 1 nat, and ablating it changes nothing. What would you measure to learn
+# whether others took over?
+#
+# - **a** The direct effects of all other parts, with and without the neuron.
+# - **b** The neuron's score again, with the norm's scale free.
+# - **c** The effect of ablating ten random neurons.
 
 # %% kind="quiz"
-quiz("13.b", "b")
+quiz("13.b", "a")
 
 # %% [markdown]
 # ## The paper's figures and yours
@@ -764,7 +840,7 @@ ml.reference.table("13", yours)
 # | value neuron | one that raises the answer's log-probability | `ml.value_neuron_scores` | Yu and Ananiadou 2024 |
 # | query neuron | one that switches value neurons on | `ml.query_neuron_scores` | the same |
 # | comparative neuron analysis | scores with and without an intervention | `ml.comparative_neuron_scores` | Yu and Ananiadou 2024, arithmetic |
-# | knock-out | neurons set to zero | `ml.ablate_neurons` | |
+# | zero ablation of neurons | set to zero, knocked out | `ml.ablate_neurons` | |
 # | matched random neurons | same layer, as loud as can be found | `ml.ablate_neurons(...).random` | |
 #
 # This ends part 1. You can say which tokens, parts and neurons pushed. Part 2 asks what they know.
