@@ -35,6 +35,7 @@ NAMES = {
     "Knockouts": "CircuitRuns",
     "knock_out": "ablate_neurons",
     "replaced": "baseline_tokens",
+    "TunedLens": "AffineLens",
 }
 
 

@@ -118,7 +118,7 @@ def test_an_activation_with_heads_is_no_activation_of_a_dictionary(gqa):
 
 def test_what_was_made_from_one_model_is_refused_by_another(gqa, tmp_path):
     """Of the same sizes; also from a file, not after an edit, and not in another precision or unfolded."""
-    sae, lens, other = trained(gqa), ml.TunedLens.fit(gqa, TEXTS), ml.tiny("gqa", seed=5)
+    sae, lens, other = trained(gqa), ml.AffineLens.fit(gqa, TEXTS), ml.tiny("gqa", seed=5)
     sae.save(tmp_path / "sae")
     lens.save(tmp_path / "lens")
     message = r"was made from tiny-gqa, and this model \({}\) has other weights"
@@ -132,14 +132,14 @@ def test_what_was_made_from_one_model_is_refused_by_another(gqa, tmp_path):
         with ml.orthogonalize(gqa, torch.randn(32, generator=torch.Generator().manual_seed(3))):
             ml.splice(gqa, each, TEXTS)
         ml.splice(other, dataclasses.replace(each, origin=None), TEXTS)
-    for each in (lens, ml.TunedLens.load(tmp_path / "lens")):
+    for each in (lens, ml.AffineLens.load(tmp_path / "lens")):
         each.check(gqa)
         with pytest.raises(ValueError, match="lens " + message.format("tiny-gqa")):
             each.check(other)
     save_file(dict(load_file(tmp_path / "lens")), tmp_path / "lens")  # one that does not say its model
-    ml.TunedLens.load(tmp_path / "lens").check(other)
+    ml.AffineLens.load(tmp_path / "lens").check(other)
     with pytest.raises(ValueError, match="3 layers of width 8; the model has 3 of width 32"):
-        ml.TunedLens(torch.zeros(3, 8, 8), torch.zeros(3, 8)).check(gqa)
+        ml.AffineLens(torch.zeros(3, 8, 8), torch.zeros(3, 8)).check(gqa)
     with pytest.raises(ValueError, match="says about its model is damaged"):
         Origin.read("{")
 
@@ -204,7 +204,7 @@ def test_dictionaries_and_lenses_in_every_precision(dtype):
         assert model(TEXTS).dtype == dtype
     own = trained(model)
     assert own.W_dec.dtype == torch.float32 and torch.isfinite(own.W_dec).all()
-    one, two = ml.TunedLens.fit(whole, TEXTS), ml.TunedLens.fit(model, TEXTS)
+    one, two = ml.AffineLens.fit(whole, TEXTS), ml.AffineLens.fit(model, TEXTS)
     assert two.weight.dtype == torch.float32 and (one.weight - two.weight).norm() < near * one.weight.norm()
     stream = torch.randn(2, 32).to(dtype)
     assert two(stream, 1).dtype == dtype
@@ -214,7 +214,7 @@ def test_dictionaries_and_lenses_in_every_precision(dtype):
 def test_inside_no_grad_and_inference_mode_nothing_changes(gqa, mode):
     sae, lens, read = (
         trained(gqa),
-        ml.TunedLens.fit(gqa, TEXTS),
+        ml.AffineLens.fit(gqa, TEXTS),
         ml.feature_activity(gqa, trained(gqa), TEXTS),
     )
     loss = ml.splice(gqa, sae, TEXTS).loss
@@ -223,7 +223,7 @@ def test_inside_no_grad_and_inference_mode_nothing_changes(gqa, mode):
         assert torch.equal(again.W_dec, sae.W_dec) and not again.W_dec.is_inference()
         given = ml.token_activations(gqa, TEXTS.clone(), HOOK).clone()  # made inside
         assert torch.equal(ml.train_sae(given, width=48, k=6, steps=40, batch=64).sae.W_dec, sae.W_dec)
-        fitted = ml.TunedLens.fit(gqa, TEXTS.clone())
+        fitted = ml.AffineLens.fit(gqa, TEXTS.clone())
         assert torch.equal(fitted.weight, lens.weight) and not fitted.weight.is_inference()
         assert torch.equal(ml.feature_activity(gqa, again, TEXTS).activation, read.activation)
         assert ml.splice(gqa, again, TEXTS).loss == loss
@@ -232,7 +232,7 @@ def test_inside_no_grad_and_inference_mode_nothing_changes(gqa, mode):
 def test_files_that_are_no_lens_or_activity_are_refused(gqa, tmp_path):
     path, sae = tmp_path / "file.safetensors", trained(gqa)
     read = ml.feature_activity(gqa, sae, TEXTS)
-    for load, what in ((ml.TunedLens.load, "tuned lens"), (ml.Activity.load, "activity of features")):
+    for load, what in ((ml.AffineLens.load, "affine lens"), (ml.Activity.load, "activity of features")):
         with pytest.raises(FileNotFoundError, match=f"so no {what} can be read"):
             load(tmp_path / "nowhere")
         path.write_bytes(b"no file of tensors")
@@ -241,7 +241,7 @@ def test_files_that_are_no_lens_or_activity_are_refused(gqa, tmp_path):
         save_file({"weight": torch.ones(2)}, path)
         with pytest.raises(ValueError, match=rf"is not an? {what}: it holds weight"):
             load(path)
-    ml.TunedLens.fit(gqa, TEXTS).save(path)
+    ml.AffineLens.fit(gqa, TEXTS).save(path)
     parts = load_file(path)
     for change, message in (
         ({"scale": torch.ones(3, 32)}, r"scale is \(3, 32\)"),
@@ -250,7 +250,7 @@ def test_files_that_are_no_lens_or_activity_are_refused(gqa, tmp_path):
     ):
         save_file(parts | change, path)
         with pytest.raises(ValueError, match=message):
-            ml.TunedLens.load(path)
+            ml.AffineLens.load(path)
     read.save(path)
     parts = load_file(path)
     for change, message in (

@@ -108,7 +108,7 @@ def given_on_the_host(asked: Asked):
         "splice": lambda: ml.splice(model, sae, texts),
         "splice_hooks": spliced,
         "feature_hooks": steered,
-        "TunedLens": lambda: ml.TunedLens.fit(model, texts, skip=1),
+        "AffineLens": lambda: ml.AffineLens.fit(model, texts, skip=1),
         "key_covariance": lambda: ml.key_covariance(model, texts, layer=0),
         "Put(z)": lambda: put("z"),
         "Put(z, held)": lambda: put("z", held=True),

@@ -142,11 +142,11 @@ def drawn(model):
     return far(other(TOKENS), ml.random_weights(model, seed=3)(TOKENS))
 
 
-@technique("TunedLens.fit")
+@technique("AffineLens.fit")
 def tuned(model):
     """The last entry is the model's own; the first one's map is the least-squares solution."""
     texts = torch.randint(5, 390, (4, 40), generator=torch.Generator().manual_seed(8))
-    lens, last = ml.TunedLens.fit(model, texts, skip=4, ridge=0.01), model.cfg.n_layers - 1
+    lens, last = ml.AffineLens.fit(model, texts, skip=4, ridge=0.01), model.cfg.n_layers - 1
     cache = model.run_with_cache(texts)[1]
     x, y = (
         cache[n][:, 4:].flatten(0, 1) for n in ("blocks.1.hook_resid_pre", f"blocks.{last}.hook_resid_post")

@@ -1,4 +1,4 @@
-"""Lenses: exact at the last layer, TransformerLens' numbers, the tuned lens a least-squares fit; files; bad input."""
+"""Lenses: exact at the last layer, TransformerLens' numbers, affine lenses a fit, tuned ones a descent; files; bad input."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def fitted(tiny, texts):
-    return ml.TunedLens.fit(tiny, texts)
+    return ml.AffineLens.fit(tiny, texts)
 
 
 def test_every_lens_is_exact_at_the_last_entry(tiny, texts, fitted):
@@ -43,14 +43,14 @@ def test_ranks_are_counted_by_hand(tiny, texts):
     assert found.values[1] == (logits > logits[20]).sum()
 
 
-def test_the_tuned_lens_is_closer_than_the_logit_lens(tiny, texts, fitted):
+def test_the_affine_lens_is_closer_than_the_logit_lens(tiny, texts, fitted):
     plain, tuned = (ml.lens_quality(tiny, texts[:10], lens=lens) for lens in (None, fitted))
     assert (tuned.kl.values[:-1] < plain.kl.values[:-1]).all()
     assert (tuned.bias.values[:-1] < plain.bias.values[:-1]).all()
 
 
 def test_the_fit_is_least_squares(tiny, texts):
-    lens = ml.TunedLens.fit(tiny, texts, ridge=1e-5, skip=2)
+    lens = ml.AffineLens.fit(tiny, texts, ridge=1e-5, skip=2)
     with torch.no_grad():
         streams = torch.cat(list(residual_entries(tiny, texts, batch=7)), dim=1)[:, :, 2:]
     unit = module._unit(streams).flatten(1, 2).double()
@@ -62,16 +62,41 @@ def test_the_fit_is_least_squares(tiny, texts):
     assert torch.allclose(said, x @ best, atol=2e-2)
 
 
+def test_tuning_takes_the_steps_of_adam_along_the_slope_of_kl(tiny, texts, fitted):
+    """One step of Adam is its rate, against the sign of the slope, which differences give; many lower the KL."""
+    once = fitted.tune(tiny, texts, [1], steps=1, tokens=4000, rate=1e-3)
+    streams = torch.cat(list(residual_entries(tiny, texts, batch=40)), dim=1)[:, :, 4:].flatten(1, 2)
+    rows = torch.randint(streams.shape[1], (4000,), generator=torch.Generator().manual_seed(0))
+
+    def kl(bias):
+        lens = ml.AffineLens(fitted.weight, bias)
+        p, q = (tiny.unembed(tiny.ln_final(s[None])) for s in (streams[-1], lens(streams[1], 1)))
+        each = torch.nn.functional.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none")[0].sum(-1)
+        return each[rows].mean().item()
+
+    step, slopes = once.bias[1] - fitted.bias[1], []
+    for place in range(6):
+        nudge = torch.zeros_like(fitted.bias)
+        nudge[1, place] = 0.02
+        slopes.append(kl(fitted.bias + nudge) - kl(fitted.bias - nudge))
+    assert torch.allclose(step.abs(), torch.tensor(1e-3), rtol=1e-2)
+    assert (step[:6].sign() == -torch.tensor(slopes).sign()).all()
+    assert torch.equal(once.weight[[0, 2]], fitted.weight[[0, 2]]) and once.origin == fitted.origin
+    tuned = fitted.tune(tiny, texts, [1], steps=30, tokens=200)
+    before, after = (ml.lens_quality(tiny, texts, lens=lens).kl.values for lens in (fitted, tuned))
+    assert after[1] < 0.99 * before[1] and torch.equal(after[[0, 2]], before[[0, 2]])
+
+
 def test_saved_lenses_come_back_a_little_rounded(tiny, texts, fitted, tmp_path):
     fitted.save(tmp_path / "lens.safetensors")
-    back = ml.TunedLens.load(tmp_path / "lens.safetensors")
+    back = ml.AffineLens.load(tmp_path / "lens.safetensors")
     assert (back.weight - fitted.weight).abs().max() <= fitted.weight.abs().max() / 200
     assert torch.equal(back.bias, fitted.bias)
     from safetensors.torch import save_file
 
     save_file({"other": torch.zeros(2)}, tmp_path / "no.safetensors")
-    with pytest.raises(ValueError, match="not a tuned lens: it holds other"):
-        ml.TunedLens.load(tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match="not an affine lens: it holds other"):
+        ml.AffineLens.load(tmp_path / "no.safetensors")
 
 
 def test_a_table_shows_tokens_by_layer_and_position(tiny, texts):
@@ -88,19 +113,19 @@ def test_what_cannot_be_read_is_refused(tiny, texts, fitted):
     with pytest.raises(ValueError, match="'rank', 'log_prob'"):
         ml.logit_lens(tiny, texts[:1], 3, what="probability")
     with pytest.raises(ValueError, match="3 layers of width 8; the model has 3 of width 32"):
-        ml.logit_lens(tiny, texts[:1], 3, lens=ml.TunedLens(torch.zeros(3, 8, 8), torch.zeros(3, 8)))
+        ml.logit_lens(tiny, texts[:1], 3, lens=ml.AffineLens(torch.zeros(3, 8, 8), torch.zeros(3, 8)))
     with pytest.raises(ValueError, match="no entry 9: this lens has 0 to 3"):
         fitted(torch.ones(1, 32), 9)
     with pytest.raises(ValueError, match="20 tokens cannot fit maps of width 32"):
-        ml.TunedLens.fit(tiny, texts[:2])
+        ml.AffineLens.fit(tiny, texts[:2])
     broken = [("blocks.1.hook_resid_pre", lambda x, hook: x * float("nan"))]
     with tiny.hooks(fwd_hooks=broken), pytest.raises(ValueError, match="NaN or infinite activations"):
-        ml.TunedLens.fit(tiny, texts)
+        ml.AffineLens.fit(tiny, texts)
 
 
 @pytest.mark.model
 def test_the_fitted_lens_of_the_repository_reads_paris_early(smollm2):
-    lens = ml.TunedLens.load(ml.reference.data_dir() / "lens" / "smollm2.safetensors")
+    lens = ml.AffineLens.load(ml.reference.data_dir() / "lens" / "smollm2.safetensors")
     base = smollm2.to_tokens("The capital of France is")
     assert ml.logit_lens(smollm2, base, " Paris", lens=lens).values[24] == 0
     assert ml.logit_lens(smollm2, base, " Paris").values[24] > 50

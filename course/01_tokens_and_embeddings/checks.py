@@ -3,7 +3,16 @@
 import torch
 from torch.nn.functional import normalize
 
-from mechlab_course.checking import close, compare, mistakes_in, only_wrong, random, refuse, whole_number
+from mechlab_course.checking import (
+    close,
+    compare,
+    mistakes_in,
+    only_wrong,
+    random,
+    refuse,
+    whole_number,
+)
+from mechlab_course.checking import number as one_number
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -216,3 +225,53 @@ def check_rotate(attempt: Attempt, model) -> str:
         equal = close(found, cache[names[1]][0, :, 0], 1e-3)
         refuse(not equal, "It does not equal the rotation in the model (hook_rot_q of layer 2, head 0).")
     return "Lengths are kept, only the distance matters, and it equals the model's own rotation."
+
+
+QUESTIONS = """man king woman queen; France Paris Germany Berlin; France Paris Italy Rome
+Japan Tokyo China Beijing; England London Russia Moscow; big bigger small smaller; good better bad worse
+walk walked jump jumped; one first two second; cat cats dog dogs; he his she her"""
+
+
+def _paradigm(seed: int, words: int = 24, forms: int = 8):
+    """Every word in every form, word + form: only b - a + c tells which form of which word is asked for."""
+    table = (random(words, 1, 32, seed=seed) + random(1, forms, 32, seed=seed + 1)).flatten(0, 1)
+    first = torch.randperm(words, generator=torch.Generator().manual_seed(seed))
+    second, k = first.roll(1), torch.arange(words) % (forms - 1)
+    asked = [first * forms, first * forms + 1 + k, second * forms, second * forms + 1 + k]
+    return table, torch.stack(asked, 1)
+
+
+def _neighbours(seed: int, near: int, to: int, count: int = 24):
+    """d is a neighbour of b or of c, and the arithmetic hardly moves: a is one of the other's."""
+    rows = random(4, count, 32, seed=seed)
+    rows[near] = rows[to] + 0.3 * random(count, 32, seed=seed + 1)
+    rows[0] = rows[3 - to] + 0.3 * random(count, 32, seed=seed + 2)
+    return rows.flatten(0, 1), torch.arange(4 * count).view(4, count).T
+
+
+def _joined(one, other):
+    return torch.cat([one[0], other[0]]), torch.cat([one[1], other[1] + len(one[0])])
+
+
+@checker("01.5")
+def check_arithmetic_adds(attempt: Attempt, model) -> str:
+    said = lambda table, asked: one_number(attempt(table, asked), "one share")
+    needs = said(*_paradigm(0))
+    refuse(not -1 <= needs <= 1.001, f"A share of the questions lies between 0 and 1; yours is {needs:.3g}.")
+    why = f"Where only b − a + c leads to d, yours says {needs:.2f}, not about 1: there is no"
+    refuse(needs < 0.7, f"{why} arithmetic in it, or what is taken off finds d too.")
+    for other, near in (("c", 2), ("b", 1)):
+        found = said(*_neighbours(5 * near, 3, near))
+        why = f"In one table every d is just the nearest neighbour of {other}. Yours credits arithmetic"
+        refuse(abs(found) > 0.2, f"{why} with {found:.2f}. Let a guess from {other} alone play too.")
+    table, asked = _paradigm(20)
+    anywhere = asked[torch.randperm(len(asked), generator=torch.Generator().manual_seed(1)), 3:]
+    found = said(table, torch.cat([asked[:, :3], anywhere], 1))
+    refuse(abs(found) > 0.25, f"Where nothing leads to d, yours says {found:.2f}, not about 0.")
+    found = said(*_joined(_paradigm(30), _neighbours(40, 3, 2)))
+    why = f"Where one half of the questions needs the arithmetic, yours says {found:.2f}, not about 0.5."
+    refuse(abs(found - 0.5) > 0.2, f"{why} Count each question by itself.")
+    rows = [row.split() for row in QUESTIONS.replace("\n", ";").split(";")]
+    ids = torch.tensor([[model.to_single_token(f" {word}") for word in row] for row in rows])
+    here = said(model.W_E.detach(), ids)
+    return f"Right on five tables. On the model's own, the notebook's eleven questions give {here:.2f}."

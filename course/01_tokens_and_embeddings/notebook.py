@@ -9,7 +9,7 @@
 # - find the neighbours of a word in the embedding, and say when the cosine misleads,
 # - rotate queries and keys by hand, as the model does to know where a token stands.
 #
-# Time: 60 minutes. The cells take about 20 seconds in all. Memory: 1.6 GB.
+# Time: 85 minutes. The cells take about 20 seconds in all. Memory: 1.6 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 00.
 
 # %% kind="setup"
@@ -154,35 +154,7 @@ print("looked up by the model = row of the table:", torch.equal(cache["hook_embe
 #
 # Two rows tend to point the same way when the two tokens are used alike. The **cosine** measures it: the dot product of
 # the two vectors after both are scaled to length 1. It is 1 for the same direction, 0 at right angles and −1 for opposite
-# directions. (The plain word *product* of two vectors means their dot product.) First your guess: are the closest neighbours of " Monday" other
-# days, or other spellings of Monday?
-
-# %% kind="predict"
-predict("01.p", "other days")
-
-
-# %%
-def neighbours(word: str, k: int = 6) -> list[str]:
-    """The k tokens with the highest cosine to a word, the word itself left out."""
-    token = ml.single_token(model, word)
-    cosine = torch.cosine_similarity(W_E, W_E[[token]])
-    cosine[token] = -torch.inf
-    return [model.to_string([i]) for i in cosine.topk(k).indices.tolist()]
-
-
-for word in (" Monday", " seven", " king", " Paris"):
-    print(f"{word!r:10}", neighbours(word))
-
-# %% kind="compare"
-reveal("01.p", ", ".join(map(repr, neighbours(" Monday", 3))))
-
-# %% kind="assert"
-days = {" Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"}
-claim(model, "days among the six neighbours", len(days & set(neighbours(" Monday"))), says=6, within=0)
-
-# %% [markdown]
-# The model learned from use that these words are alike. For " king" and " Paris" it is the other way round: other
-# spellings come first.
+# directions. (The plain word *product* of two vectors means their dot product.)
 #
 # ### Exercise 01.2 Nearest tokens
 #
@@ -254,6 +226,35 @@ def nearest_tokens(W_E, token, k):
 
 
 # %% [markdown]
+# Now the model's own words. First your guess: are the closest neighbours of " Monday" other days, or other spellings of Monday?
+
+# %% kind="predict"
+predict("01.p", "other days")
+
+
+# %%
+def neighbours(word: str, k: int = 6) -> list[str]:
+    """The k tokens with the highest cosine to a word, the word itself left out."""
+    token = ml.single_token(model, word)
+    cosine = torch.cosine_similarity(W_E, W_E[[token]])
+    cosine[token] = -torch.inf
+    return [model.to_string([i]) for i in cosine.topk(k).indices.tolist()]
+
+
+for word in (" Monday", " seven", " king", " Paris"):
+    print(f"{word!r:10}", neighbours(word))
+
+# %% kind="compare"
+reveal("01.p", ", ".join(map(repr, neighbours(" Monday", 3))))
+
+# %% kind="assert"
+days = {" Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"}
+claim(model, "days among the six neighbours", len(days & set(neighbours(" Monday"))), says=6, within=0)
+
+# %% [markdown]
+# The model learned from use that these words are alike. For " king" and " Paris" it is the other way round: other
+# spellings come first.
+#
 # ## How the cosine misleads
 #
 # Take two thousand tokens at random and compare each with each. If directions were spread evenly, most cosines
@@ -299,49 +300,7 @@ claim(model, "of the six nearest, how many stay", kept.mean(), says=3.6, within=
 #
 # ## Analogies, and how they flatter
 #
-# The famous trick: *king − man + woman* should land near *queen*. Count how often it works, twice: once as it is
-# usually done, with the three words of the question forbidden as answers, and once with every word allowed.
-
-# %%
-questions = [
-    (" man", " king", " woman", " queen"),
-    (" France", " Paris", " Germany", " Berlin"),
-    (" France", " Paris", " Italy", " Rome"),
-    (" Japan", " Tokyo", " China", " Beijing"),
-    (" England", " London", " Russia", " Moscow"),
-    (" big", " bigger", " small", " smaller"),
-    (" good", " better", " bad", " worse"),
-    (" walk", " walked", " jump", " jumped"),
-    (" one", " first", " two", " second"),
-    (" cat", " cats", " dog", " dogs"),
-    (" he", " his", " she", " her"),
-]
-
-
-def answer(a: str, b: str, c: str, forbid: bool) -> str:
-    """The token nearest to b - a + c."""
-    ids = [ml.single_token(model, w) for w in (a, b, c)]
-    cosine = unit @ (W_E[ids[1]] - W_E[ids[0]] + W_E[ids[2]])
-    if forbid:
-        cosine[ids] = -torch.inf
-    return model.to_string([cosine.argmax().item()])
-
-
-found = {forbid: [answer(a, b, c, forbid) for a, b, c, _ in questions] for forbid in (True, False)}
-print(f"{'':34}{'wanted':12}{'words forbidden':17}every word allowed")
-for (a, b, c, d), *answers in zip(questions, found[True], found[False], strict=True):
-    print(f"{b} -{a} +{c}".ljust(34) + d.ljust(12) + answers[0].ljust(17) + answers[1])
-
-# %% kind="assert"
-right = {f: [w == d for w, (*_, d) in zip(words, questions, strict=True)] for f, words in found.items()}
-misses = [w in q[:3] for w, q, good in zip(found[False], questions, right[False], strict=True) if not good]
-claim(model, "right when the question's words are forbidden", sum(right[True]), says=9, within=0)
-claim(model, "right when every word is allowed", sum(right[False]), says=5, within=0)
-claim(model, "misses that are a word of the question", sum(misses) / len(misses), says=1.0, within=0)
-
-# %% [markdown]
-# Nine of eleven, or five of eleven. Part of the success comes from a rule that is easy to overlook: the nearest word
-# is often one of the question, and is struck out. Without the rule, all six misses are words of the question.
+# The famous trick: *king − man + woman* should land near *queen*.
 #
 # ### Exercise 01.3 An honest analogy
 #
@@ -401,6 +360,155 @@ def analogy(W_E, a, b, c):
 
 
 # %% [markdown]
+# Now count how often it works, twice: once as it is usually done, with the three words of the question forbidden as answers, and once
+# with every word allowed.
+
+# %%
+questions = [
+    (" man", " king", " woman", " queen"),
+    (" France", " Paris", " Germany", " Berlin"),
+    (" France", " Paris", " Italy", " Rome"),
+    (" Japan", " Tokyo", " China", " Beijing"),
+    (" England", " London", " Russia", " Moscow"),
+    (" big", " bigger", " small", " smaller"),
+    (" good", " better", " bad", " worse"),
+    (" walk", " walked", " jump", " jumped"),
+    (" one", " first", " two", " second"),
+    (" cat", " cats", " dog", " dogs"),
+    (" he", " his", " she", " her"),
+]
+
+
+def answer(a: str, b: str, c: str, forbid: bool) -> str:
+    """The token nearest to b - a + c."""
+    ids = [ml.single_token(model, w) for w in (a, b, c)]
+    cosine = unit @ (W_E[ids[1]] - W_E[ids[0]] + W_E[ids[2]])
+    if forbid:
+        cosine[ids] = -torch.inf
+    return model.to_string([cosine.argmax().item()])
+
+
+found = {forbid: [answer(a, b, c, forbid) for a, b, c, _ in questions] for forbid in (True, False)}
+print(f"{'':34}{'wanted':12}{'words forbidden':17}every word allowed")
+for (a, b, c, d), *answers in zip(questions, found[True], found[False], strict=True):
+    print(f"{b} -{a} +{c}".ljust(34) + d.ljust(12) + answers[0].ljust(17) + answers[1])
+
+# %% kind="assert"
+right = {f: [w == d for w, (*_, d) in zip(words, questions, strict=True)] for f, words in found.items()}
+misses = [w in q[:3] for w, q, good in zip(found[False], questions, right[False], strict=True) if not good]
+claim(model, "right when the question's words are forbidden", sum(right[True]), says=9, within=0)
+claim(model, "right when every word is allowed", sum(right[False]), says=5, within=0)
+claim(model, "misses that are a word of the question", sum(misses) / len(misses), says=1.0, within=0)
+
+# %% [markdown]
+# Nine of eleven, or five of eleven. Part of the success comes from a rule that is easy to overlook: the nearest word
+# is often one of the question, and is struck out. Without the rule, all six misses are words of the question.
+#
+# Is the *arithmetic* needed at all? Linzen (2016) asked this of word vectors: perhaps " Berlin" is just a neighbour of " Paris". A success counts for
+# the arithmetic only where a guess without it fails.
+#
+# ### Exercise 01.5 What the arithmetic adds
+#
+# Difficulty 4 of 5 · 25 minutes · needs exercises 01.2 and 01.3
+#
+# Design the measure. The check tries it on tables with questions that the notebook does not show: some need the arithmetic, in some d is simply
+# near b or near c, in some d is anywhere, and in some these are mixed. Many designs are right.
+
+
+# %% kind="exercise" id="01.5"
+@exercise("01.5")
+def arithmetic_adds(W_E: Float[Tensor, "d_vocab d_model"], questions: Int[Tensor, "question 4"]) -> float:
+    """How much b - a + c finds that no simpler guess would, as a share of the questions (a, b, c, d).
+
+    About 1 where only the arithmetic leads to d, about 0 where d is found without it (it is a neighbour of b, or
+    of c) or not found at all, in between where the questions are mixed.
+    """
+    # >>> solution
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    a, b, c, d = questions.T
+
+    def found(target):
+        cosine = target @ unit.T
+        cosine.scatter_(1, questions[:, :3], -torch.inf)  # as usual, the words of the question are forbidden
+        return cosine.argmax(1) == d
+
+    alone = found(W_E[b]) | found(W_E[c])
+    return (found(W_E[b] - W_E[a] + W_E[c]) & ~alone).float().mean().item()
+    # <<< solution
+
+
+# %% kind="check"
+check(arithmetic_adds, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What would a lazy guesser do who never looks at a? Let the guesser play too, under the same rules.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Answer each question three times, with the three words forbidden each time: by b − a + c, by the neighbour of b alone, by the neighbour of c
+# alone. Count the questions that only the first gets right. (Allowing every word is another good design: then b or c itself takes the place of
+# a neighbour.)
+#
+# </details>
+
+
+# %% kind="wrong" id="01.5" expects="neighbour of c"
+@exercise("01.5")
+def arithmetic_adds(W_E, questions):
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    a, b, c, d = questions.T
+    cosine = (W_E[b] - W_E[a] + W_E[c]) @ unit.T
+    cosine.scatter_(1, questions[:, :3], -torch.inf)
+    return (cosine.argmax(1) == d).float().mean().item()
+
+
+# %% kind="wrong" id="01.5" expects="neighbour of b"
+@exercise("01.5")
+def arithmetic_adds(W_E, questions):
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    a, b, c, d = questions.T
+    hits = []
+    for target in (W_E[b] - W_E[a] + W_E[c], W_E[c]):
+        cosine = target @ unit.T
+        cosine.scatter_(1, questions[:, :3], -torch.inf)
+        hits.append((cosine.argmax(1) == d).float().mean().item())
+    return hits[0] - hits[1]
+
+
+# %% kind="wrong" id="01.5" expects="no arithmetic in it"
+@exercise("01.5")
+def arithmetic_adds(W_E, questions):
+    return 0.0
+
+
+# %% kind="wrong" id="01.5" expects="half"
+@exercise("01.5")
+def arithmetic_adds(W_E, questions):
+    unit = W_E / W_E.norm(dim=-1, keepdim=True)
+    a, b, c, d = questions.T
+    cosine = (W_E[b] - W_E[a] + W_E[c]) @ unit.T
+    return float((cosine.argmax(1) == d).float().mean() > 0.6)
+
+
+# %% kind="assert"
+ids = torch.tensor([[ml.single_token(model, word) for word in question] for question in questions])
+lazy = {}
+for name, column in (("b", 1), ("c", 2)):
+    cosine = unit[ids[:, column]] @ unit.T
+    cosine.scatter_(1, ids[:, :3], -torch.inf)
+    lazy[name] = cosine.argmax(1) == ids[:, 3]
+claim(model, "found by the neighbour of b alone", lazy["b"].sum(), says=0, within=0)
+claim(model, "found by the neighbour of c alone", lazy["c"].sum(), says=1, within=0)
+earned = (torch.tensor(right[True]) & ~lazy["b"] & ~lazy["c"]).sum()
+claim(model, "found by the arithmetic alone", earned, says=8, within=0)
+
+# %% [markdown]
+# In the eleven questions above, the neighbour of b alone finds no answer, that of c one (" her"). So by this measure eight of the nine are earned by the
+# arithmetic. A control can also clear a suspect.
+#
 # ## How does the model know the order of the words?
 #
 # The embedding of " dog" is the same at every place. GPT-2 adds a second table, one learned row for each
@@ -550,14 +658,15 @@ claim(model, "query-key pairs with their peak at 1", (scores.argmax(1) == 1).sum
 #
 # ### A question
 #
-# Why can this model not tell the position of a token from its residual stream at the very start, before layer 0?
+# A query at position 7 and a key at position 3 have the score 3.0. What is it for the same two vectors at positions 107 and 103? And at 107 and
+# 102?
 #
-# - **a** The position is rounded away in float32.
-# - **b** Only queries and keys are rotated; the embedding that starts the residual stream is the same everywhere.
-# - **c** The position is stored in the begin token.
+# - **a** Other numbers in both cases, since both vectors are turned further.
+# - **b** 3.0 in both cases, since nothing but the vectors matters.
+# - **c** 3.0 in the first case; in the second another number.
 
 # %% kind="quiz"
-quiz("01.a", "b")
+quiz("01.a", "c")
 
 # %% [markdown]
 # ## Recap

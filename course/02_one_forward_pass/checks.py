@@ -1,9 +1,12 @@
 """Checks of notebook 02, one forward pass by hand."""
 
+from unittest.mock import patch
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from mechlab.runs import forward
 from mechlab.runs.forward import attention_pattern, gated_mlp, head_outputs, rms_norm
 from mechlab_course.checking import close, compare, declare, mistakes_in, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
@@ -116,10 +119,9 @@ class Heads:
         """The pattern is transposed: sum over the positions that are looked at (the last axis)."""
         return head_outputs(pattern.transpose(1, 2), v, W_O)
 
-    def repeated(pattern, v, W_O):
-        """Some heads use the wrong value head: the order is 0 0 1 1 (repeat_interleave), not 0 1 0 1
-        (repeat)."""
-        return head_outputs(pattern, v.repeat(1, len(pattern) // v.shape[1], 1), W_O)
+    def first_value(pattern, v, W_O):
+        """Every head takes the values of head 0. Each head has its own."""
+        return head_outputs(pattern, v[:, :1].expand_as(v), W_O)
 
     def first_matrix(pattern, v, W_O):
         """Every head goes through the W_O of head 0. Each head has its own matrix."""
@@ -129,8 +131,8 @@ class Heads:
 @checker("02.3")
 def check_head_outputs(attempt: Attempt, model) -> str:
     axes = "pos head d_model"
-    for heads, kv_heads in ((4, 2), (3, 3)):
-        v, W_O = random(5, kv_heads, 6, seed=1), random(heads, 6, 8, seed=2)
+    for heads in (4, 3):
+        v, W_O = random(5, heads, 6, seed=1), random(heads, 6, 8, seed=2)
         future = torch.ones(5, 5, dtype=torch.bool).triu(1)
         pattern = (random(heads, 5, 5) * 2).masked_fill(future, -torch.inf).softmax(-1)
         result = attempt(pattern, v, W_O)
@@ -139,12 +141,13 @@ def check_head_outputs(attempt: Attempt, model) -> str:
         swapped = shape == (heads, 5, 8)
         refuse(swapped, "The axes are [head, pos, d_model]; they should be [pos, head, d_model].")
         compare(attempt, (pattern, v, W_O), head_outputs, mistakes_in(Heads), axes)
-    given = torch.zeros(4, 5, 5), random(5, 2, 6), random(4, 6, 8)
+    given = torch.zeros(4, 5, 5), random(5, 4, 6), random(4, 6, 8)
     written = attempt.tensor(*given, shape=(5, 4, 8), axes=axes).abs().max()
     refuse(written > 1e-6, "With a pattern of zeros nothing is taken, so nothing may be written.")
     if model.cfg.n_layers > 3:
         names = (f"blocks.3.{part}" for part in ("attn.hook_pattern", "attn.hook_v", "hook_attn_out"))
         pattern, v, written = _seen(model, *names)
+        v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
         found = attempt(pattern, v, model.W_O[3].detach()).sum(1)
         _agree(found, written, "The sum over your heads does not equal what the attention of layer 3 writes.")
     return "Right values, right matrices, and the sum over heads is what layer 3 of the model writes."
@@ -352,3 +355,69 @@ def _shares(attempt: Attempt, logits: Tensor) -> None:
     right, yours = f"{expected[t, token]:.0%}", f"{shares[t, token]:.0%}"
     asked = f"At temperature {temperatures[t]}, token {token} should be drawn {right} of the time"
     refuse(wrong, f"{asked}; yours {yours}.")
+
+
+def _seeing(ahead: int):
+    """An attention pattern whose queries see this many tokens too far."""
+
+    def pattern(q, k):
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+        hidden = torch.ones(len(q), len(q), dtype=torch.bool).triu(1 + ahead)
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+
+    return {"attention_pattern": pattern}
+
+
+ROTATE = forward.rotate
+CONSTANT = "There a constant is added to all logits of a row. It changes no probability: nothing is broken."
+ROUNDING = "There the logits differ by rounding only, by less than 0.001. Allow for that."
+# what is wrong, the functions exchanged, what is added to the logits, what is said if nothing is wrong
+SUSPECTS = (
+    ("nothing", {}, 0.0, "There both passes are the same to the last digit."),
+    ("nothing", {}, 3e-4, ROUNDING),
+    ("nothing", {}, 7.0, CONSTANT),
+    ("norm", {"rms_norm": lambda x, eps=1e-5: rms_norm(x - x.mean(-1, keepdim=True), eps)}, 0.0, ""),
+    ("norm", {"rms_norm": lambda x, eps=1e-5: x / x.norm(dim=-1, keepdim=True)}, 0.0, ""),
+    ("future", _seeing(100_000), 0.0, ""),
+    ("future", _seeing(1), 0.0, ""),
+    ("positions", {"rotate": lambda x, theta: x}, 0.0, ""),
+    ("positions", {"rotate": lambda x, theta: ROTATE(x, 100.0)}, 0.0, ""),
+)
+BROKEN = {
+    "norm": "There the norm is another. That shows in a text of one token, in which nothing is hidden and "
+    "nothing is far: look at one first.",
+    "future": "There tokens see later ones. That shows at the first token of a longer text, "
+    "which should see only itself.",
+    "positions": "There the rotation is wrong. It leaves the first token alone, which sees only itself; "
+    "later ones change. Seeing later tokens would change the first.",
+}
+
+
+def _short(model, wrong: dict, shift: float):
+    """The first four layers by hand, with some functions exchanged: from token ids to logits."""
+
+    def run(tokens):
+        tokens = torch.as_tensor(tokens).flatten()
+        with patch.multiple(forward, **{"rotate": ROTATE, **wrong}), torch.no_grad():
+            resid = model.W_E[tokens]
+            for layer in range(min(4, model.cfg.n_layers)):
+                resid = forward.block(model, layer, resid)
+            logits = forward.rms_norm(resid, model.cfg.eps) @ model.W_U
+        noise = random(*logits.shape) / 4 if shift < 0.1 else torch.ones(len(tokens), 1)
+        return logits + shift * noise
+
+    return run
+
+
+@checker("02.7")
+def check_diagnose(attempt: Attempt, model) -> str:
+    right = _short(model, {}, 0.0)
+    for truth, wrong, shift, why in SUSPECTS:
+        found = attempt(_short(model, wrong, shift), right)
+        words = ("future", "positions", "norm", "nothing")
+        known = isinstance(found, str) and found in words
+        told = f"Return one of the four words {', '.join(words)}; you returned {str(found)[:40]!r}."
+        refuse(not known, told)
+        refuse(found != truth, f'Yours says "{found}". {why or BROKEN[truth]}')
+    return "Nine passes, each told right: three times nothing, twice each of future, positions and norm."

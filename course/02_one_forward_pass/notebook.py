@@ -6,22 +6,20 @@
 # After this notebook you will be able to
 #
 # - write the norm, attention and MLP in a few lines each, and get the model's own numbers,
+# - predict which tokens notice when one part is broken, and find the broken part by a few runs,
 # - say where the parameters are, and what the norms do to large and small vectors,
 # - turn logits into text, and know what folding and centring do before you trust a logit.
 #
-# Time: 90 minutes. The cells take about 20 seconds in all, and 20 seconds more, once, for the unfolded weights. Memory: 1.8 GB.
+# Time: 110 minutes. The cells take about 30 seconds in all, and 20 seconds more, once, for the unfolded weights. Memory: 1.8 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 01.
 
 # %% kind="setup"
 # (written by the build)
 
 # %% [markdown]
-# ## One stream, many writers
+# ## The picture
 #
-# A transformer keeps one vector of 576 numbers for each token, the **residual stream**. Each of the 30 layers
-# reads it, computes something, and *adds* the result: attention first, then the MLP. Nothing is ever overwritten.
-# (A layer is also called a **block**; the MLP is explained in part 4.) So how large does the sum become? For the
-# running sentence, layer by layer:
+# This is the answer that you will recompute: what the model expects after the running sentence.
 
 # %%
 prompt = "When John and Mary went to the store, John gave a drink to"
@@ -29,41 +27,34 @@ tokens = model.to_tokens(prompt)
 with torch.no_grad():
     logits, cache = model.run_with_cache(tokens)
 n_layers = model.cfg.n_layers
-length = torch.stack([cache["resid_post", layer][0].norm(dim=-1) for layer in range(n_layers)])
-begin, ordinary = length[:, 0], length[:, 1:].median(1).values
-fig = ml.plots.figure("Length of the residual stream", "layer", "length (log scale)", height=380)
-fig.add_scatter(y=begin.numpy(), name="begin token")
-fig.add_scatter(y=ordinary.numpy(), name="other tokens, median")
-fig.update_yaxes(type="log", dtick=1)
-text = f"Ordinary tokens grow from {ordinary[0]:.0f} to {ordinary[-1]:.0f}."
-ml.Picture(fig, f"{text} The begin token jumps to {begin[11]:.0f} at layer 11 and stays until layer 27.")
+likely = logits[0, -1].softmax(-1).topk(8)
+words = [repr(model.to_string([token])) for token in likely.indices.tolist()]
+labels = {"next token": words}
+ml.Scores(likely.values, ("next token",), "probability", labels, signed=False).plot(height=320)
 
 # %% kind="assert"
-claim(model, "length for ordinary tokens after layer 0", length[0, 1:].median(), says=44, within=1)
-claim(model, "length for ordinary tokens after layer 29", length[29, 1:].median(), says=825, within=10)
-claim(model, "length for the begin token after layer 2", length[2, 0], says=810, within=10)
-claim(model, "length for the begin token after layer 9", length[9, 0], says=150, within=5)
-claim(model, "length for the begin token after layer 11", length[11, 0], says=25_100, within=200)
-written = cache["mlp_out", 11][0, 0].norm()
-claim(model, "length of what the MLP of layer 11 writes there", written, says=25_000, within=300)
-to_begin = torch.stack([cache["pattern", layer][0, :, 1:, 0].mean() for layer in range(12, 29)])
-claim(
-    model,
-    "share of attention to the begin token, least of layers 12 to 28",
-    to_begin.min(),
-    says=0.48,
-    within=0.03,
-)
-values = torch.stack([cache["v", layer][0].flatten(1).norm(dim=-1) for layer in range(12, 29)])
-claim(model, "length of its values, most", values[:, 0].max(), says=5.1, within=0.2)
-claim(model, "length of other values, median", values[:, 1:].median(), says=13.7, within=0.5)
+assert words[0] == "' Mary'" or model.cfg.model_name != "smollm2"
 
 # %% [markdown]
-# Ordinary tokens grow almost twentyfold. The begin token is different: it is 810 long after layer 2, only 150 after layer
-# 9, and at layer 11 the MLP writes a vector of length 25,000 into it. That vector cannot depend on the text, since the first token sees only itself. From layer 12 to 28
-# the other tokens give it about half of their attention or more. But what it hands over, its *value* vectors (part 2), is
-# short, so little is taken from it: an **attention sink**. In a short prompt, an average of the streams that includes
-# position 0 is mostly position 0.
+# ## One stream, many writers
+#
+# A transformer keeps one vector of 576 numbers for each token, the **residual stream**. Each of the 30 layers
+# reads it, computes something, and *adds* the result: attention first, then the MLP. Nothing is ever overwritten.
+# (A layer is also called a **block**; the MLP is explained in part 4.) So how long does the sum become, for an ordinary
+# token, layer by layer? (The first token, the begin token, is left out: it is a story of its own, told below.)
+
+# %%
+length = torch.stack([cache["resid_post", layer][0].norm(dim=-1) for layer in range(n_layers)])
+ordinary = length[:, 1:].median(1).values
+grown = ml.Scores(ordinary, ("layer",), "length of the stream, median over tokens", signed=False)
+grown.plot(height=320)
+
+# %% kind="assert"
+claim(model, "length for ordinary tokens after layer 0", ordinary[0], says=44, within=1)
+claim(model, "length for ordinary tokens after layer 29", ordinary[29], says=825, within=10)
+
+# %% [markdown]
+# The streams grow almost twentyfold.
 #
 # ## Part 1: the norm
 #
@@ -126,39 +117,25 @@ def rms_norm(x, eps):
 
 
 # %% [markdown]
-# ### What the norm does to outliers and to late writers
+# ### What the norm does to an outlier
 #
-# Two consequences, measured. In the begin token, after layer 15, 98.6 % of the *squared* length sits in one of the 576
-# numbers. After the norm that number is 23.8; of the others the largest is 1.8 and the median 0.05. And because the stream
-# grows, the same vector written late moves the normalised stream less than when written early. To see it, add one random
-# vector of length 20, a nudge, to the last token's stream after each layer in turn. How far does the normalised stream
-# move, compared with its own length?
+# The norm divides all 576 numbers by the same number. In the begin token, after layer 15, 98.6 % of the *squared* length sits in one of
+# them. What is left of the others?
 
 # %%
 sink = cache["resid_post", 15][0, 0]
 share = sink.pow(2).max() / sink.pow(2).sum()
-nudge = torch.randn(576, generator=torch.Generator().manual_seed(0))
-nudge = 20 * nudge / nudge.norm()
-moved = []
-for layer in range(n_layers):
-    stream = cache["resid_post", layer][0, -1]
-    change = ml.forward.rms_norm(stream + nudge) - ml.forward.rms_norm(stream)
-    moved.append(change.norm() / ml.forward.rms_norm(stream).norm())
-effect = ml.Scores(torch.stack(moved), ("layer",), "relative change of the normalised stream", signed=False)
-effect.plot(height=340, title="How far a nudge of length 20 moves the normalised stream")
+scaled = ml.forward.rms_norm(sink).abs().sort(descending=True).values
+print(f"largest {scaled[0]:.1f}, next {scaled[1]:.1f}, median {scaled.median():.2f}")
 
 # %% kind="assert"
 claim(model, "share of the begin token in one number", share, says=0.986, within=0.002)
-ranked = ml.forward.rms_norm(sink).abs().sort(descending=True).values
-claim(model, "largest number after the norm", ranked[0], says=23.8, within=0.1)
-claim(model, "the next one", ranked[1], says=1.8, within=0.1)
-claim(model, "the median", ranked.median(), says=0.05, within=0.01)
-claim(model, "effect of the nudge after layer 0", moved[0], says=0.51, within=0.02)
-claim(model, "effect of the nudge after layer 29", moved[29], says=0.0217, within=0.001)
+claim(model, "largest number after the norm", scaled[0], says=23.8, within=0.1)
+claim(model, "the next one", scaled[1], says=1.8, within=0.1)
+claim(model, "the median", scaled.median(), says=0.05, within=0.01)
 
 # %% [markdown]
-# The same nudge counts about twenty-four times less after the last layer than after layer 0. So the same
-# effect needs a longer vector in a late layer.
+# One number is 23.8, the next 1.8, and the median 0.05: an outlier takes the room of all others.
 #
 # ## Part 2: who looks where
 #
@@ -176,8 +153,8 @@ predict("02.p", 3)
 reveal("02.p", cache["k", 0].shape[2])
 
 # %% [markdown]
-# SmolLM2 saves memory with **grouped queries** (grouped-query attention, GQA): 9 query heads share 3 key and value heads. Heads 0, 1 and 2 use key
-# head 0, heads 3, 4 and 5 use key head 1, heads 6, 7 and 8 use key head 2.
+# SmolLM2 saves memory with **grouped queries** (grouped-query attention, GQA): three neighbouring query heads share one key
+# head and one value head. So the first three heads use key head 0, the next three key head 1, the last three key head 2.
 #
 # One tool for the exercises is `torch.einsum("qhd,khd->hqk", q, k)`. In the string each letter is an axis; after it come
 # the tensors. The first tensor has the axes q (query position), h (head) and d, the second k (key position), h and d.
@@ -272,9 +249,9 @@ def attention_pattern(q, k):
 # %% [markdown]
 # ## Part 3: what a head writes
 #
-# The pattern says how much to take from where. *What* is taken is the **value**, 64 numbers for each token (again
-# 3 value heads for 9 query heads). The weighted sum `z` then goes through the head's own matrix W_O, which turns 64
-# numbers into a vector of the stream.
+# The pattern says how much to take from where. *What* is taken is the **value**, 64 numbers for each token. (Values are shared like
+# keys; here each query head has already been given its own copy.) The weighted sum `z` then goes through the head's own matrix W_O, which
+# turns 64 numbers into a vector of the stream.
 #
 # ### Exercise 02.3 The output of every head
 #
@@ -285,12 +262,11 @@ def attention_pattern(q, k):
 @exercise("02.3")
 def head_outputs(
     pattern: Float[Tensor, "head query_pos key_pos"],
-    v: Float[Tensor, "pos kv_head d_head"],
+    v: Float[Tensor, "pos head d_head"],
     W_O: Float[Tensor, "head d_head d_model"],
 ) -> Float[Tensor, "pos head d_model"]:
     """What each head writes into the stream at each position. The heads are kept apart, not summed."""
     # >>> solution
-    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
     z = torch.einsum("hqk,khd->qhd", pattern, v)
     return torch.einsum("qhd,hdm->qhm", z, W_O)
     # <<< solution
@@ -302,7 +278,7 @@ check(head_outputs, model=model)
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Give every query head its value head, as in 02.2. Then two products: over key positions, then over d_head.
+# Two products: one sums over the positions that are looked at, one over d_head.
 #
 # </details>
 # <details><summary>Hint 2: the method</summary>
@@ -316,22 +292,13 @@ check(head_outputs, model=model)
 # %% kind="wrong" id="02.3" expects="transposed"
 @exercise("02.3")
 def head_outputs(pattern, v, W_O):
-    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
     z = torch.einsum("hkq,khd->qhd", pattern, v)
     return torch.einsum("qhd,hdm->qhm", z, W_O)
-
-
-# %% kind="wrong" id="02.3" expects="wrong value head"
-@exercise("02.3")
-def head_outputs(pattern, v, W_O):
-    v = v.repeat(1, len(pattern) // v.shape[1], 1)
-    return torch.einsum("qhd,hdm->qhm", torch.einsum("hqk,khd->qhd", pattern, v), W_O)
 
 
 # %% kind="wrong" id="02.3" expects="summed over the heads"
 @exercise("02.3")
 def head_outputs(pattern, v, W_O):
-    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
     z = torch.einsum("hqk,khd->qhd", pattern, v)
     return torch.einsum("qhd,hdm->qm", z, W_O)
 
@@ -339,7 +306,6 @@ def head_outputs(pattern, v, W_O):
 # %% kind="wrong" id="02.3" expects="head 0"
 @exercise("02.3")
 def head_outputs(pattern, v, W_O):
-    v = v.repeat_interleave(len(pattern) // v.shape[1], dim=1)
     return torch.einsum("hqk,khd->qhd", pattern, v) @ W_O[0]
 
 
@@ -473,6 +439,178 @@ assert best == " Mary" or model.cfg.model_name != "smollm2"
 
 # %% [markdown]
 # The same 49,152 scores for every token, up to rounding. There is nothing else inside.
+#
+# ### Exercise 02.7 Which part is broken?
+#
+# Difficulty 4 of 5 · 30 minutes · needs parts 1 to 3, and a pencil
+#
+# Somebody wrote the forward pass again and broke one thing: the step that hides later tokens, the rotation that tells positions apart, or
+# the norm. Or nothing that matters. You cannot read the code. You may only run it, on any tokens you like, beside the right one. First predict
+# on paper: which positions of a text change when nothing is hidden? When the rotation is? When the norm is another? What does a text of *one* token
+# tell?
+
+
+# %% kind="exercise" id="02.7"
+@exercise("02.7")
+def diagnose(suspect, right) -> str:
+    """What is wrong with `suspect`: "future", "positions", "norm", or "nothing".
+
+    Both are functions from token ids, Int[Tensor, "pos"], to logits, Float[Tensor, "pos d_vocab"]. "nothing": no
+    probability changes, up to rounding.
+    """
+    # >>> solution
+    tokens = torch.arange(400, 412)
+    change = lambda ids: (suspect(ids).log_softmax(-1) - right(ids).log_softmax(-1)).abs().amax(-1) > 0.01
+    if change(tokens[:1]).any():  # one token: nothing to hide, no distance, only the norm is left
+        return "norm"
+    changed = change(tokens)
+    if changed[0]:  # the first token sees only itself, unless nothing hides the others
+        return "future"
+    return "positions" if changed.any() else "nothing"
+    # <<< solution
+
+
+# %% kind="check"
+check(diagnose, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Look for a text in which two of the three parts have nothing to do. Then for a *position* at which only one of the two that are left matters.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# A text of one token has nothing later to hide, and no distances: if it changes, it is the norm. In a longer text the first token sees only
+# itself. If it changes, something lets it see more. If only later ones change, it is the rotation. Compare log-probabilities, not logits, and
+# allow for rounding.
+#
+# </details>
+
+
+# %% kind="wrong" id="02.7" expects="constant"
+@exercise("02.7")
+def diagnose(suspect, right):
+    tokens = torch.arange(400, 412)
+    change = lambda ids: (suspect(ids) - right(ids)).abs().amax(-1) > 0.01
+    if change(tokens[:1]).any():
+        return "norm"
+    changed = change(tokens)
+    return "future" if changed[0] else "positions" if changed.any() else "nothing"
+
+
+# %% kind="wrong" id="02.7" expects="rounding"
+@exercise("02.7")
+def diagnose(suspect, right):
+    tokens = torch.arange(400, 412)
+    change = lambda ids: (suspect(ids).log_softmax(-1) - right(ids).log_softmax(-1)).abs().amax(-1) > 0
+    if change(tokens[:1]).any():
+        return "norm"
+    changed = change(tokens)
+    return "future" if changed[0] else "positions" if changed.any() else "nothing"
+
+
+# %% kind="wrong" id="02.7" expects="the first token"
+@exercise("02.7")
+def diagnose(suspect, right):
+    tokens = torch.arange(400, 412)
+    change = lambda ids: (suspect(ids).log_softmax(-1) - right(ids).log_softmax(-1)).abs().amax(-1) > 0.01
+    if change(tokens[:1]).any():
+        return "norm"
+    return "future" if change(tokens)[-1] else "nothing"
+
+
+# %% kind="wrong" id="02.7" expects="one token"
+@exercise("02.7")
+def diagnose(suspect, right):
+    tokens = torch.arange(400, 412)
+    changed = (suspect(tokens).log_softmax(-1) - right(tokens).log_softmax(-1)).abs().amax(-1) > 0.01
+    return "future" if changed[0] else "positions" if changed.any() else "nothing"
+
+
+# %% [markdown]
+# ## A token that everybody looks at
+#
+# Now the begin token, which was left out of the first picture.
+
+# %%
+fig = ml.plots.figure("Length of the residual stream", "layer", "length (log scale)", height=360)
+fig.add_scatter(y=length[:, 0].numpy(), name="begin token")
+fig.add_scatter(y=ordinary.numpy(), name="other tokens, median")
+fig.update_yaxes(type="log", dtick=1)
+ml.Picture(fig, f"The begin token jumps to {length[11, 0]:.0f} at layer 11 and stays there until layer 27.")
+
+# %% kind="assert"
+claim(model, "length for the begin token after layer 9", length[9, 0], says=150, within=5)
+claim(model, "length for the begin token after layer 11", length[11, 0], says=25_100, within=200)
+written = cache["mlp_out", 11][0, 0].norm()
+claim(model, "length of what the MLP of layer 11 writes there", written, says=25_000, within=300)
+to_begin = torch.stack([cache["pattern", layer][0, :, 1:, 0].mean() for layer in range(12, 29)])
+claim(model, "share of attention it gets, least of layers 12 to 28", to_begin.min(), says=0.48, within=0.03)
+values = torch.stack([cache["v", layer][0].flatten(1).norm(dim=-1) for layer in range(12, 29)])
+claim(model, "length of its values, most", values[:, 0].max(), says=5.1, within=0.2)
+claim(model, "length of other values, median", values[:, 1:].median(), says=13.7, within=0.5)
+
+# %% [markdown]
+# It is 150 long after layer 9, and at layer 11 the MLP writes a vector of length 25,000 into it. That vector cannot depend on the text, since the
+# first token sees only itself. From layer 12 to 28 the other tokens give it about half of their attention or more. But its values are short,
+# so little is taken from it: an **attention sink**. In a short prompt, an average of the streams that includes position 0 is mostly position 0.
+#
+# ## Early or late?
+#
+# The stream grows, and parts read it through a norm. So a vector of one length moves what they read less and less: add a random vector of length 20,
+# a *nudge*, to the last token's stream after each layer in turn. But is less moved also less *done*? A change made early has all later layers
+# to grow in, or to be undone. Your guess: how many times more does the nudge change the output after layer 0 than after layer 29?
+
+# %% kind="predict"
+predict("02.q", 1)
+
+
+# %%
+nudges = torch.randn(8, 576, generator=torch.Generator().manual_seed(0))
+nudges = 20 * nudges / nudges.norm(dim=1, keepdim=True)
+after = [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29]
+run = ml.run_of(model, tokens)  # a kept run, so that only the layers after a change are run again
+last = torch.arange(tokens.shape[1]) == tokens.shape[1] - 1
+intact = logits[0, -1].softmax(-1)
+moved, changed = torch.zeros(2, len(after))
+for place, layer in enumerate(after):
+    stream = cache["resid_post", layer][0, -1]
+    normed, other = ml.forward.rms_norm(stream), ml.forward.rms_norm(stream + nudges)
+    moved[place] = ((other - normed).norm(dim=1) / normed.norm()).mean()
+    if layer < n_layers - 1:
+        put = ml.Put("resid_pre", layer + 1, (stream + nudges)[:, None, None], last[None, None])
+        said = run.logits([put], 1)[:, -1].softmax(-1)
+    else:
+        said = (other @ model.W_U).softmax(-1)
+    changed[place] = (said.detach() - intact).abs().sum(-1).mean() / 2
+
+# %%
+both = ml.Scores(
+    torch.stack([moved / moved[0], changed / changed[0]]),
+    ("quantity", "layer"),
+    "as a share of what it is after layer 0",
+    {
+        "quantity": ["normalised stream, how far moved", "probability that goes to other tokens"],
+        "layer": [str(n) for n in after],
+    },
+    signed=False,
+)
+both.plot(lines=True, height=340)
+
+# %% kind="compare"
+reveal("02.q", round((changed[0] / changed[-1]).item()))
+
+# %% kind="assert"
+claim(model, "moved after layer 0", moved[0], says=0.51, within=0.02)
+claim(model, "moved after layer 29", moved[-1], says=0.022, within=0.002)
+claim(model, "probability moved, after layer 0 beside 29", changed[0] / changed[-1], says=2.3, within=0.4)
+assert 0.7 < changed[6] / changed[2] < 1.3 and moved[6] < 0.5 * moved[2]  # layers 18 and 6
+
+# %% [markdown]
+# After layer 0 the nudge moves the normalised stream by half of its length, after layer 29 by a fiftieth. What it does to the output shrinks far less:
+# after layer 29 it still shifts nearly half as much probability as after layer 0. From layer 6 to layer 18 it does about the same, though it moves ever
+# less. So how far a vector moves a stream does not say what it does. Measure the output.
 #
 # ## Where are the parameters?
 #
@@ -635,6 +773,9 @@ for what, value in compare.items():
 claim(model, "constant between the last rows of the two models", -shift[-1].mean(), says=8.1, within=0.1)
 claim(model, "logit of ' Mary', as loaded", logits[0, -1, mary], says=20.5, within=0.06)
 claim(model, "logit of ' Mary', with fold=False", raw_logits[0, -1, mary], says=12.4, within=0.06)
+john = ml.single_token(model, " John")
+claim(model, "logit of ' John', with fold=False", raw_logits[0, -1, john], says=6.8, within=0.06)
+claim(model, "logit of ' John', as loaded", logits[0, -1, john], says=14.9, within=0.06)
 # x times the mean column of the folded, not yet centred unembedding
 mean_column = raw.W_E.mean(0) * raw.ln_final.weight
 x = cache["ln_final.hook_normalized"][0]
@@ -651,12 +792,11 @@ assert compare["log-probabilities: largest difference"] < 1e-3
 #
 # ### A question
 #
-# A colleague loads the model with `fold=False` and says: "the logit of ' Mary' is 12.4 in my model and 20.5 in yours, so yours is
-# surer." What is wrong?
+# With `fold=False`, the last logits of " Mary" and " John" are 12.4 and 6.8. As loaded here, " Mary" has 20.5. What has " John"?
 #
-# - **a** Nothing, a larger logit means a larger probability.
-# - **b** A logit alone says nothing; one constant added to all logits of a row changes no probability.
-# - **c** Logits must be compared after dividing by the temperature.
+# - **a** 6.8
+# - **b** 14.9
+# - **c** 11.2
 
 # %% kind="quiz"
 quiz("02.a", "b")

@@ -4,8 +4,13 @@ from itertools import pairwise
 
 import torch
 
+from mechlab.discovery.tuned_lens import AffineLens
 from mechlab.loading.models import tiny
-from mechlab_course.checking import close, declare, only_wrong, random, refuse, whole_number
+from mechlab.metrics import logit_difference
+from mechlab.reference import data_dir
+from mechlab.runs.engines import run_of
+from mechlab.runs.run import Put
+from mechlab_course.checking import close, declare, number, only_wrong, random, refuse, whole_number
 from mechlab_course.exercises import Attempt, checker, find_checker
 
 
@@ -255,3 +260,118 @@ def check_depth(attempt: Attempt) -> str:
             refuse(found == layer != expected, f"{why} With {tops} it is {expected}.")
         refuse(found != expected, f"With {tops} it is {expected}, and yours is {found}.")
     return "The layer where the last unbroken run begins, seven times."
+
+
+CAPITALS = """France Paris, Germany Berlin, Italy Rome, Japan Tokyo, Russia Moscow, England London
+Greece Athens, China Beijing, Cuba Havana, Ireland Dublin, Austria Vienna, Poland Warsaw, Iran Tehran
+Portugal Lisbon, Norway Oslo, Sweden Stockholm, Finland Helsinki, Peru Lima, Kenya Nairobi, Canada Ottawa
+Hungary Budapest, Denmark Copenhagen"""
+
+
+def _lens(own: float, liking: float, shift: int = 0, noise: float = 0.2):
+    """Readings for 12 prompts: each own answer (or a later one) by `own`, all by `liking`."""
+    answers = torch.randperm(60, generator=torch.Generator().manual_seed(3))[:12]
+    logits = noise * random(12, 60, seed=4)
+    logits[:, answers] += liking + 2 * random(12, seed=5)  # some answers are liked more than others
+    logits[range(12), answers.roll(-shift)] += own
+    return logits, answers
+
+
+@checker("21.6")
+def check_owed(attempt: Attempt, model) -> str:
+    said = lambda *lens: number(attempt(*lens), "one number of nats")
+    for liking in (0.0, 8.0):
+        logits, answers = _lens(0, liking, noise=0.0)
+        found = said(logits, answers)
+        why = f"One lens says the same whatever the prompt and owes it nothing. Yours says {found:.2f} nats,"
+        refuse(abs(found) > 0.05, f"{why} not 0. What does each answer get at other prompts?")
+    logits, answers = _lens(4, 2)
+    rows = 3 * random(12, 1, seed=6)
+    moved = abs(said(logits + rows, answers) - said(logits, answers)) > 1e-2
+    refuse(moved, "A constant added to all logits of one prompt changes no probability, but changes yours.")
+    little, much = said(*_lens(2, 2)), said(*_lens(6, 2))
+    why = "A lens that prefers each prompt's own answer by 6 logits"
+    refuse(much < 0.8, f"{why} gets {much:.2f} nats from you.")
+    refuse(much < little + 0.5, f"{why} is surer than one with 2; yours says {much:.2f} and {little:.2f}.")
+    wrong = said(*_lens(6, 2, shift=1))
+    why = "One lens prefers the answers of other prompts to the own one, which should count below 0;"
+    refuse(wrong > 0, f"{why} yours says {wrong:.2f}.")
+    return "Right on six lenses. " + _on_capitals(said, model)
+
+
+def _affine() -> AffineLens:
+    return AffineLens.load(data_dir() / "lens" / "smollm2.safetensors")
+
+
+def _on_capitals(said, model) -> str:
+    """What the learner's number says of the affine lens on 22 capitals, at three layers."""
+    lens = _affine()
+    facts = [fact.split() for fact in CAPITALS.replace("\n", ",").split(",")]
+    tokens = model.to_tokens([f"The capital of {country} is" for country, _ in facts])
+    answers = torch.tensor([model.to_single_token(f" {city}") for _, city in facts])
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("resid_pre"))
+    found = []
+    for layer in (12, 23, 26):
+        carried = lens(cache["resid_pre", layer][:, -1], layer)
+        found.append(said(LensLogits.right(carried, model.W_U.detach()).detach(), answers))
+    told = ", ".join(f"{each:.1f}" for each in found)
+    why = f"On entering layers 12, 23 and 26 it finds {told} for the capitals"
+    refuse(found[2] < 5 * abs(found[0]) + 0.5, f"{why}: the last should be far above the first.")
+    return f"On entering layers 12, 23 and 26 the affine lens owes {told} nats to the country asked for."
+
+
+def _find(found, model):
+    """What the learner returned for 21.7, as two prompts, two ids and a layer; else `NotYet`."""
+    whole = (
+        isinstance(found, (tuple, list)) and len(found) == 5 and all(isinstance(x, str) for x in found[:4])
+    )
+    refuse(not whole, "Return five things: two prompts, two words (texts), and a layer (an int).")
+    layer = whole_number(found[4], "the layer as the last of five")
+    last = model.cfg.n_layers - 1
+    refuse(not 0 <= layer <= last, f"Layer {layer} is not there: this model has the layers 0 to {last}.")
+    prompts = [model.to_tokens(text) for text in found[:2]]
+    ids = [model.to_tokens(word, prepend_bos=False)[0].tolist() for word in found[2:4]]
+    for word, pieces in zip(found[2:4], ids, strict=True):
+        why = "Take words of one token, most with a space in front."
+        refuse(len(pieces) != 1, f"{word!r} is {len(pieces)} tokens for this model. {why}")
+    same = ids[0] == ids[1] or found[0] == found[1]
+    refuse(same, "Two different prompts and two different words are needed.")
+    shown = any("capital of" in text or "gave a drink" in text for text in found[:2])
+    refuse(shown, "That is the notebook's own example. Find one that it does not show.")
+    refuse(max(len(each[0]) for each in prompts) > 60, "Keep the prompts below 60 tokens.")
+    ends = (
+        "The prompts end with different tokens, and the lens may read no more than that. Let both end alike."
+    )
+    refuse(prompts[0][0, -1] != prompts[1][0, -1] or min(len(each[0]) for each in prompts) < 3, ends)
+    return prompts, [pieces[0] for pieces in ids], layer
+
+
+@checker("21.7")
+def check_unused(attempt: Attempt, model) -> str:
+    prompts, (word, other), layer = _find(attempt(), model)
+    W_U, lens, metric = model.W_U.detach(), _affine(), logit_difference(word, other)
+    contrast = W_U[:, word] - W_U[:, other]
+    direction = contrast + lens.weight[layer] @ contrast if layer < len(lens.bias) else contrast
+    direction = direction / direction.norm()
+    runs = [run_of(model, each) for each in prompts]
+    streams = [run.at("resid_pre", layer)[0, -1] for run in runs]
+    said = [float(run.value(metric)[0]) for run in runs]
+    read = [float(LensLogits.right(lens(each, layer)[None], contrast[:, None])) for each in streams]
+    told = (
+        f"the output tells them apart by {said[0] - said[1]:.1f} logits, the lens by {read[0] - read[1]:.1f}"
+    )
+    why = "The output should differ by 3 or more, the first prompt towards the first word."
+    refuse(said[0] - said[1] < 3, f"Here {told}. {why}")
+    refuse(read[0] - read[1] < 2, f"Here {told}. The lens should read 2 or more, in the same direction.")
+    shares = []
+    for here, there in ((0, 1), (1, 0)):
+        change = ((streams[there] - streams[here]) @ direction) * direction
+        last = torch.arange(prompts[here].shape[1]) == prompts[here].shape[1] - 1
+        put = Put("resid_pre", layer, (streams[here] + change)[None, None, None], last[None, None])
+        after = float(runs[here].edited(metric, [put])[0, 0])
+        shares.append((after - said[here]) / (said[there] - said[here]))
+    moved = f"swapping it moves the output {shares[0]:.2f} and {shares[1]:.2f} of the way"
+    refuse(
+        max(map(abs, shares)) > 0.1, f"It can be read ({told}), but {moved}: it is used, or read directly."
+    )
+    return f"Readable and not used: {told}; {moved}."

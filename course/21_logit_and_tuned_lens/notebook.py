@@ -6,11 +6,11 @@
 # After this notebook you will be able to
 #
 # - read any residual stream as a prediction of the next token,
-# - fit a map that makes the reading fair to early layers, and measure how fair,
-# - say what such a reading shows, and check whether the model uses what it shows.
+# - fit or train a map that makes the reading fair to early layers, and measure how fair on texts it has not seen,
+# - tell what a reading owes to the prompt, and test whether the model uses it.
 #
-# Time: 75 minutes. The cells take about 60 seconds in all. Memory: 2.0 GB.
-# Download: none, once the model is here (93 MB). Before: notebooks 02 and 03.
+# Time: 90 minutes. The cells take about 70 seconds in all. Memory: 2.0 GB.
+# Download: none, once the model is here (93 MB). Before: notebooks 02, 03 and 12.
 
 # %% kind="setup"
 # (written by the build)
@@ -38,38 +38,13 @@ assert echoed == [False, True, True, True, False, True]  # not the begin token, 
 # In the top row, last column, the model says " Paris". Three layers below there is no trace of it, only full stops and blanks.
 # Does the model find Paris in its last three layers? Or is the reading at fault? This notebook answers both questions.
 #
-# ## By hand
+# ## Two exercises first
 #
-# A norm, a matrix: that is all. Each stream is divided by its own root mean square.
-
-# %%
-with torch.no_grad():
-    logits, cache = model.run_with_cache(base)
-layers = model.cfg.n_layers
-streams = torch.stack(
-    [*(cache["resid_pre", layer][0, -1] for layer in range(layers)), cache["resid_post", layers - 1][0, -1]]
-)
-scaled = streams / streams.pow(2).mean(-1, keepdim=True).sqrt()
-read = scaled @ model.W_U.detach()
-paris = ml.single_token(model, " Paris")
-print("rank of Paris, layers 24 to 30:", [int((row > row[paris]).sum()) for row in read[24:]])
-raw = ml.logit_lens(model, base, " Paris")  # the same by the library, for all layers
-
-# %% kind="assert"
-assert (read[-1] - logits[0, -1]).abs().max() < 0.02
-assert (raw.values == torch.tensor([float((row > row[paris]).sum()) for row in read])).float().mean() > 0.9
-claim(
-    model,
-    "first layer with Paris in front, logit lens",
-    int((raw.values == 0).nonzero()[0]),
-    says=28,
-    within=0,
-)
-
-# %% [markdown]
+# A norm, a matrix: that is all the lens is. Write it, and a score to read it by.
+#
 # ### Exercise 21.1 The logit lens
 #
-# Difficulty 1 of 5 · 5 minutes · needs the cell above
+# Difficulty 1 of 5 · 5 minutes · needs the RMS norm (notebook 02)
 
 
 # %% kind="exercise" id="21.1"
@@ -136,49 +111,105 @@ check(ranks)
 
 
 # %% [markdown]
+# ## By hand
+
+# %%
+with torch.no_grad():
+    logits, cache = model.run_with_cache(base)
+layers = model.cfg.n_layers
+streams = torch.stack(
+    [*(cache["resid_pre", layer][0, -1] for layer in range(layers)), cache["resid_post", layers - 1][0, -1]]
+)
+scaled = streams / streams.pow(2).mean(-1, keepdim=True).sqrt()
+read = scaled @ model.W_U.detach()
+paris = ml.single_token(model, " Paris")
+print("rank of Paris, layers 24 to 30:", [int((row > row[paris]).sum()) for row in read[24:]])
+raw = ml.logit_lens(model, base, " Paris")  # the same by the library, for all layers
+
+# %% kind="assert"
+assert (read[-1] - logits[0, -1]).abs().max() < 0.02
+assert (raw.values == torch.tensor([float((row > row[paris]).sum()) for row in read])).float().mean() > 0.9
+claim(
+    model,
+    "first layer with Paris in front, logit lens",
+    int((raw.values == 0).nonzero()[0]),
+    says=28,
+    within=0,
+)
+
+# %% [markdown]
 # ## The reading is at fault
 #
-# Early streams are written in another coordinate system than the last one: other directions are large, other means. The
-# **tuned lens** (Belrose et al. 2023) first carries a stream over with an affine map, one for each layer: x becomes x + xA + b. Here x
-# is the stream divided by its root mean square, and the result should resemble the last stream, divided likewise. We fit by
-# **least squares**: A and b are chosen so that the squared differences, added up over all training tokens, are as small as possible. (The
-# library adds a small penalty on a large A.) The model wrote the texts itself; the first four positions of each, near the attention sink, are left out.
+# Early streams are written in another coordinate system than the last one: other directions are large, other means. So carry a stream over
+# first with an affine map, one for each layer: x becomes x + xA + b. Here x is the stream divided by its root mean square. There
+# are two ways to find A and b:
+#
+# - **Affine lens**: the result should resemble the last stream, divided likewise. **Least squares** makes the squared differences, added up
+#   over all training tokens, as small as possible (Yom Din et al. 2023; our library adds a small penalty on a large A).
+# - **Tuned lens**: the *answers* should resemble the model's own. Gradient descent makes their KL as small as possible (Belrose et al. 2023).
+#
+# `data/` holds an affine lens. Start from it and tune one layer, 12, for forty steps. The model wrote the texts itself; the first four
+# positions of each, near the attention sink, are left out.
 
 # %%
 texts = ml.own_text(model, length=81, count=100)
-test, train = texts[:6], texts[40:]
-small = ml.TunedLens.fit(model, train)
-lens = ml.TunedLens.load(ml.reference.data_dir() / "lens" / "smollm2.safetensors")
-print(f"fitted here on {train[:, 4:].numel()} tokens; the one in data/ on 81,620, by the same function")
+test, train = texts[:12], texts[40:100]
+affine = ml.AffineLens.load(ml.reference.data_dir() / "lens" / "smollm2.safetensors")
+tuned = affine.tune(model, train, [12], steps=40, tokens=64)
+
+# %% [markdown]
+# **KL** is the number of nats by which one is misled when one believes the lens instead of the model (exercise 21.3).
+# How much closer does tuning bring the lens, on the texts that it was tuned on and on new ones?
+
+# %%
+lenses = {"affine": affine, "tuned": tuned}
+sides = {
+    (name, side): ml.lens_quality(model, texts, lens=lens, layers=[12])
+    for name, lens in lenses.items()
+    for side, texts in (("tuned on", train[:6]), ("new", test))
+}
+twelve = {key: found.kl.values.item() for key, found in sides.items()}
+for key, value in twelve.items():
+    print(f"{key[0]:7} lens, texts: {key[1]:9} KL {value:.2f} nats")
+gain = {side: twelve["affine", side] - twelve["tuned", side] for side in ("tuned on", "new")}
+
+# %% kind="assert"
+claim(model, "affine lens, new texts", twelve["affine", "new"], says=2.7, within=0.1)
+claim(model, "gain on texts tuned on", gain["tuned on"], says=0.62, within=0.08)
+claim(model, "gain on new texts", gain["new"], says=0.21, within=0.06)
+closer = sides["affine", "new"].kl.per_prompt[:, 0] - sides["tuned", "new"].kl.per_prompt[:, 0]
+claim(model, "new texts on which the tuned lens is closer", (closer > 0).sum(), says=10, within=1)
+claim(model, "tokens tuned on", train[:, 4:].numel(), says=4620, within=0)
+
+# %% [markdown]
+# On the texts that it was tuned on, the lens comes closer by 0.62 nats; on new texts by 0.21, on ten of twelve. Two thirds of the gain were learned by
+# heart, from 4,620 tokens. Belrose et al. tune on many millions, so this is their method in small, not their lens. **A lens is judged on texts that it
+# has not seen.** (Try `texts[40:64]`: the gain there doubles nearly, and next to nothing of it is left on new texts.) Now all layers, without tuning:
 
 # %%
 some = [0, 6, 12, 18, 21, 24, 27, 30]
 quality = {
-    name: ml.lens_quality(model, test, lens=fitted, layers=some)
-    for name, fitted in (("logit lens", None), ("tuned, here", small), ("tuned, data/", lens))
+    name: ml.lens_quality(model, test[:6], lens=lens, layers=some)
+    for name, lens in (("logit lens", None), ("affine lens", affine))
 }
 kl = torch.stack([found.kl.values for found in quality.values()])
 labels = {"lens": list(quality), "layer": [str(layer) for layer in some[1:]]}
 name = "KL to the model's last layer (nats)"
-ml.Scores(kl[:, 1:], ("lens", "layer"), name, labels, signed=False).plot(height=280)
+ml.Scores(kl[:, 1:], ("lens", "layer"), name, labels, signed=False).plot(height=260)
 
 # %% kind="assert"
 claim(model, "KL of the logit lens at layer 12", kl[0, 2], says=18.2, within=1)
-claim(model, "KL of the tuned lens at layer 12", kl[2, 2], says=2.6, within=0.2)
-claim(model, "KL of the one fitted here, layer 12", kl[1, 2], says=3.0, within=0.2)
-claim(model, "KL of the tuned lens at layer 24", kl[2, 5], says=0.9, within=0.15)
-claim(model, "KL of the logit lens at layer 0", kl[0, 0], says=109, within=5)
+claim(model, "KL of the affine lens at layer 12", kl[1, 2], says=2.6, within=0.2)
+claim(model, "KL of the affine lens at layer 24", kl[1, 5], says=0.9, within=0.15)
 equal = torch.tensor(model.cfg.d_vocab).log()
 claim(model, "nats of an equal share for each token", equal, says=10.8, within=0.05)
-claim(model, "training tokens, data/ beside here", 81620 / train[:, 4:].numel(), says=18, within=0.5)
-assert (kl[2, :-1] < kl[1, :-1]).all() and (kl[1, :-1] < kl[0, :-1]).all() and kl[:, -1].abs().max() < 1e-3
-assert (kl[2].diff() < 0).all()
+assert kl[0, 0] > 50 and (kl[1, :-1] < kl[0, :-1]).all() and kl[:, -1].abs().max() < 1e-3
+assert (kl[1].diff() < 0).all()
 
 # %% [markdown]
-# KL is the number of nats by which one is misled when one believes the lens instead of the model. At layer 12 the logit lens is 18.2 nats
-# off, worse than saying that all 49,152 tokens are equally likely (that costs at most ln 49,152 = 10.8). At layer 0, not shown, it is 109
-# off. The tuned lens from data/ is 2.6 off at layer 12 and 0.9 at layer 24, closer with every column; the one fitted here, on eighteen times fewer
-# tokens, is 3.0 off at layer 12. So the early streams hold more than the logit lens shows. How much of it the map itself brings along is asked at the end.
+# At layer 12 the logit lens is 18.2 nats off, worse than saying that all tokens are equally likely (10.8). At layer 0, not shown, it is much
+# worse still. The affine lens is 2.6 off at layer 12 and 0.9 at layer 24, closer with every column. So the early streams hold more than the
+# logit lens shows. How much of it the map itself brings along is asked at the end.
 #
 # ### Exercise 21.3 KL
 #
@@ -284,54 +315,110 @@ def fit_affine(x, y):
 # %% [markdown]
 # ## When does the model know?
 #
-# Now ask again where " Paris" comes from. The picture has log10(rank + 1): 0 is first place, 1 the tenth, 2 the hundredth.
+# Now ask again where " Paris" comes from. The picture has log10(rank + 1): 0 is first place, 1 the tenth, 2 the hundredth. The third line
+# is a control: the same word, when the capital of *Germany* is asked for.
 
 # %%
-tuned = ml.logit_lens(model, base, " Paris", lens=lens)
-both = torch.stack([(raw.values + 1).log10(), (tuned.values + 1).log10()])
-labels = {"lens": ["logit lens", "tuned lens"]}
-ml.Scores(both, ("lens", "layer"), "log10(rank + 1) of Paris", labels, signed=False).plot(lines=True)
+other = model.to_tokens("The capital of Germany is")
+read = {
+    "logit lens": raw,
+    "affine lens": ml.logit_lens(model, base, " Paris", lens=affine),
+    "affine lens, asked for Germany": ml.logit_lens(model, other, " Paris", lens=affine),
+}
+ranked = torch.stack([(found.values + 1).log10() for found in read.values()])
+labels = {"lens": list(read)}
+ml.Scores(ranked, ("lens", "layer"), "log10(rank + 1) of Paris", labels, signed=False).plot(lines=True)
 
 # %% kind="assert"
+fair, control = (read[name].values for name in list(read)[1:])
 claim(
     model,
-    "first layer with Paris in front, tuned lens",
-    int((tuned.values == 0).nonzero()[0]),
+    "first layer with Paris in front, affine lens",
+    int((read["affine lens"].values == 0).nonzero()[0]),
     says=24,
     within=0,
 )
-claim(model, "rank of Paris on entering layer 20, tuned", tuned.values[20], says=70, within=40)
-claim(model, "rank of Paris on entering layer 23, tuned", tuned.values[23], says=2, within=2)
+claim(model, "rank of Paris on entering layer 23", fair[23], says=2, within=2)
+claim(model, "the same, asked for Germany", control[23], says=3, within=2)
+peru = ml.logit_lens(model, model.to_tokens("The capital of Peru is"), " Paris", lens=affine).values
+claim(model, "the same, asked for Peru", peru[23], says=10, within=4)
 claim(model, "rank of Paris on entering layer 24, logit lens", raw.values[24], says=312, within=60)
+assert control[30] > 3 and fair[30] == 0
 
 # %% [markdown]
-# Read fairly, Paris is in front on entering layer 24, four layers earlier. From about rank 70 on entering layer 20 it climbs to the top on
-# entering layer 24, where the logit lens still has it at rank 312. Move the slider:
+# Read fairly, Paris is in front on entering layer 24, four layers earlier than by the logit lens. But look at layer 23. Paris is at rank 2
+# there, and at rank 3 when Germany is asked for (10 for Peru). What the lens reads before layer 24 is "some capital", and hardly which one.
+# **Half of every reading is a control prompt**: what does the lens say where the answer is another? Move the slider:
 
 # %%
 from mechlab.pictures.widgets import lens_explorer
 
-lens_explorer(model, base, {"logit lens": None, "tuned lens": lens}, entry=24)
+lens_explorer(model, base, {"logit lens": None, "affine lens": affine}, entry=24)
 
 # %% [markdown]
-# The running example, by the tuned lens. Two names compete, and the wrong one is ahead of the right one for long:
+# ### The running example: a wrong name in front?
+#
+# "When John and Mary went to the store, John gave a drink to": how far does the affine lens put " Mary" above " John"?
+
 
 # %%
-story = model.to_tokens("When John and Mary went to the store, John gave a drink to")
-mary, john = (ml.logit_lens(model, story, name, lens=lens).values for name in (" Mary", " John"))
-print("entering layer:", list(range(18, 31)))
-print("rank of Mary:  ", mary[18:].int().tolist())
-print("rank of John:  ", john[18:].int().tolist())
+def leaning(tokens, right, wrong, at=-1):
+    """Logit of the right answer minus the wrong one by the affine lens, [entry, prompt]."""
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: "hook_resid" in name)
+    ends = [*(cache["resid_pre", layer] for layer in range(layers)), cache["resid_post", layers - 1]]
+    carried = torch.stack([affine(end[range(len(tokens)), at], entry) for entry, end in enumerate(ends)])
+    contrast = (model.W_U[:, right] - model.W_U[:, wrong]).T.detach()
+    return (carried / carried.pow(2).mean(-1, keepdim=True).sqrt() * contrast).sum(-1)
+
+
+mary, john = (ml.single_token(model, name) for name in (" Mary", " John"))
+sentence = "When John and Mary went to the store, {} gave a drink to"
+as_usual = leaning(model.to_tokens(sentence.format("John")), [mary], [john])[:, 0]
+print("Mary above John, entering layers 10 to 24:", [round(x, 1) for x in as_usual[10:25].tolist()])
 
 # %% kind="assert"
-assert (john[10:24] < mary[10:24]).all() and (mary[24:] == 0).all()
-claim(model, "rank of John on entering layer 23", john[23], says=3, within=2)
-claim(model, "rank of Mary on entering layer 23", mary[23], says=10, within=5)
+assert (as_usual[8:24] < 0).all() and (as_usual[24:] > 5).all()
+claim(model, "leaning on entering layer 23", as_usual[23], says=-1.2, within=0.2)
 
 # %% [markdown]
-# On entering layers 10 to 23 the lens ranks " John", the name that was there twice, above " Mary"; at the end 3 against 10. Layer 23 turns
-# it. Notebook 12 found the same without a map, on sixteen sentences: what is written up to layer 22 speaks for the wrong name, and head
-# 23.3 pushes it down. (Both read with the same unembedding, so they are not quite independent.)
+# Up to layer 23 the lens puts John, who was named twice, *above* Mary. A story suggests itself: the model first leans to the repeated name,
+# and layer 23 turns it. Notebook 12 met the same number without a map. Before you believe it: what would the story say if *Mary* gave the
+# drink? Your guess for " John" minus " Mary" on entering layer 23:
+
+# %% kind="predict"
+predict("21.q", -1.2)
+
+# %%
+exchanged = leaning(model.to_tokens(sentence.format("Mary")), [john], [mary])[:, 0]
+pairs = ml.ioi_prompts(model, 64)  # eight sentences, many names; in each pair either person is named again
+both = leaning(pairs.tokens, pairs.io, pairs.s, pairs.positions["end"])
+lines = torch.stack([as_usual, exchanged, both.mean(1)])
+labels = {
+    "prompt": ["John gave (answer Mary)", "Mary gave (answer John)", "32 pairs, roles exchanged in each"]
+}
+ml.Scores(lines, ("prompt", "layer"), "right name above the repeated one (logits)", labels).plot(lines=True)
+
+# %% kind="compare"
+reveal("21.q", round(exchanged[23].item(), 1))
+
+# %% kind="assert"
+from mechlab.statistics import estimate
+
+claim(model, "roles exchanged, entering layer 23", exchanged[23], says=1.9, within=0.2)
+early = estimate(both[22], pairs.pairs)
+claim(model, "pairs, entering layer 22", early.mean, says=-0.05, within=0.05)
+claim(model, "its interval, low", early.low, says=-0.12, within=0.05)
+claim(model, "its interval, high", early.high, says=0.03, within=0.05)
+claim(model, "pairs, entering layer 24", both[24].mean(), says=7.3, within=0.3)
+peter = leaning(model.to_tokens(sentence.format("Peter")), [mary], [john])[:, 0]
+claim(model, "Peter gave, entering layer 23", peter[23], says=-1.4, within=0.2)
+
+# %% [markdown]
+# The sign follows the *name*, not the role: 1.9 for John when Mary gave. With Peter as the giver, who is neither, it is −1.4 again. Averaged
+# over 32 pairs that exchange the roles, −0.05 [−0.12, 0.03] is left on entering layer 22, the interval over pairs. So the lens reads a liking
+# for John, or for men's names, and nothing about who was repeated, until 7.3 logits arrive in layer 23. Notebook 12 tells how its own −1.5
+# went the same way. Two readings that agreed were two looks at one imbalance.
 #
 # ### Exercise 21.5 Prediction depth
 #
@@ -388,88 +475,287 @@ def prediction_depth(tops):
 # %% [markdown]
 # ## Is it used?
 #
-# A lens shows what can be read. Whether the model reads it needs an intervention. Take the direction along which the tuned
-# lens tells Paris from Berlin, remove it from the stream at the last position, at one layer, and let the model go on.
+# A lens shows what can be read. Whether it is *used* takes an intervention: change only what the lens reads, and see whether the answer
+# follows. Not for one fact but for 22, in eleven couples of countries. In each stream the part along the direction that the lens reads gets the
+# partner's value, on entering one layer, at the last position: for France what is read of "Paris rather than Berlin" becomes Germany's.
 
 # %%
-berlin = ml.single_token(model, " Berlin")
-metric = ml.logit_difference(paris, berlin)
-seen = model.W_U[:, paris].detach() - model.W_U[:, berlin].detach()
-generator = torch.Generator().manual_seed(0)
-
-
-def without(layer, direction):
-    # taken out on leaving layer - 1, that is, on entering `layer`
-    hooks = ml.direction_hooks(model, direction, [layer - 1], positions=[base.shape[1] - 1])
-    with torch.no_grad(), ml.intervene(model, hooks):
-        return metric(model(base)).item()
-
-
-rows = [12, 20, 22, 23, 24, 25, 26, 28]
-# (x + xA + b) · seen = x · (seen + A seen) + b · seen: the lens reads x along seen + A seen
-along = [without(layer, seen + lens.weight[layer] @ seen) for layer in rows]
-by_chance = [without(layer, torch.randn(model.cfg.d_model, generator=generator)) for layer in rows]
-labels = {"removed": ["what the lens reads", "a random direction"], "layer": [str(layer) for layer in rows]}
-after = torch.tensor([along, by_chance])
-whole = metric(logits).item()
-ml.Scores(
-    after, ("removed", "layer"), "Paris minus Berlin, afterwards (logits)", labels, {"intact": whole}
-).plot(lines=True)
-
-# %% kind="assert"
-claim(model, "Paris minus Berlin", whole, says=5.9, within=0.2)
-claim(model, "without it on entering layer 23", after[0, 3], says=5.3, within=0.3)
-claim(model, "without it on entering layer 24", after[0, 4], says=1.4, within=0.3)
-claim(model, "without it on entering layer 25", after[0, 5], says=0.3, within=0.3)
-claim(model, "without it on entering layer 28", after[0, 7], says=-1.8, within=0.4)
-late = (streams[30] - streams[28]) @ seen / streams[30].pow(2).mean().sqrt()
-claim(model, "written by layers 28 and 29, intact", late, says=-3.9, within=0.3)
-assert (after[1] - whole).abs().max() < 0.2
+CAPITALS = (
+    "France Paris Germany Berlin Italy Rome Japan Tokyo Russia Moscow England London Greece Athens China Beijing "
+    "Cuba Havana Ireland Dublin Austria Vienna Poland Warsaw Iran Tehran Portugal Lisbon Norway Oslo Sweden "
+    "Stockholm Finland Helsinki Peru Lima Kenya Nairobi Canada Ottawa Hungary Budapest Denmark Copenhagen"
+).split()
+facts = model.to_tokens([f"The capital of {country} is" for country in CAPITALS[::2]])
+cities = torch.tensor([ml.single_token(model, f" {city}") for city in CAPITALS[1::2]])
+partner = torch.arange(22).view(11, 2).flip(1).flatten()
+W_U = model.W_U.detach()
+contrast = (W_U[:, cities] - W_U[:, cities[partner]]).T  # one row a fact: its capital minus the partner's
+metric = ml.logit_difference(cities, cities[partner])
+run = ml.run_of(model, facts)  # kept, so that it can be taken up at any layer (notebook 41)
+intact = run.value(metric)
+to_go = -(intact + intact[partner])  # to the partner's answer
 
 # %% [markdown]
-# Of 5.9 logits, 5.3 are left after a removal on entering layer 23, 1.4 on entering layer 24 and 0.3 on entering layer 25. A random
-# direction, one for each layer, changes less than 0.2. (On entering layer 28 it is even −1.8: layers 28 and 29 write 3.9 logits against Paris, in
-# the intact run too.) So from layer 24 on the model uses what the lens reads. On entering layer 23 the lens has Paris at rank 2 already,
-# and removing it costs little: perhaps layer 23 brings the answer again from elsewhere. **Readable is not the same as used.**
+# `reading` gives the direction: (x + xA + b) · c = x · (c + A c) + b · c. `follows` adds a change to the last token's stream on entering a layer, and says which
+# share of the way to the partner's answer the model goes. With `direct`, the change is added after the last layer instead, just before norm and
+# unembedding: this **direct effect** (notebook 12) needs no further layer to read anything.
+
+
+# %%
+def reading(layer, contrast):
+    direction = contrast + contrast @ affine.weight[layer].T
+    return direction / direction.norm(dim=-1, keepdim=True)
+
+
+def follows(layer, change, direct=False):
+    """Share of the way to the partner's answer, [copy, fact], after `change` [copy, fact, d_model]."""
+    stream = run.at("resid_pre", layers if direct else layer)[:, -1] + change
+    if direct:
+        scaled = stream / stream.pow(2).mean(-1, keepdim=True).sqrt()
+        return ((scaled * contrast).sum(-1) - intact) / to_go
+    last = torch.arange(facts.shape[1]) == facts.shape[1] - 1
+    put = ml.Put("resid_pre", layer, stream[:, :, None], last[None, None])
+    return (run.edited(metric, [put]) - intact) / to_go
+
+
+# %% [markdown]
+# The null are directions of the same origin: what the lens reads of twenty *other* pairs of cities, such as Milan and Venice. Each pushes as far
+# as the real swap did, in the direction of the partner. Your guess first: which share of the effect at layer 24 is direct?
+
+# %% kind="predict"
+predict("21.r", 0.5)
+
+# %%
+OTHERS = (
+    " Madrid Cairo Baghdad Delhi Seoul Boston Chicago Sydney Toronto Milan Venice Munich Hamburg Barcelona Manchester "
+    "Liverpool Dallas Houston Miami Seattle Denver Atlanta Philadelphia Detroit Mumbai Shanghai Istanbul Jerusalem "
+    "Melbourne Montreal Vancouver Brussels Amsterdam Geneva Prague Edinburgh Glasgow Naples Florence Portland"
+).split()
+ids = torch.tensor([ml.single_token(model, f" {city}") for city in OTHERS]).view(20, 2)
+elsewhere = (W_U[:, ids[:, 0]] - W_U[:, ids[:, 1]]).T
+entries = [12, 20, 22, 23, 24, 25, 26, 27, 28]
+found = {}
+for layer in entries:
+    gap = run.at("resid_pre", layer)[partner, -1] - run.at("resid_pre", layer)[:, -1]
+    ours = reading(layer, contrast)
+    swap = (gap * ours).sum(-1, keepdim=True) * ours
+    null = reading(layer, elsewhere)[:, None]
+    pushes = (gap * null).sum(-1, keepdim=True).sign() * null * swap.norm(dim=-1, keepdim=True)
+    found[layer] = [
+        follows(layer, part, direct) for part in (swap[None], pushes, gap[None]) for direct in (0, 1)
+    ]
+
+rows = ["what the lens reads", "its direct share", "other cities, largest of 20", "the whole stream"]
+
+shares = torch.stack(
+    [torch.stack([found[layer][k].mean(1).amax(0) for layer in entries]) for k in (0, 1, 2, 4)]
+)
+labels = {"changed": rows, "layer": [str(layer) for layer in entries]}
+ml.Scores(shares, ("changed", "layer"), "share of the way to the partner's answer", labels).plot(lines=True)
+
+# %% kind="compare"
+reveal("21.r", round((found[24][1].mean() / found[24][0].mean()).item(), 2))
+
+# %% kind="assert"
+from mechlab.statistics import estimate
+
+couples = torch.arange(22) // 2
+mean = {layer: [part.mean().item() for part in found[layer]] for layer in entries}
+later = estimate((found[24][0] - found[24][1])[0], couples)
+claim(model, "swap at 24", mean[24][0], says=0.74, within=0.05)
+claim(model, "its direct share", mean[24][1], says=0.56, within=0.05)
+claim(model, "later layers", later.mean, says=0.18, within=0.05)
+claim(model, "low", later.low, says=0.14, within=0.05)
+claim(model, "high", later.high, says=0.21, within=0.05)
+by_others = torch.stack([(found[24][2] - found[24][3]).mean(1), found[24][2].mean(1), found[24][3].mean(1)])
+claim(model, "largest of 20 by later layers", by_others[0].max(), says=0.08, within=0.05)
+claim(model, "largest of 20", by_others[1].max(), says=0.12, within=0.05)
+claim(model, "swap at 28", mean[28][0], says=1.03, within=0.05)
+claim(model, "direct at 28", mean[28][1], says=0.92, within=0.05)
+claim(model, "whole stream at 24", mean[24][4], says=1.0, within=0.05)
+claim(model, "whole stream at 23", mean[23][4], says=0.04, within=0.03)
+claim(model, "swap at 23", mean[23][0], says=0.02, within=0.03)
+
+# %% [markdown]
+# On entering layer 24 the swap moves the output 0.74 of the way, and no other pair of cities more than 0.12. Is it used, then? Look at the direct
+# effect: 0.56. Three quarters of the effect need no later layer: norm and unembedding read the change themselves. What later layers add is 0.18
+# [0.14, 0.21], over couples; the largest of the twenty nulls adds 0.08. So later layers do use it, a little, for this one sentence and relation. On
+# entering layer 28 the swap moves the output all the way, nearly all of it directly.
 #
+# And before? On entering layer 23 even the *whole* stream of the partner moves the output only 0.04 of the way; one layer later, all of it. The answer
+# is not hidden in the last token's stream before layer 24: it is not there yet. What the lens read there, Paris at rank 2, was not the answer.
+#
+# ### Exercise 21.6 What the prompt says
+#
+# Difficulty 4 of 5 · 25 minutes · needs the two controls above
+#
+# Paris was high whatever the country, and John whoever gave. Design one number that says how much of a reading is owed to *the prompt at hand*. You
+# get what a lens reads for several prompts of one kind, each with another answer. The check tries lenses that the notebook does not show, and then the
+# affine lens on the 22 capitals. Many designs are right.
+
+
+# %% kind="exercise" id="21.6"
+@exercise("21.6")
+def owed_to_prompt(logits: Float[Tensor, "prompt d_vocab"], answers: Int[Tensor, "prompt"]) -> float:
+    """How much better each answer is read because of its own prompt, on average, in nats.
+
+    0 for a lens that says the same whatever the prompt, even where it likes all the answers; more, the surer a lens
+    is of each prompt's own answer; below 0 when it prefers the answers of other prompts.
+    """
+    # >>> solution
+    read = logits.log_softmax(-1)[:, answers]  # [prompt, answer]: each answer at each prompt
+    others = ~torch.eye(len(answers), dtype=torch.bool)
+    return (read.diagonal().mean() - read[others].mean()).item()
+    # <<< solution
+
+
+# %% kind="check"
+check(owed_to_prompt, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# How is " Paris" read for France? How for Germany? A table of every answer at every prompt holds all you need.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# `logits.log_softmax(-1)[:, answers]` is that table. On its diagonal each answer meets its own prompt. Take off what the same answer gets at the
+# other prompts (or what the other answers get at this prompt), and average.
+#
+# </details>
+
+
+# %% kind="wrong" id="21.6" expects="whatever the prompt"
+@exercise("21.6")
+def owed_to_prompt(logits, answers):
+    return logits.log_softmax(-1)[range(len(answers)), answers].mean().item()
+
+
+# %% kind="wrong" id="21.6" expects="constant"
+@exercise("21.6")
+def owed_to_prompt(logits, answers):
+    read = logits[:, answers]
+    first = read[0]
+    return (read.diagonal() - first).mean().item()
+
+
+# %% kind="wrong" id="21.6" expects="other prompts"
+@exercise("21.6")
+def owed_to_prompt(logits, answers):
+    right = logits.argmax(-1)
+    return ((right == answers).float().mean() - (right == answers.roll(1)).float().mean()).item()
+
+
+# %% kind="wrong" id="21.6" expects="whatever the prompt"
+@exercise("21.6")
+def owed_to_prompt(logits, answers):
+    read = logits.log_softmax(-1)[:, answers]
+    return (read.amax(1) - read.mean(1)).mean().item()
+
+
+# %% [markdown]
+# ### Exercise 21.7 Readable, and not used
+#
+# Difficulty 4 of 5 · 25 minutes · needs `reading` and `follows`
+#
+# Find what the capitals did not show: two prompts that the affine lens tells apart on entering some layer, and swapping what it reads changes
+# next to nothing. The check runs your prompts through the model: the output must tell them apart by 3 logits or more, the lens by 2 or more, and
+# the swap must move the output by at most 0.1 of the way, in both directions. Both prompts end with the same token. There are many.
+
+
+# %% kind="exercise" id="21.7"
+@exercise("21.7")
+def readable_not_used() -> tuple[str, str, str, str, int]:
+    """Two prompts, the word that the first prefers, the word that the second prefers, and the layer entered."""
+    # >>> solution
+    return "She has one son and two", "She has one cat and two", " daughters", " dogs", 21
+    # <<< solution
+
+
+# %% kind="check"
+check(readable_not_used, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What the next word will be about is often clear long before the word itself is chosen. Think of a word in the middle of the prompt that sets the theme.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Write two prompts that differ in one early word and end alike ("He wanted to eat, so he went to the"). Run both, and take two words that the output tells
+# apart. Then print `ml.logit_lens(..., what="log_prob")` of both words for all layers, and try the layers from 15 to 22, where the lens begins to tell
+# them apart.
+#
+# </details>
+
+
+# %% kind="wrong" id="21.7" expects="notebook's own"
+@exercise("21.7")
+def readable_not_used():
+    return "The capital of France is", "The capital of Germany is", " Paris", " Berlin", 23
+
+
+# %% kind="wrong" id="21.7" expects="end with different tokens"
+@exercise("21.7")
+def readable_not_used():
+    return "La mesa y la", "The table and the", " la", " the", 8
+
+
+# %% kind="wrong" id="21.7" expects="used, or read directly"
+@exercise("21.7")
+def readable_not_used():
+    return "She has one son and two", "She has one cat and two", " daughters", " dogs", 27
+
+
+# %% kind="wrong" id="21.7" expects="The lens should read"
+@exercise("21.7")
+def readable_not_used():
+    return "She has one son and two", "She has one cat and two", " daughters", " dogs", 3
+
+
+# %% [markdown]
 # ## How it misleads
 #
-# **The map can know things that the stream does not hold.** On entering layer 0 the stream holds nothing but the last token. Yet the tuned
+# **The map can know things that the stream does not hold.** On entering layer 0 the stream holds nothing but the last token. Yet the affine
 # lens there agrees with the model's own first choice at one position in four:
 
 # %%
 agreement = {name: found.agreement.values for name, found in quality.items()}
 bias = {name: found.bias.values for name, found in quality.items()}
 print("same likeliest token as the model, entering layer 0, 12, 24:")
-for name in ("logit lens", "tuned, data/"):
+for name in quality:
     print(f"  {name}: " + ", ".join(f"{agreement[name][some.index(layer)]:.2f}" for layer in (0, 12, 24)))
-print(f"bias at layer 12: logit lens {bias['logit lens'][2]:.1f}, tuned {bias['tuned, data/'][2]:.1f} nats")
+small = {name: sides[name, "new"].bias.values.item() for name in lenses}  # of the same twelve texts
+print(f"bias at layer 12: logit lens {bias['logit lens'][2]:.1f} nats")
+print(", ".join(f"{name} lens {value:.2f}" for name, value in small.items()))
 
 # %% kind="assert"
-claim(model, "agreement of the tuned lens at layer 0", agreement["tuned, data/"][0], says=0.26, within=0.03)
-claim(model, "agreement of the tuned lens at layer 12", agreement["tuned, data/"][2], says=0.35, within=0.04)
-claim(model, "agreement of the logit lens at layer 12", agreement["logit lens"][2], says=0.14, within=0.03)
-claim(model, "agreement of the tuned lens at layer 24", agreement["tuned, data/"][5], says=0.59, within=0.04)
+claim(model, "agreement of the affine lens at layer 0", agreement["affine lens"][0], says=0.26, within=0.03)
+claim(model, "agreement of the affine lens at layer 12", agreement["affine lens"][2], says=0.35, within=0.04)
 claim(model, "bias of the logit lens at layer 12", bias["logit lens"][2], says=8.6, within=0.5)
-claim(model, "bias of the tuned lens at layer 12", bias["tuned, data/"][2], says=1.0, within=0.2)
+claim(model, "bias of the affine lens at layer 12", small["affine"], says=0.83, within=0.1)
+claim(model, "bias of the tuned lens at layer 12", small["tuned"], says=0.61, within=0.1)
 
 # %% [markdown]
 # The map has learned which token usually follows which: a table of pairs, in the map, not in the stream. What a lens says at layer 12, with an
 # agreement of 0.35, must be held against that.
 #
 # **Bias** (not the b of the map) is what a lens says whatever the text. Average the lens' probabilities over all positions, and the model's too. At layer
-# 12 the KL between the two averages is 8.6 nats for the logit lens, and 1.0 for the tuned lens.
+# 12 the KL between the two averages is 8.6 nats for the logit lens, 0.83 for the affine lens and 0.61 for the tuned lens.
 #
 # **Tied embeddings echo.** This model uses one matrix to read tokens and to write them (folding made a copy). So on entering layer 0 the logit
 # lens mostly says the token it has just read: in the picture, the lowest row repeats four of the six tokens (not the begin token, and not " France").
 #
 # **One table proves little.** The picture at the top shows one prompt. Ranks and KL over many texts are the evidence.
 #
-# **Question 21.a.** A tuned lens reads " Berlin" in front at layer 15 for some prompt; the model ends with " Berlin". What follows?
+# **Question 21.a.** On a new task the lens tells the two answers apart by 8 logits on entering layer 26. Swapping what it reads moves the output
+# 0.85 of the way, and twenty directions of other words move it by 0.1 at most. Which measurement could still kill "later layers use it"?
 #
-# - **a** From layer 15 on the model uses its knowledge that the answer is Berlin.
-# - **b** At layer 15 there is something from which Berlin can be read. Whether it is used takes an intervention.
-# - **c** The layers above 15 are not needed for this prompt.
+# - **a** Twenty isotropic random directions more.
+# - **b** The same change, added after the last layer instead.
+# - **c** The KL of the lens on entering layer 26.
 
 # %% kind="quiz"
 quiz("21.a", "b")
@@ -481,9 +767,11 @@ quiz("21.a", "b")
 # the paper counts in bits: one bit is ln 2 = 0.6931 nats
 mine = {
     "bias of the logit lens in middle layers (bits)": bias["logit lens"][2].item() / 0.6931,
-    "bias of the tuned lens in middle layers (bits)": bias["tuned, data/"][2].item() / 0.6931,
-    "KL of the tuned lens at layer 12 (nats)": kl[2, 2].item(),
-    "first layer with Paris in front": int((tuned.values == 0).nonzero()[0]),
+    "bias of the tuned lens in middle layers (bits)": small["tuned"] / 0.6931,
+    "bias of the affine lens in middle layers (bits)": small["affine"] / 0.6931,
+    "KL of the affine lens at layer 12 (nats)": twelve["affine", "new"],
+    "KL of the tuned lens at layer 12 (nats)": twelve["tuned", "new"],
+    "first layer with Paris in front, affine lens": int((read["affine lens"].values == 0).nonzero()[0]),
 }
 ml.reference.table("21", mine)
 
@@ -491,9 +779,12 @@ ml.reference.table("21", mine)
 # | term | in one line | `mechlab` | TransformerLens |
 # |---|---|---|---|
 # | logit lens | last norm and unembedding on an earlier stream | `ml.logit_lens`, `ml.lens_table` | `tools.analysis.logit_lens` |
-# | tuned lens | the same after a fitted affine map | `ml.TunedLens` | `logit_lens(lens=...)` takes it |
+# | affine lens | the same after a map fitted to the last stream | `ml.AffineLens.fit` | `logit_lens(lens=...)` takes it |
+# | tuned lens | the same after a map trained on the model's answers | `ml.AffineLens.tune` | as above |
+# | direct effect | what a change does without any later layer | | |
 # | KL, agreement, bias | how far a lens is from the model | `ml.lens_quality` | |
 # | prediction depth | from where the first choice no longer changes | | |
 #
-# Papers: nostalgebraist 2020 (logit lens), Belrose et al. 2023 (tuned lens; trained on KL, which gets closer than least squares).
+# Papers: nostalgebraist 2020 (logit lens), Yom Din et al. 2023 (maps by least squares), Belrose et al. 2023 (tuned lens; they start from the identity
+# and train far longer).
 # Next: notebook 22 asks whether a property, not a token, is in the stream.

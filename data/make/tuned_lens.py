@@ -1,4 +1,4 @@
-"""Fit data/lens/smollm2.safetensors, the tuned lens of notebook 21, on the model's own text.
+"""Fit data/lens/smollm2.safetensors, the affine lens (least squares) of notebook 21, on the model's own text.
 
     python data/make/tuned_lens.py        about four minutes on two cores
 
@@ -12,7 +12,7 @@ from mechlab.text import own_text
 if __name__ == "__main__":
     model = ml.load("smollm2")
     texts = own_text(model, length=81)[40:1100]
-    lens = ml.TunedLens.fit(model, texts)
+    lens = ml.AffineLens.fit(model, texts)
     (data_dir() / "lens").mkdir(exist_ok=True)
     lens.save(data_dir() / "lens" / "smollm2.safetensors")
     print(f"fitted on {len(texts)} texts of {texts.shape[1]} tokens")

@@ -2,7 +2,7 @@
 
 streams.py         the residual stream on entering each layer
 lens.py            what would the model say if it stopped here
-tuned_lens.py      a fitted map that makes that reading fair to early layers
+tuned_lens.py      a fitted or trained map that makes that reading fair to early layers
 nulls.py           what a direction found in data is compared with
 probing.py         is a property in the activations, and what must a probe beat
 ccs.py             a probe for truth without labels

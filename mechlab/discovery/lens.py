@@ -1,9 +1,9 @@
 """Lenses: what would the model say if it stopped after this layer?
 
 The logit lens reads a residual stream in the middle of the model with the last norm and the unembedding, as
-if it were the last stream. The tuned lens first carries it over with an affine map, one for each layer,
-fitted so that the result is like the last stream. Entry l of a lens is the stream on entering layer l; the
-last entry is the stream that the model itself reads, where every lens is exact.
+if it were the last stream. An affine lens first carries it over with a map, one for each layer, fitted to
+the last stream or, as a tuned lens, to the model's answers. Entry l of a lens is the stream on entering layer
+l; the last entry is the stream that the model itself reads, where every lens is exact.
 
 A lens shows what can be read, not what the model uses.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechlab.arguments import at_least, one_of, whole
 from mechlab.discovery.streams import residual_entries
-from mechlab.discovery.tuned_lens import TunedLens
+from mechlab.discovery.tuned_lens import AffineLens
 from mechlab.moved import was
 from mechlab.prompts import Answers, answer_ids
 from mechlab.results import Scores, token_labels
@@ -39,7 +39,7 @@ def logit_lens(
     base: Prompts,
     answers: Answers,
     *,
-    lens: TunedLens | None = None,
+    lens: AffineLens | None = None,
     pos: int = -1,
     what: str = "rank",
 ) -> Scores:
@@ -48,7 +48,7 @@ def logit_lens(
     dims ("layer",), 31 entries for 30 layers.
 
     what: "rank" (0 is first; tokens of exactly the same logit share a rank) or "log_prob" (nats)
-    lens: a `TunedLens`; None is the plain logit lens (nostalgebraist 2020)
+    lens: an `AffineLens`; None is the plain logit lens (nostalgebraist 2020)
     pos:  -1 is each prompt's own last token
 
     TransformerLens' `logit_lens` does the reading, through the soft cap of the logits too, where the model
@@ -90,7 +90,7 @@ def lens_table(
     model: "TransformerBridge",
     base: Prompts,
     *,
-    lens: TunedLens | None = None,
+    lens: AffineLens | None = None,
     every: int = 1,
 ) -> LensTable:
     """What the lens says first at each layer (every n-th, and the last) and position of one prompt."""
@@ -130,7 +130,7 @@ def lens_quality(
     model: "TransformerBridge",
     texts: Prompts,
     *,
-    lens: TunedLens | None = None,
+    lens: AffineLens | None = None,
     skip: int = 4,
     layers: Sequence[int] | None = None,
 ) -> LensQuality:
@@ -186,7 +186,7 @@ def _entries(model: "TransformerBridge", layers: Sequence[int] | None) -> list[i
     return [int(entry) for entry in entries]
 
 
-def _fitting(model: "TransformerBridge", lens: TunedLens | None) -> TunedLens | None:
+def _fitting(model: "TransformerBridge", lens: AffineLens | None) -> AffineLens | None:
     """The lens, after a check that it belongs to this model."""
     layers, d_model = (model.cfg.n_layers, model.cfg.d_model) if lens is None else lens.bias.shape
     if (layers, d_model) != (model.cfg.n_layers, model.cfg.d_model):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mechlab.discovery.features import Activity
     from mechlab.discovery.sae import SparseAutoencoder
     from mechlab.discovery.superposition import ToyModels
-    from mechlab.discovery.tuned_lens import TunedLens
+    from mechlab.discovery.tuned_lens import AffineLens
 
 
 def patch_explorer(
@@ -76,14 +76,14 @@ def temperature_explorer(
 def lens_explorer(
     model: "TransformerBridge",
     base: Int[Tensor, "batch pos"],
-    lenses: dict[str, "TunedLens | None"],
+    lenses: dict[str, "AffineLens | None"],
     *,
     entry: int = 12,
     k: int = 5,
 ) -> "ipywidgets.VBox":
     """A slider for the layer; what each lens would say next if the model stopped there, for one prompt.
 
-    lenses: name -> a `TunedLens`, or None for the plain logit lens.
+    lenses: name -> an `AffineLens`, or None for the plain logit lens.
     """
     import ipywidgets as w
     from transformer_lens.tools.analysis import logit_lens
