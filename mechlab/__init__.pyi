@@ -50,6 +50,7 @@ from mechlab.attribution.deletion import deletion_curves as deletion_curves
 from mechlab.attribution.inputs import (
     INPUT_METHODS as INPUT_METHODS,
     gradient_norm as gradient_norm,
+    gradient_x_difference as gradient_x_difference,
     gradient_x_input as gradient_x_input,
     integrated_gradients as integrated_gradients,
     kernel_shap as kernel_shap,
@@ -89,13 +90,14 @@ from mechlab.discovery.lens import (
     lens_table as lens_table,
     logit_lens as logit_lens,
 )
+from mechlab.discovery.nulls import null_directions as null_directions
 from mechlab.discovery.probing import (
     control_labels as control_labels,
     probe_layers as probe_layers,
     r_squared as r_squared,
     residual_streams as residual_streams,
 )
-from mechlab.discovery.tuned_lens import TunedLens as TunedLens
+from mechlab.discovery.tuned_lens import AffineLens as AffineLens
 
 # ... how can there be more features than dimensions, can the mix be undone
 from mechlab.discovery.features import (
@@ -167,11 +169,15 @@ from mechlab.circuits.criteria import (
 from mechlab.circuits.ioi.prompts import IOIPrompts as IOIPrompts, ioi_prompts as ioi_prompts
 from mechlab.circuits.ioi.roles import find_roles as find_roles
 from mechlab.circuits.knockouts import CircuitRuns as CircuitRuns
-from mechlab.circuits.paths import path_patching as path_patching
+from mechlab.circuits.paths import (
+    edge_patching as edge_patching,
+    path_patching as path_patching,
+)
 from mechlab.circuits.pruning import prune as prune
 
 # pictures: results as figures, as things to touch, and as code to read
 from mechlab.pictures import graph as graph, plots as plots, widgets as widgets
+from mechlab.pictures.dots import dots as dots
 from mechlab.pictures.graph import circuit_explorer as circuit_explorer, circuit_picture as circuit_picture
 from mechlab.pictures.patterns import attention_view as attention_view
 from mechlab.pictures.plots import Picture as Picture

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ import torch
 import mechlab as ml
 from mechlab.circuits.ioi import ALIGNED, NAMES, PAPER_CIRCUIT, TEMPLATES
 from mechlab.circuits.ioi.prompts import CORRUPTIONS
+from mechlab.circuits.ioi.roles import joint_intervals
 from mechlab.prompts import PromptError
+from mechlab.results import Scores
 from tests.architectures import kept
 from tests.test_hooks import hooks_left
 
@@ -183,9 +186,29 @@ def test_roles_need_all_three_kinds_of_evidence(gqa):
     assert hooks_left(gqa) == 0
 
 
+def test_joint_intervals_are_those_of_all_signs_of_the_clusters():
+    """Against all 2 ** 10 signs, one by one; a head asked twice costs nothing, more heads cost width."""
+    units = torch.arange(10).repeat_interleave(2)
+    rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)) + 0.3
+    rows[:, 5] = rows[:, 4]
+    scores = lambda x: Scores.over_prompts(x, ("sender",), "effect")
+    low, high = joint_intervals(scores(rows), units, level=0.9, draws=20_000)
+    means = rows.view(10, 2, 6).mean(1)
+    furthest = []
+    for signs in product((-1, 1), repeat=10):
+        turned = means * torch.tensor(signs)[:, None]
+        furthest.append((turned.mean(0).abs() / (turned.std(0) / 10**0.5)).max())
+    half = torch.stack(furthest).quantile(0.9) * means.std(0) / 10**0.5
+    assert torch.allclose(high, rows.mean(0) + half, rtol=0.05, atol=0.02)
+    assert torch.allclose(low, rows.mean(0) - half, rtol=0.05, atol=0.02)
+    few, none = (joint_intervals(scores(rows[:, :n]), units, level=0.9) for n in (5, 1))
+    assert torch.allclose(few[0], low[:5], atol=0.03) and (none[0] > low[:1]).all()
+    assert torch.isnan(joint_intervals(scores(rows[:14]), units[:14])).all()
+
+
 @pytest.mark.model
 def test_smollm2_does_the_task_and_its_heads_have_roles(smollm2):
-    prompts = ml.ioi_prompts(smollm2, 16, names=ml.ioi.NAMES[::4])  # copying is tried on each name
+    prompts = ml.ioi_prompts(smollm2, 32, names=ml.ioi.NAMES[::4])  # copying is tried on each name
     with torch.no_grad():
         assert prompts.metric(smollm2(prompts.tokens)).mean() > 2.5
     found = ml.find_roles(smollm2, prompts, prompts.corrupted("abc"))
@@ -195,6 +218,10 @@ def test_smollm2_does_the_task_and_its_heads_have_roles(smollm2):
     assert roles[(23, 3)] == "subject suppressor" and (29, 1) in found.unexplained
     names = [edge for edge in found.circuit.edges if edge.sender == (20, 0) and edge.into == "q"]
     assert names and all(edge.effect > 0.05 for edge in names)
+    assert found.table["role"][(24, 4)] in (
+        "negative name mover",
+        "negative name mover? path not told from zero",
+    )
 
 
 def test_the_whole_way_on_a_folder_in_hugging_face_format(folder):

@@ -5,7 +5,8 @@
 Three sets of prompts, each in balanced pairs. "search": 48 prompts, half of the names, the eight aligned templates; on
 these everything was chosen. "names": 208 prompts, the other half of the names, the same templates. "templates": 208
 prompts, the other half of the names, the eight other templates; asked once, after the circuit was fixed. Means for the
-knock-outs are over ABC prompts of the same names and templates, 24 for each template and order.
+knock-outs are over ABC prompts of the same names and templates, 24 for each template and order. Intervals are over
+pairs of prompts; "by template" over the eight sentence forms; "joint" hold for all heads that were asked at once.
 
 How the circuit was put together, on "search" alone: the heads with a role by the rules of `mechlab.circuits.ioi.roles`; heads that
 look from S2 to S1, and heads of layer 23 that copy, as far as they close a gap between the circuit and the model when a
@@ -22,11 +23,12 @@ from pathlib import Path
 import torch
 
 import mechlab as ml
+from mechlab.arguments import all_heads
 from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.ioi import ALIGNED, NAMES, TEMPLATES
 from mechlab.circuits.ioi.found import head_of
 from mechlab.circuits.ioi.roles import RULES, THRESHOLDS
-from mechlab.statistics import estimate
+from mechlab.statistics import bootstrap, estimate
 
 PATH = Path(__file__).parents[1] / "reference" / "ioi_smollm2.json"
 COMMAND = "python data/make/ioi.py"
@@ -69,6 +71,11 @@ def knockouts(model, name: str, how: str = "mean") -> ml.CircuitRuns:
     return ml.CircuitRuns(model, *prompts(model, name), how)
 
 
+def template_of(asked) -> torch.Tensor:
+    """The number of each prompt's sentence form, both orders of the names together."""
+    return torch.tensor([int(label.split(",")[0].split()[1]) for label in asked.templates])
+
+
 def row(measured) -> list[float]:
     return [round(value, 4) for value in (measured.mean, measured.low, measured.high)]
 
@@ -102,18 +109,24 @@ def roles(model) -> dict:
     ]
     table = {f"{a}.{b}": {k: v if isinstance(v, str) else round(v, 3) for k, v in found.table.loc[[(a, b)]].iloc[0].items() if v == v}
              for a, b in shown}  # fmt: skip
-    intervals = {}
+    ways = {"paths": {}, "paths, joint": {}, "paths, by template": {}}
+    wanted = {f"{a}.{b}" for a, b in shown} | {"the rest together"}
     for name, scores in found.paths.items():
-        low, high = scores.interval()
-        rows = {label if "," not in label else "the rest together": [round(each[n].item(), 4) for each in (scores.values, low, high)]
-                for n, label in enumerate(scores.labels["sender"])}  # fmt: skip
-        wanted = {f"{a}.{b}" for a, b in shown} | {"the rest together"}
-        intervals[name] = {label: each for label, each in rows.items() if label in wanted}
+        flat = scores.per_prompt.flatten(1)
+        labels = scores.labels.get("sender") or [f"{a}.{b}" for a, b in all_heads(model)]
+        ends = (bootstrap(flat, asked.pairs), found.intervals[name], bootstrap(flat, template_of(asked)))
+        for kept, (low, high) in zip(ways.values(), ends, strict=True):
+            rows = {label if "," not in label else "the rest together": [round(each.flatten()[n].item(), 4) for each in (scores.values, low, high)]
+                    for n, label in enumerate(labels)}  # fmt: skip
+            kept[name] = {label: each for label, each in rows.items() if label in wanted}
     return {
         "thresholds": THRESHOLDS,
         "rules": {name: vars(rule) for name, rule in RULES.items()},
         "table": table,
-        "paths": intervals,
+        **ways,
+        "surely, of all asked": {
+            name: [int((low * high > 0).sum()), low.numel()] for name, (low, high) in found.intervals.items()
+        },
         "ambiguous": [f"{a}.{b}" for a, b in found.ambiguous],
         "unexplained": [f"{a}.{b}" for a, b in found.unexplained],
         "edges": [
@@ -160,7 +173,7 @@ def edges(model) -> list:
         if not senders:
             continue
         scores = ask(senders, receiver, "q" if receiver is None else into, at)
-        low, high = scores.interval()
+        low, high = scores.interval(units=asked.pairs)
         for n, sender in enumerate(senders):
             effect = [round(each[n].item(), 4) for each in (scores.values, low, high)]
             if abs(effect[0]) >= THRESHOLDS["path"]:
@@ -207,6 +220,25 @@ def faithful(model) -> dict:
     return found
 
 
+def by_template(model) -> dict:
+    """F(C) / F(M) of the circuit and of the suppressor alone, with intervals over sentence forms."""
+    alone = Circuit(
+        {"subject suppressor": CIRCUIT.roles["subject suppressor"]}, {"subject suppressor": ("end",)}
+    )
+    found = {}
+    for name in ("names", "templates"):
+        some = knockouts(model, name)
+        forms = template_of(some.prompts)
+        left = some.measure([CIRCUIT, alone])
+        ratio = lambda top, over=some.intact, of=forms: row(estimate(top, of, over=over))
+        found[name] = {"circuit": ratio(left[0]), "subject suppressor alone": ratio(left[1])}
+        found[name]["each form"] = [
+            round((left[0][forms == form].mean() / some.intact[forms == form].mean()).item(), 3)
+            for form in forms.unique()
+        ]
+    return found
+
+
 def complete(model) -> dict:
     """Gaps by role and for random sets on held-out names; the greedy sets are found on "search" and asked again there."""
     some, search = knockouts(model, "names"), knockouts(model, "search")
@@ -248,7 +280,7 @@ def backup(model) -> dict:
         part = Circuit({role: CIRCUIT.roles[role]}, {role: ("end",)})
         after = ml.direct_contributions(some, part)
         scores = ml.Scores.over_prompts(after.per_prompt - before.per_prompt, ("layer", "head"), "change")
-        low, high = scores.interval()
+        low, high = scores.interval(units=some.prompts.pairs)
         top = scores.values.abs().flatten().argsort(descending=True)[:12].tolist()
         H = scores.size("head")
         total = some.removing([part])[0] - some.intact
@@ -285,7 +317,7 @@ def route(model) -> dict:
                 model, base, source, asked.metric, receivers, into, senders=[early, *[[h] for h in early]],
                 at=None if receivers is None else asked.positions[at],
             )  # fmt: skip
-            low, high = scores.interval()
+            low, high = scores.interval(units=asked.pairs)
             found[f"{how}: {name}"] = {
                 label: [round(each[n].item(), 4) for each in (scores.values, low, high)]
                 for n, label in enumerate(["together", *scores.labels["sender"][1:]])
@@ -329,7 +361,7 @@ def signal(model) -> dict:
 
 
 STAGES = {
-    "ability": ability, "roles": roles, "edges": edges, "faithfulness": faithful, "completeness": complete,
+    "ability": ability, "roles": roles, "edges": edges, "faithfulness": faithful, "faithfulness by template": by_template, "completeness": complete,
     "minimality": minimal, "backup": backup, "route of the duplicate-token heads": route, "what S-inhibition carries": signal,
 }  # fmt: skip
 

@@ -36,13 +36,51 @@ def table(head: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+WAYS = ("paths, joint", "paths, by template")
+
+
+def finer(value: list[float]) -> str:
+    """A path, to three places: many are small."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*value).replace("-", "−")
+
+
+def heads_of(role: str, evidence: dict) -> list[str]:
+    """The heads with a role, and those of which only the path's interval is missing."""
+    word = lambda row: row["role"].removeprefix("ambiguous: ").removesuffix("? path not told from zero")
+    mine = {head: row["role"] for head, row in evidence.items() if role in word(row).split(", ")}
+    sure = [
+        head + " (ambiguous)" * how.startswith("amb")
+        for head, how in mine.items()
+        if not how.endswith("zero")
+    ]
+    return [
+        ", ".join(sure) or "none",
+        ", ".join(h for h, how in mine.items() if how.endswith("zero")) or "none",
+    ]
+
+
+def path_of(head: str, row: dict, rules: dict, roles: dict) -> str:
+    """The path that a head's role rests on; the one to the logits where there is no role."""
+    first = row["role"].removeprefix("ambiguous: ").partition("?")[0].split(", ")[0]
+    into = rules[first]["serves"] if first in rules else "logits"
+    asked = [name for name, paths in roles["paths"].items() if name != "logits" and head in paths]
+    return into if first in rules else (asked or ["logits"])[0]
+
+
+def verdict(row: dict) -> str:
+    """How the interval of a gap lies to the line that was drawn before."""
+    if row["95 % low"] > 0.5 or row["95 % high"] < -0.5:
+        return "beyond"
+    return "within" if row["95 % low"] > -0.5 and row["95 % high"] < 0.5 else "open"
+
+
 def tables(found: dict) -> dict[str, str]:
     """Every table of the report."""
     sets = {"search": "search", "names": "other names", "templates": "other names and templates"}
     path = {"logits": "the logits", "q": "queries of", "k": "keys of", "v": "values of"}
     name = lambda head: f"{head[0]}.{head[1]}"
     role_of = {head: role for role, heads in found["circuit"].items() for head in heads}
-    evidence = found["roles"]["table"]
+    evidence, rules = found["roles"]["table"], found["roles"]["rules"]
     labels = list(found["faithfulness"]["search"])
     return {
         "ability": table(
@@ -54,13 +92,18 @@ def tables(found: dict) -> dict[str, str]:
             ["role", "heads", "acts at"],
             [[role, ", ".join(heads), ", ".join(found["positions"][role])] for role, heads in found["circuit"].items()],
         ),
+        "questions": table(
+            ["role", "looks", "copies", "serves", "passes", "path not told from zero"],
+            [[role, rule["looks"] + (f", more than {rule['over']}" if rule["over"] else ""), rule["copies"] or "not asked",
+              ("+ " if rule["sign"] > 0 else "− ") + rule["serves"], *heads_of(role, evidence)] for role, rule in rules.items()],
+        ),
         "evidence": table(
-            ["head", "role in the circuit", "by the rules", "looks", "copies for / against", "path to the logits"],
-            [[head, role_of[head], row["role"] or "none",
+            ["head", "role in the circuit", "by the rules", "looks", "copies for / against", "path into", "joint interval", "by template"],
+            [[head, role_of.get(head, "not in it"), row["role"] or "none",
               max(((k, v) for k, v in row.items() if "→" in k), key=lambda pair: pair[1])[0] + f" {max(v for k, v in row.items() if '→' in k):.2f}",
-              f"{row['copies']:.2f} / {row['copies against']:.2f}",
-              found["roles"]["paths"]["logits"].get(head, [0.0, 0.0, 0.0])]
-             for head, row in evidence.items() if head in role_of],
+              f"{row['copies']:.2f} / {row['copies against']:.2f}", into, *(finer(found["roles"][way][into][head]) for way in WAYS)]
+             for head, row in evidence.items() if head in role_of or row["role"]
+             for into in [path_of(head, row, rules, found["roles"])]],
         ),
         "edges": table(
             ["from", "into", "share of the way to ABC"],
@@ -72,9 +115,15 @@ def tables(found: dict) -> dict[str, str]:
             [[label, str(found["faithfulness"]["search"][label]["heads"]), *(found["faithfulness"][key][label]["share"] for key in sets)]
              for label in labels],
         ),
+        "by template": table(
+            ["what is left, intervals by template", *list(sets.values())[1:]],
+            [[label, *(found["faithfulness by template"][key][label] for key in ("names", "templates"))]
+             for label in ("circuit", "subject suppressor alone")]
+            + [["circuit, sentence form by sentence form", *(", ".join(map(shown, found["faithfulness by template"][key]["each form"])) for key in ("names", "templates"))]],
+        ),
         "completeness": table(
-            ["K", "heads", "model without K", "circuit without K", "gap"],
-            [[key, str(row["heads"]), row["model without K"], row["circuit without K"], [row["gap"], row["95 % low"], row["95 % high"]]]
+            ["K", "heads", "model without K", "circuit without K", "gap", "beside ±0.5"],
+            [[key, str(row["heads"]), row["model without K"], row["circuit without K"], [row["gap"], row["95 % low"], row["95 % high"]], verdict(row)]
              for key, row in found["completeness"].items()],
         ),
         "minimality": table(

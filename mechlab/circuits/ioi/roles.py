@@ -1,9 +1,10 @@
 """Which role does a head play? From three kinds of evidence, by thresholds that are stated.
 
-Where it looks (attention on IOI prompts), what it does with what it sees (copying, for and against), and whom
-it serves (path effects, from the logits backwards: each step asks who is read by the heads found in the step
-before). A head gets a role when all three say so, two roles make it ambiguous, and none leaves it without:
-looking in the right place is not enough.
+Where it looks (attention on IOI prompts), what it does with what it sees (copying, for and against; asked of
+four roles, the others carry no word), and whom it serves (path effects, from the logits backwards: each step
+asks who is read by the heads found in the step before). A head gets a role when all that is asked says so;
+two roles make it ambiguous, and none leaves it without: looking in the right place is not enough. Hundreds
+of paths are asked, so one counts only if its interval, corrected for all of them, stays away from zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import Head, all_heads
@@ -19,7 +20,7 @@ from mechlab.circuits.circuits import Circuit, Edge
 from mechlab.circuits.ioi.prompts import IOIPrompts
 from mechlab.circuits.paths import path_patching
 from mechlab.discovery.attention import both_copying_scores
-from mechlab.results import Scores
+from mechlab.results import FEWEST_UNITS, Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.run import Run
 
@@ -35,6 +36,9 @@ PLACES = {  # where a head of the circuit looks, from where
     "S2→S1+1": ("S2", "S1+1"),
     "S1+1→S1": ("S1+1", "S1"),
 }
+
+
+Effect = tuple[float, float, float]  # a mean, and the low and the high end of its corrected interval
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Rule:
 
 
 THRESHOLDS = {"attention": 0.15, "copying": 0.25, "path": 0.01}
+LEVEL = 1 - 0.05 / 4  # of each of four sweeps, so that a false path among all of them has a chance of 5 %
+UNSURE = "path not told from zero"
 # In the order in which they are found, from the logits backwards. The path effects are shares of the way to
 # the ABC run: positive for a head that helps.
 RULES = {
@@ -82,15 +88,18 @@ STEPS = (
 class Roles:
     """The evidence for every head, and the circuit that follows from it.
 
-    table:   one row a head: attention, copying, path effects (NaN where it was not asked: it does not look
-             there), "role"
-    paths:   the path effects of each step, by sender; the last sender is all heads that were not asked alone
-    circuit: the heads with a role, with their positions and the edges found on the way
+    table:     one row a head: attention, copying, path effects (NaN where it was not asked: it does not look
+               there), "role": "name mover", or "name mover? path not told from zero" where all but the
+               interval says so
+    circuit:   the heads with a role, with their positions and the edges found on the way
+    paths:     the path effects of each step, by sender; the last one is all heads that were not asked alone
+    intervals: of each step [2, sender], corrected for all senders that were asked (`joint_intervals`)
     """
 
     table: "pd.DataFrame"
     circuit: Circuit
     paths: dict[str, Scores]
+    intervals: dict[str, Float[Tensor, "2 sender"]]
 
     @property
     def ambiguous(self) -> list[Head]:
@@ -99,8 +108,9 @@ class Roles:
 
     @property
     def unexplained(self) -> list[Head]:
-        """Heads that write to the logits directly, above the threshold, and fit no role."""
-        direct = self.table["logits"].abs() >= THRESHOLDS["path"]
+        """Heads that surely write to the logits directly, above the threshold, and fit no role."""
+        low, high = self.intervals["logits"]
+        direct = (self.table["logits"].abs() >= THRESHOLDS["path"]) & (low * high > 0).numpy()
         return list(self.table.index[direct & (self.table["role"] == "")])
 
 
@@ -120,8 +130,36 @@ def attention_to(prompts: IOIPrompts, run: Run) -> dict[str, Float[Tensor, "laye
     return looks | {"end→S": looks["end→S1"] + looks["end→S2"]}
 
 
+def joint_intervals(
+    scores: Scores,
+    units: Int[Tensor, "prompt"],
+    *,
+    level: float = LEVEL,
+    draws: int = 5000,
+    seed: int = 0,
+) -> Float[Tensor, "2 ..."]:
+    """Intervals of the means over prompts that hold for all places at once, with the chance of `level`.
+
+    Whole clusters (`units`) get a random sign, as if there were nothing to find; how far the furthest place
+    then lies from zero, in standard errors, is the half width for all. The permutation of the maximum:
+    Westfall and Young 1993. NaN where there are fewer than `FEWEST_UNITS` clusters.
+    """
+    rows = scores.per_prompt
+    if rows is None or len(units.unique()) < FEWEST_UNITS:
+        return scores.values.new_full((2, *scores.values.shape), torch.nan)
+    numbers = units.unique(return_inverse=True)[1].cpu()
+    count = int(numbers.max()) + 1
+    means = torch.stack([rows[numbers == n].flatten(1).mean(0) for n in range(count)]).double()
+    signs = torch.randint(2, (draws, count), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    null, square = signs @ means / count, means.pow(2).mean(0)
+    error = lambda mean: ((square - mean.pow(2)).clamp_min(0) / (count - 1)).sqrt()
+    furthest = (null.abs() / error(null)).nan_to_num(0, posinf=0).amax(1).quantile(level)
+    mean, half = means.mean(0), furthest * error(means.mean(0))
+    return torch.stack([mean - half, mean + half]).float().reshape(2, *scores.values.shape)
+
+
 def find_roles(model: "TransformerBridge", prompts: IOIPrompts, reference: IOIPrompts) -> Roles:
-    """Give every head its role, by the rules of `RULES` and the limits of `THRESHOLDS`.
+    """Give every head its role, by the rules of `RULES`, the limits of `THRESHOLDS` and joint intervals.
 
     Path patching from `prompts` to `reference` (ABC prompts): into the logits, from every head; into the
     queries of the name movers, into the values of the S-inhibition heads at S2, and into the keys of the
@@ -138,9 +176,11 @@ def find_roles(model: "TransformerBridge", prompts: IOIPrompts, reference: IOIPr
     copies = {"for": both[0].values, "against": both[1].values}
     index = all_heads(model)
     paths = {"logits": path_patching(*runs, senders=[[head] for head in index])}
-    effects = {"logits": dict(zip(index, paths["logits"].values.tolist(), strict=True))}
+    intervals = {"logits": joint_intervals(paths["logits"], prompts.pairs)}
+    effects = {"logits": _by_head(index, paths["logits"], intervals["logits"])}
     fits: dict[Head, list[str]] = {}
-    _decide(fits, "logits", effects["logits"], looks, copies)
+    unsure: dict[Head, list[str]] = {}
+    _decide(fits, unsure, "logits", effects["logits"], looks, copies)
     for name, role, into, at in STEPS:
         receivers = [head for head, roles in fits.items() if role in roles]
         below = index[: model.cfg.n_heads * max((layer for layer, _ in receivers), default=0)]
@@ -154,18 +194,27 @@ def find_roles(model: "TransformerBridge", prompts: IOIPrompts, reference: IOIPr
         rest = [head for head in below if head not in some]
         senders = [[head] for head in some] + ([rest] if rest else [])
         paths[name] = path_patching(*runs, receivers, into, at=prompts.positions[at], senders=senders)
-        effects[name] = dict(zip(some, paths[name].values.tolist(), strict=False))
-        _decide(fits, name, effects[name], looks, copies)
+        intervals[name] = joint_intervals(paths[name], prompts.pairs)
+        effects[name] = _by_head(some, paths[name], intervals[name])
+        _decide(fits, unsure, name, effects[name], looks, copies)
     columns = {**looks, "copies": copies["for"], "copies against": copies["against"]}
     table = pd.DataFrame({name: each.flatten().tolist() for name, each in columns.items()}, index=index)
     for name, each in effects.items():
-        table[name] = [each.get(head, float("nan")) for head in index]
-    words = {
+        table[name] = [each[head][0] if head in each else float("nan") for head in index]
+    words = {head: f"{', '.join(roles)}? {UNSURE}" for head, roles in unsure.items()}
+    words |= {
         head: roles[0] if len(roles) == 1 else "ambiguous: " + ", ".join(roles)
         for head, roles in fits.items()
     }
     table["role"] = [words.get(head, "") for head in index]
-    return Roles(table, _circuit(fits, effects), paths)
+    return Roles(table, _circuit(fits, effects), paths, intervals)
+
+
+def _by_head(
+    heads: Sequence[Head], scores: Scores, interval: Float[Tensor, "2 sender"]
+) -> dict[Head, Effect]:
+    """The effect of each head that was asked alone, with the low and the high end of its interval."""
+    return dict(zip(heads, zip(scores.values.tolist(), *interval.tolist(), strict=True), strict=False))
 
 
 def _looks(rule: Rule, looks: Mapping, head: Head) -> bool:
@@ -173,19 +222,21 @@ def _looks(rule: Rule, looks: Mapping, head: Head) -> bool:
     return bool(enough and not (rule.over and looks[rule.looks][head] <= looks[rule.over][head]))
 
 
-def _decide(fits: dict, serves: str, effects: Mapping[Head, float], looks: Mapping, copies: Mapping) -> None:
-    """Add the roles of one step to what each head fits."""
+def _decide(
+    fits: dict, unsure: dict, serves: str, effects: Mapping[Head, Effect], looks: Mapping, copies: Mapping
+) -> None:
+    """Add the roles of one step to what each head fits; to `unsure` where its path may be nothing."""
     for role, rule in RULES.items():
-        for head, effect in effects.items():
+        for head, (effect, low, high) in effects.items():
             size = effect * rule.sign if rule.sign else abs(effect)
             enough = size >= THRESHOLDS["path"] and (
                 not rule.copies or copies[rule.copies][head] >= THRESHOLDS["copying"]
             )
             if rule.serves == serves and enough and _looks(rule, looks, head):
-                fits.setdefault(head, []).append(role)
+                (fits if low * high > 0 else unsure).setdefault(head, []).append(role)
 
 
-def _circuit(fits: Mapping[Head, Sequence[str]], effects: Mapping[str, Mapping[Head, float]]) -> Circuit:
+def _circuit(fits: Mapping[Head, Sequence[str]], effects: Mapping[str, Mapping[Head, Effect]]) -> Circuit:
     roles: dict[str, list[Head]] = {}
     at: dict[str, set[str]] = {}
     for head, mine in sorted(fits.items()):
@@ -199,7 +250,7 @@ def _circuit(fits: Mapping[Head, Sequence[str]], effects: Mapping[str, Mapping[H
         for head, mine in fits.items():
             if not any(RULES[role].serves == name for role in mine):
                 continue
-            effect = round(found[head], 3)
+            effect = round(found[head][0], 3)
             if name == "logits":
                 edges.append(Edge(head, None, "logits", effect))
                 continue
