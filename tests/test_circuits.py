@@ -428,3 +428,234 @@ def test_by_position_the_parts_add_up(tiny, pair):
     assert torch.equal(parts.values[:, :3], torch.zeros(3, 3, 4))  # before the first difference
     with pytest.raises(ValueError, match="steps is 0"):
         ml.attribution_patching(tiny, *pair, METRIC, steps=0)
+
+
+def halved(model, tokens, metric):
+    """The gradient for each layer's z, the half rule by hand: hooks put ½ (gate as it is) + ½ (gate held) there."""
+    found, names = {}, [f"blocks.{n}.attn.hook_z" for n in range(model.cfg.n_layers)]
+
+    def look(x, hook):
+        found[hook.name] = x if x.requires_grad else x.requires_grad_()
+        return found[hook.name]
+
+    def mixed(x, hook):
+        gate, up = (found[hook.name.replace("hook_post", f"hook_{site}")] for site in ("pre", "pre_linear"))
+        silu = torch.nn.functional.silu
+        return (gate * torch.sigmoid(gate).detach() * up.detach() + silu(gate).detach() * up) / 2
+
+    start = ("blocks.0.hook_resid_pre", lambda x, hook: x.detach().clone().requires_grad_())
+    hooks = [start, *((name, look) for name in names)]
+    for n in range(model.cfg.n_layers):
+        hooks += [(f"blocks.{n}.mlp.hook_{site}", look) for site in ("pre", "pre_linear")]
+        hooks += [(f"blocks.{n}.mlp.hook_post", mixed)]
+    with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
+        total = metric(model(tokens)).sum()
+    return torch.autograd.grad(total, [found[name] for name in names])
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_the_half_rule_by_hand(pair, engine):
+    """For silu act(gate) / gate is its sigmoid; values are as they were, and elsewhere nothing is halved."""
+    model = ml.tiny("gqa")
+    run, source = (run_of(model, each, engine=engine) for each in pair)
+    expected = halved(model, pair[0], METRIC)
+    for mine, theirs in zip(run.site_gradients(METRIC, rule="half"), expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5, rtol=1e-3)
+    plain = ml.attribution_patching(model, run, source, METRIC)
+    half = ml.attribution_patching(model, run, source, METRIC, rule="half")
+    assert (plain.values[:2] - half.values[:2]).abs().max() > 1e-4 and plain.baselines == half.baselines
+    edges = ml.edge_attribution(model, run, source, METRIC, rule="half")  # and they still add up
+    for layer, head in [(0, 0), (1, 2), (2, 1)]:
+        total = edges.at(sender=f"{layer}.{head}").sum()
+        assert total == pytest.approx(half.values[layer, head].item(), abs=1e-4)
+    gpt2 = ml.tiny("gpt2")
+    one, two = (
+        ml.attribution_patching(gpt2, *pair, METRIC, rule=rule).values for rule in ("gradient", "half")
+    )
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="rule is 'relp'; it must be one of"):
+        ml.attribution_patching(gpt2, *pair, METRIC, rule="relp")
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "relu"])
+def test_half_of_a_product_goes_to_each_factor(act):
+    """Step times slope: for both factors changed from 0 on, with a gate whose ratio is held, it is the whole."""
+    from mechlab.runs.matrices import ACTIVATIONS, by_half_rule
+
+    gate, up = torch.tensor([[0.7, -1.2, 0.0, 3.0]] * 2) * torch.tensor([[1.0], [1.5]])
+    gate, up = gate.requires_grad_(), up.requires_grad_()
+    value = ACTIVATIONS[act](gate) * up
+    found = by_half_rule(value, gate, up, ACTIVATIONS[act])
+    assert torch.equal(found, value)
+    slopes = torch.autograd.grad(found.sum(), (gate, up))
+    assert torch.allclose(slopes[0] * gate + slopes[1] * up, value, atol=1e-6)
+    assert torch.allclose(slopes[0] * gate, slopes[1] * up, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_the_softmax_computed_again_by_hand(tiny, pair, site, engine):
+    """AtP*: the new pattern from hooks of the whole model, times the gradient for the pattern from autograd."""
+    base, source = (run_of(tiny, each, engine=engine) for each in pair)
+    found = ml.attribution_patching(tiny, base, source, METRIC, site=site, exact_softmax=True)
+    gap, cache = found.baselines["source"] - found.baselines["base"], tiny.run_with_cache(pair[1])[1]
+    for layer in range(3):
+        names = f"blocks.{layer}.attn.hook_{site}", f"blocks.{layer}.attn.hook_pattern"
+        old, seen = tiny.run_with_cache(pair[0])[1][names[1]], {}
+
+        def look(x, hook, seen=seen):
+            seen["x"] = x.detach().requires_grad_()
+            return seen["x"]
+
+        with torch.enable_grad(), tiny.hooks(fwd_hooks=[(names[1], look)]):
+            slope = torch.autograd.grad(METRIC(tiny(pair[0])).sum(), seen["x"])[0]
+        put = (names[0], lambda x, hook: cache[hook.name])
+        with tiny.hooks(fwd_hooks=[put, (names[1], lambda x, hook, seen=seen: seen.update(new=x))]):
+            tiny(pair[0])
+        expected = ((seen["new"] - old) * slope).sum((2, 3)).mean(0) / gap
+        expected = expected.unflatten(0, (found.values.shape[1], -1)).sum(1)
+        assert torch.allclose(found.values[layer], expected, atol=1e-4), layer
+    apart = ml.attribution_patching(
+        tiny, base, source, METRIC, site=site, exact_softmax=True, by=("pos", "head")
+    )
+    if site == "q":  # a query changes its own row alone
+        assert torch.allclose(apart.values.sum(1), found.values, atol=1e-4)
+    assert torch.equal(apart.values[0, :3], torch.zeros_like(apart.values[0, :3]))
+    slopes = ml.attribution_patching(tiny, base, source, METRIC, site=site)
+    assert not torch.allclose(slopes.values, found.values, atol=1e-5)
+    with pytest.raises(ValueError, match="site is 'z'; it must be one of"):
+        ml.attribution_patching(tiny, base, source, METRIC, exact_softmax=True)
+
+
+def test_for_a_small_change_queries_and_keys_are_the_patch_however_they_are_guessed(pair):
+    gqa = ml.tiny("gqa").to(torch.float64)
+    base = run_of(gqa, pair[0])
+    start = base.at("resid_pre", 0).lerp(run_of(gqa, pair[1], like=base).at("resid_pre", 0), 1e-4)
+    near = run_of(gqa, pair[1], embedded=start, like=base)
+    for site in ("q", "k", "v"):
+        exact = ml.activation_patching(gqa, base, near, METRIC, site, by=("head",), normalized=False).values
+        for asked in ({}, {"exact_softmax": True} if site != "v" else {}):
+            guess = ml.attribution_patching(gqa, base, near, METRIC, site=site, **asked)
+            guess = guess.values * (guess.baselines["source"] - guess.baselines["base"])
+            assert torch.allclose(guess, exact, atol=0.03 * exact.abs().max().item(), rtol=0.03)
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_dropped_layers_by_hand(tiny, pair, engine):
+    """GradDrop: sizes of the guesses, each with what one layer writes cut out of the gradient, over L − 1."""
+    base, source = (run_of(tiny, each, engine=engine) for each in pair)
+    found = ml.attribution_patching(tiny, base, source, METRIC, drop=True)
+    gap, sizes = found.baselines["source"] - found.baselines["base"], 0
+    ours, theirs = (tiny.run_with_cache(each)[1] for each in pair)
+    names = [f"blocks.{n}.attn.hook_z" for n in range(3)]
+    for dropped in range(3):
+        seen = {}
+
+        def look(x, hook, seen=seen):
+            seen[hook.name] = x.detach().requires_grad_() if not x.requires_grad else x
+            return seen[hook.name]
+
+        cut = [
+            (f"blocks.{dropped}.hook_{site}", lambda x, hook: x.detach()) for site in ("attn_out", "mlp_out")
+        ]
+        start = ("blocks.0.hook_resid_pre", lambda x, hook: x.detach().clone().requires_grad_())
+        hooks = [start, *((name, look) for name in names), *cut]
+        with torch.enable_grad(), tiny.hooks(fwd_hooks=hooks):
+            total = METRIC(tiny(pair[0])).sum()
+        slopes = torch.autograd.grad(total, [seen[name] for name in names], materialize_grads=True)
+        parts = [((theirs[n] - ours[n]) * s).sum((1, 3)) for n, s in zip(names, slopes, strict=True)]
+        sizes = sizes + torch.stack(parts, 1).abs() / 2
+    assert torch.allclose(found.per_prompt, sizes / gap, atol=1e-4)
+
+
+# --- one edge, really patched ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_an_edge_into_an_mlp_by_hand(tiny, pair, engine):
+    """One MLP reads what one head wrote on source, and all that comes later is live."""
+    base, source = (run_of(tiny, each, engine=engine) for each in pair)
+    edges = [
+        ("0.1", "mlp 1 in"),
+        ("1.2", "mlp 1 in"),
+        ("0.3", "mlp 2 in"),
+        ("mlp 0", "mlp 2 in"),
+        ("embed", "mlp 0 in"),
+    ]
+    found = ml.edge_patching(tiny, base, source, METRIC, edges, normalized=False)
+    ours, theirs = (tiny.run_with_cache(each)[1] for each in pair)
+    for number, (sender, reader) in enumerate(edges):
+        to = int(reader.split()[1])
+        if sender == "embed":
+            change = theirs["blocks.0.hook_resid_pre"] - ours["blocks.0.hook_resid_pre"]
+        elif sender.startswith("mlp"):
+            change = theirs["blocks.0.hook_mlp_out"] - ours["blocks.0.hook_mlp_out"]
+        else:
+            layer, head = map(int, sender.split("."))
+            name = f"blocks.{layer}.attn.hook_z"
+            change = (theirs[name] - ours[name])[:, :, head] @ tiny.blocks[layer].attn.W_O[head]
+        middle = ours[f"blocks.{to}.hook_resid_post"] - ours[f"blocks.{to}.hook_mlp_out"] + change
+        block = tiny.blocks[to]
+        with torch.no_grad():
+            written = block.mlp(block.ln2(middle))
+            with tiny.hooks(fwd_hooks=[(f"blocks.{to}.hook_mlp_out", lambda x, hook, w=written: w)]):
+                expected = METRIC(tiny(pair[0]))
+        off = expected - base.value(METRIC)
+        assert torch.allclose(found.per_prompt[:, number], off, atol=1e-4), (sender, reader)
+        assert off.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_edges_into_heads_and_logits_are_path_patching_with_held_mlps(tiny, pair, engine):
+    base, source = (run_of(tiny, each, engine=engine) for each in pair)
+    asked = {"frozen_mlps": True, "normalized": False}
+    kv = tiny.cfg.n_key_value_heads or 4
+    group = "kv" if kv != 4 else ""
+    for site, receivers, reader in (
+        ("q", [(2, 1)], "2.1 q"),
+        ("k", [(2, n) for n in range(4 // kv)], f"2.{group}0 k"),
+        ("v", [(1, n) for n in range(4 // kv)], f"1.{group}0 v"),
+    ):
+        senders = ["0.0", "1.3"] if reader[0] == "2" else ["0.0"]
+        heads = [[tuple(map(int, sender.split(".")))] for sender in senders]
+        paths = ml.path_patching(tiny, base, source, METRIC, receivers, site, senders=heads, **asked)
+        edges = [(sender, reader) for sender in senders]
+        found = ml.edge_patching(tiny, base, source, METRIC, edges, normalized=False)
+        assert torch.allclose(found.values, paths.values, atol=1e-4), reader
+        assert found.labels["edge"][0] == f"0.0 → {reader}"
+    direct = ml.path_patching(tiny, base, source, METRIC, **asked)
+    found = ml.edge_patching(
+        tiny, base, source, METRIC, [("1.2", "logits"), ("0.1", "logits")], normalized=False
+    )
+    assert torch.allclose(found.values, torch.stack([direct.values[1, 2], direct.values[0, 1]]), atol=1e-4)
+
+
+def test_for_a_small_change_every_edge_is_as_guessed(pair):
+    gqa = ml.tiny("gqa").to(torch.float64)
+    base = run_of(gqa, pair[0])
+    start = base.at("resid_pre", 0).lerp(run_of(gqa, pair[1], like=base).at("resid_pre", 0), 1e-4)
+    near = run_of(gqa, pair[1], embedded=start, like=base)
+    edges = [
+        ("embed", "1.2 q"),
+        ("0.3", "1.kv0 k"),
+        ("mlp 0", "2.kv1 v"),
+        ("1.1", "mlp 1 in"),
+        ("mlp 1", "logits"),
+    ]
+    guess = ml.edge_attribution(gqa, base, near, METRIC)
+    exact = ml.edge_patching(gqa, base, near, METRIC, edges).values
+    guesses = torch.stack([guess.at(sender=sender, reader=reader) for sender, reader in edges])
+    assert torch.allclose(guesses.to(exact), exact, rtol=0.05, atol=1e-3 * exact.abs().max().item())
+
+
+def test_edges_that_are_not_there_are_refused(tiny, pair):
+    for edge, said in (
+        (("1.2", "1.0 q"), "1.2 cannot send to 1.0 q"),
+        (("mlp 1", "mlp 1 in"), "mlp 1 cannot send to mlp 1 in"),
+        (("9.0", "logits"), "sender is '9.0'"),
+        (("embed", "2.9 q"), "reader is '2.9 q'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ml.edge_patching(tiny, *pair, METRIC, [edge])
+    with pytest.raises(ValueError, match="There is no edge to patch"):
+        ml.edge_patching(tiny, *pair, METRIC, [])

@@ -164,7 +164,7 @@ def everything(run, source, size, metric, first, second, embedded):
         read = run.read(site, [0, 2], puts[0], places)
         found |= {f"read {site} {layer}": each for layer, each in read.items()}
     found["logits"] = run.logits(puts[0], 1)
-    slopes = answer(lambda: [torch.stack(changed.z_gradients(metric)), *changed.reader_gradients(metric)])
+    slopes = answer(lambda: [torch.stack(changed.site_gradients(metric)), *changed.reader_gradients(metric)])
     refused = isinstance(slopes, str) and any(words in slopes for words in UNTOLD)
     assert refused or not isinstance(slopes, str), slopes
     return found, None if refused else {f"slope {n}": each for n, each in enumerate(slopes)}
@@ -249,12 +249,14 @@ def paths(draw, prompts, count):
 
 @st.composite
 def estimates(draw, prompts, count):
-    steps = draw(st.integers(1, 3))
+    steps, rule = draw(st.integers(1, 3)), draw(st.sampled_from(["gradient", "half"]))
     if draw(st.booleans()):
-        return lambda model, pair, metric: ml.edge_attribution(model, *pair, metric, steps=steps)
+        return lambda model, pair, metric: ml.edge_attribution(model, *pair, metric, steps=steps, rule=rule)
     by, where = draw(st.sampled_from([("head",), ("pos", "head")])), draw(positions(count, prompts))
+    site, softmax = draw(st.sampled_from("zqkv")), draw(st.booleans())
+    asked = {"site": site, "exact_softmax": softmax and site in "qk", "drop": draw(st.booleans())}
     return lambda model, pair, metric: ml.attribution_patching(
-        model, *pair, metric, steps=steps, by=by, positions=where
+        model, *pair, metric, steps=steps, by=by, positions=where, rule=rule, **asked
     )
 
 
@@ -409,7 +411,7 @@ def techniques(model, size, seed):
         "path patching": lambda: (
             ml.path_patching(*pair, [(2, 1)], "v", at=places, normalized=False).per_prompt
         ),
-        "slopes": lambda: torch.stack(run.z_gradients(metric)),
+        "slopes": lambda: torch.stack(run.site_gradients(metric)),
         "attribution": lambda: numbers(ml.attribution_patching(*pair, steps=2))["per prompt"],
         "edges": lambda: numbers(ml.edge_attribution(*pair))["per prompt"],
         "tracing": lambda: (

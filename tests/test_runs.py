@@ -193,7 +193,7 @@ def test_a_changed_run_is_a_run(runs):
     assert torch.allclose(further[0], whole, atol=1e-4) and torch.allclose(further[1], whole, atol=1e-4)
     again = [run.changed(puts(its, [2])).value(DIFFERENCE) for run, its in ((one, source), (two, other))]
     assert torch.allclose(again[0], whole[0], atol=1e-4) and torch.allclose(again[1], whole[0], atol=1e-4)
-    for left, right in zip(one.z_gradients(DIFFERENCE), two.z_gradients(DIFFERENCE), strict=True):
+    for left, right in zip(one.site_gradients(DIFFERENCE), two.site_gradients(DIFFERENCE), strict=True):
         assert torch.allclose(left, right, atol=1e-4)
 
 
@@ -220,7 +220,7 @@ def test_a_stream_of_ones_own_to_start_from(runs):
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_gradients(runs, metric):
     model, base, _, plain, _ = runs
-    for left, right in zip(base.z_gradients(metric), plain.z_gradients(metric), strict=True):
+    for left, right in zip(base.site_gradients(metric), plain.site_gradients(metric), strict=True):
         assert torch.allclose(left, right, atol=1e-4)
     found, expected = base.reader_gradients(metric), plain.reader_gradients(metric)
     heads = model.cfg.n_key_value_heads or 4
@@ -410,7 +410,7 @@ def test_a_run_belongs_to_its_model_and_its_weights(tiny):
             for asked in (
                 lambda run=run: run.value(DIFFERENCE),
                 lambda run=run: run.edited(DIFFERENCE, [Put("z", 1, torch.zeros(1, 1, 1, 4, 8))]),
-                lambda run=run: run.z_gradients(DIFFERENCE),
+                lambda run=run: run.site_gradients(DIFFERENCE),
                 lambda run=run: run.changed([]),
                 lambda run=run: run.logits([], 1),
                 lambda run=run: run.read("z", [1], [], torch.zeros(3, 1, dtype=torch.long)),
@@ -511,7 +511,7 @@ def test_a_mode_around_a_run_changes_nothing(tiny, mode, engine):
         base = run_of(tiny, tokens, engine=engine)
         source = run_of(tiny, SOURCE, like=base)
         return [
-            torch.stack(base.z_gradients(DIFFERENCE)),
+            torch.stack(base.site_gradients(DIFFERENCE)),
             *base.reader_gradients(DIFFERENCE),
             ml.edge_attribution(tiny, base, source, DIFFERENCE, steps=2).values,
             ml.activation_patching(tiny, base, source, DIFFERENCE, "v").values,

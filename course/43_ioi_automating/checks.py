@@ -5,6 +5,7 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
+import mechlab as ml
 from mechlab_course.checking import close, declare, must_equal, number, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
@@ -101,168 +102,229 @@ class GuessedEffects:
         return _guess(base, source, slope, ends).mean(0) / ends[1].mean()
 
 
-def _curves():
-    """Two gradients and a way, with two, five, four steps and one."""
-    for seed, (count, d, steps) in enumerate(((2, 5, 2), (4, 3, 5), (3, 2, 4), (3, 4, 1))):
-        base, source = random(count, d, seed=seed), random(count, d, seed=seed + 9)
-        mix = random(d, 3, seed=seed + 18)
-        yield lambda x: 3 * x**2, base, source, steps
-        yield lambda x, mix=mix: (x @ mix).tanh(), base, source, steps
+def _neurons(seed: int, count: int, size: float = 1.5):
+    return size * random(2, count, seed=seed), size * random(2, count, seed=seed + 9)
 
 
-def _at(shares, curve, base, source, steps):
-    """The gradients at these shares of the way; in what follows `way` is curve, base, source, steps."""
-    return torch.stack([curve(base + share * (source - base)) for share in shares])
+def _parts(gate, up):
+    """At base: the sigmoid of the gate and both factors; then the steps of the gate and of `up`."""
+    return gate[0].sigmoid(), gate[0] * gate[0].sigmoid(), up[0], gate[1] - gate[0], up[1] - up[0]
 
 
-def _middles(steps: int) -> Tensor:
-    return (torch.arange(steps) + 0.5) / steps
+def _by_gradient(gate, up):
+    sigma, silu, other, step, other_step = _parts(gate, up)
+    return sigma * (1 + gate[0] * (1 - sigma)) * other * step + silu * other_step
 
 
-@declare("43.2", axes="of the gradient")
-class MeanGradient:
-    cases = _curves
+def _by_half(gate, up):
+    sigma, silu, other, step, other_step = _parts(gate, up)
+    return (sigma * other * step + silu * other_step) / 2
 
-    def right(curve, base, source, steps):
-        return _at(_middles(steps), curve, base, source, steps).mean(0)
+
+def _silu_change(gate, up):
+    value = gate * gate.sigmoid() * up
+    return value[1] - value[0]
+
+
+@declare("43.7", axes="guess, neuron")
+class TwoGuesses:
+    cases = tuple(_neurons(seed, 4 + seed) for seed in range(4))
+
+    def right(gate, up):
+        return torch.stack([_by_gradient(gate, up), _by_half(gate, up)])
 
     def further(attempt):
-        base, source = random(4, 6, seed=50), random(4, 6, seed=51)
-        slope = attempt.tensor(lambda x: 2 * x, base, source, 3, shape=(4, 6), axes="pos, d_model")
-        whole = close(((source - base) * slope).sum(), (source**2 - base**2).sum(), 1e-3)
-        refuse(not whole, "For a parabola, step times mean slope must be the whole change. Yours is not.")
-        return "Right on curves, with one to five steps; for a parabola it adds up exactly."
+        gate, up = _neurons(20, 6)
+        guess = lambda *given: attempt.tensor(*given, shape=(2, 6), axes="guess, neuron")
+        to_zero = guess(gate * torch.tensor([[1.0], [0.0]]), up * torch.tensor([[1.0], [0.0]]))[1]
+        why = "With both factors 0 on source the half rule takes away exactly what was there. Yours does not."
+        refuse(not close(to_zero, -gate[0] * gate[0].sigmoid() * up[0]), why)
+        near = [x[:1].lerp(x[1:], torch.tensor([[0.0], [1e-3]])) for x in (gate, up)]
+        off = guess(*near)[0] - _silu_change(*near)
+        refuse(
+            off.abs().max() > 1e-4,
+            "For a very small step the gradient's guess must be the change. Yours is not.",
+        )
+        return "Right on four sets of neurons; the gradient for small steps, the half rule down to zero."
 
-    def starts(*way):
-        """You took the start of each step. Take its middle."""
-        return _at(torch.arange(way[-1]) / way[-1], *way).mean(0)
+    def turned(gate, up):
+        """The two rows are exchanged: first the gradient's guess, then that of the half rule."""
+        return torch.stack([_by_half(gate, up), _by_gradient(gate, up)])
 
-    def ends(*way):
-        """You took the end of each step. Take its middle."""
-        return _at((torch.arange(way[-1]) + 1) / way[-1], *way).mean(0)
+    def sign(gate, up):
+        """The sign is turned round: a step goes from base (row 0) to source (row 1)."""
+        return -torch.stack([_by_gradient(gate, up), _by_half(gate, up)])
 
-    def base_alone(*way):
-        """That is the gradient at base alone. Go on the way."""
-        return _at([0.0], *way)[0]
+    def whole(gate, up):
+        """The half is missing in the half rule: each factor gets half of its slope."""
+        return torch.stack([_by_gradient(gate, up), 2 * _by_half(gate, up)])
 
-    def source_alone(*way):
-        """That is the gradient at source alone. Go on the way."""
-        return _at([1.0], *way)[0]
+    def true_slope(gate, up):
+        """In the half rule silu(gate) / gate is held: the gate's slope is half of sigmoid(gate) · up."""
+        return torch.stack([_by_gradient(gate, up), _by_gradient(gate, up) / 2])
 
-    def halfway(*way):
-        """That is the gradient at the mean embedding. Take the mean of the gradients."""
-        return _at([0.5], *way)[0]
+    def held_in_both(gate, up):
+        """The gradient's guess needs silu's own slope; you held silu(gate) / gate there too."""
+        return torch.stack([2 * _by_half(gate, up), _by_half(gate, up)])
 
-    def both_ends(*way):
-        """Both ends are among your points. Take the middles."""
-        return _at(torch.linspace(0, 1, way[-1]), *way).mean(0)
+    def gate_alone(gate, up):
+        """Only the gate moves in your guesses. The other factor moves too."""
+        up = up[:1].expand(2, -1)
+        return torch.stack([_by_gradient(gate, up), _by_half(gate, up)])
 
-    def one_more(*way):
-        """Your points are one more than the steps. Take the middles."""
-        return _at(torch.linspace(0, 1, way[-1] + 1), *way).mean(0)
+    def up_alone(gate, up):
+        """Only the factor `up` moves in your guesses. The gate moves too."""
+        gate = gate[:1].expand(2, -1)
+        return torch.stack([_by_gradient(gate, up), _by_half(gate, up)])
 
-    def by_one_more(*way):
-        """Your points divide the way by steps + 1. The middles lie at (n + 0.5) / steps."""
-        return _at((torch.arange(way[-1]) + 1) / (way[-1] + 1), *way).mean(0)
+    def at_source(gate, up):
+        """You took the slopes at source. The gradient is taken at base, row 0."""
+        return -torch.stack([_by_gradient(gate.flip(0), up.flip(0)), _by_half(gate.flip(0), up.flip(0))])
 
-    def added_up(*way):
-        """The gradients are added up. Take their mean."""
-        return _at(_middles(way[-1]), *way).sum(0)
+    def exact(gate, up):
+        """That is the change itself. A guess may not compute silu at source."""
+        return _silu_change(gate, up).expand(2, -1)
 
-    def last(*way):
-        """That is the last of the gradients. Take the mean of all."""
-        return _at(_middles(way[-1]), *way)[-1]
-
-    def first(*way):
-        """That is the first of the gradients. Take the mean of all."""
-        return _at(_middles(way[-1]), *way)[0]
-
-    def further_on(*way):
-        """You went from source further on, not from base towards source."""
-        return _at(1 + _middles(way[-1]), *way).mean(0)
-
-    def away(*way):
-        """You went from base away from source."""
-        return _at(-_middles(way[-1]), *way).mean(0)
-
-    def no_start(curve, base, source, steps):
-        """The start is missing: base + share · (source − base)."""
-        return torch.stack([curve(share * (source - base)) for share in _middles(steps)]).mean(0)
+    def held_at_source(gate, up):
+        """Hold silu(gate) / gate at what it is on base, not on source."""
+        moved = torch.stack([gate[0], gate[1]]).flip(0)
+        sigma = moved[0].sigmoid()
+        half = sigma * (up[0] * (gate[1] - gate[0]) + gate[0] * (up[1] - up[0])) / 2
+        return torch.stack([_by_gradient(gate, up), half])
 
 
-def _keys_case(seed: int, prompts: int, heads: int, kv: int, count: int, d_model: int, d_head: int):
-    change, W = random(prompts, count, d_model, seed=seed), random(kv, d_model, d_head, seed=seed + 9)
-    return change, random(prompts, heads, count, d_head, seed=seed + 18), W
+def _step_of(found, which: str) -> tuple[Tensor, Tensor]:
+    """One step as gate and up [2, 1], from ((gate, up), (gate, up)) of base and source."""
+    try:
+        numbers = [[number(each, "four numbers for each step") for each in end] for end in found]
+    except TypeError:
+        raise NotYet(f"The {which} step must be ((gate, up) at base, (gate, up) at source).") from None
+    if [len(end) for end in numbers] != [2, 2]:
+        raise NotYet(f"The {which} step must be ((gate, up) at base, (gate, up) at source).")
+    ends = torch.tensor(numbers, dtype=torch.double)
+    refuse(ends.abs().max() > 6, f"Stay between -6 and 6, where activations are; the {which} step does not.")
+    return ends[:, :1], ends[:, 1:]
 
 
-def _scores(change, slopes, W):
-    """Change times key matrix times slope: [prompt, key head, query head that shares it, position]."""
-    groups = slopes.unflatten(1, (len(W), -1))
-    return torch.einsum("npm,kmd,nkspd->nksp", change, W, groups)
-
-
-def _into(change, slopes, W):
-    return _scores(change, slopes, W).sum((2, 3)).mean(0)
-
-
-@declare("43.3", axes="key_head", says="Right with one, two, three and four query heads to a key.")
-class IntoKeys:
-    cases = (
-        _keys_case(0, 2, 6, 2, 5, 7, 4),
-        _keys_case(1, 3, 9, 3, 4, 6, 2),
-        _keys_case(2, 2, 4, 4, 5, 3, 3),
-        _keys_case(3, 4, 4, 1, 2, 4, 5),
-        _keys_case(4, 2, 8, 2, 6, 3, 5),
+def _fails(ends: tuple[Tensor, Tensor], which: str, wrong, right, names: tuple[str, str]) -> None:
+    """Refuse a step on which the guess `wrong` has the right sign, or `right` is far off."""
+    true, bad, good = (float(guess(*ends)) for guess in (_silu_change, wrong, right))
+    refuse(
+        abs(true) < 0.02, f"On the {which} step nothing much changes ({true:.3f}). Let it be 0.02 at least."
     )
-    right = _into
+    told = f"{names[0]} says {bad:.2f}, {names[1]} {good:.2f}, and it is {true:.2f}"
+    refuse(
+        bad * true > 0, f"On the {which} step {told}: the sign of {names[0]} is right, and should be wrong."
+    )
+    far = f"On the {which} step {told}: {names[1]} is off by more than a fifth."
+    refuse(abs(good - true) > 0.2 * abs(true), far)
 
-    def strided(change, slopes, W):
-        """Query heads that share a key head are neighbouring: 0, 1, 2 use the first of three."""
-        return _into(change, slopes.unflatten(1, (-1, len(W))).transpose(1, 2).flatten(1, 2), W)
 
-    def mean_of_queries(change, slopes, W):
-        """One key moves all query heads that share it: take their sum, not the mean."""
-        return _scores(change, slopes, W).mean(2).sum(2).mean(0)
+@checker("43.8")
+def check_both_fail(attempt: Attempt) -> str:
+    found = attempt()
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise NotYet("Return two steps: where the gradient fails, then where the half rule does.")
+    gradient, half = "the gradient", "the half rule"
+    _fails(_step_of(found[0], "first"), "first", _by_gradient, _by_half, (gradient, half))
+    _fails(_step_of(found[1], "second"), "second", _by_half, _by_gradient, (half, gradient))
+    return "Each rule has the wrong sign where the other is right: neither is the truth, an exact patch is."
 
-    def first_query(change, slopes, W):
-        """Only the first query head of each group counts. All that share the key do."""
-        return _scores(change, slopes, W)[:, :, 0].sum(2).mean(0)
 
-    def last_query(change, slopes, W):
-        """Only the last query head of each group counts. All that share the key do."""
-        return _scores(change, slopes, W)[:, :, -1].sum(2).mean(0)
+MOST = 12  # edges that an answer may patch
 
-    def first_few(change, slopes, W):
-        """The first few query heads do not stand for the key heads. Add those that share."""
-        return _into(change, slopes[:, : len(W)], W)
 
-    def over_positions(change, slopes, W):
-        """You took the mean over positions. Add them up."""
-        return _into(change, slopes, W) / change.shape[1]
+class _Hunt:
+    """Four prompts that the notebook does not show: both guesses of every edge, and exact patches."""
 
-    def added_up(change, slopes, W):
-        """You added up over prompts. Take the mean."""
-        return _into(change, slopes, W) * len(change)
+    def __init__(self, model, seed: int, how: str):
+        prompts = ml.ioi_prompts(model, 4, seed=seed)
+        clean = ml.run_of(model, prompts.tokens)
+        spoiled = ml.run_of(model, prompts.corrupted(how).tokens, like=clean)
+        ends = (clean, spoiled) if how == "abc" else (spoiled, clean)
+        self.given = (model, *ends, prompts.metric)
+        self.gradient = ml.edge_attribution(*self.given)
+        self.half = ml.edge_attribution(*self.given, rule="half")
+        self.known: dict[tuple[str, str], float] = {}
 
-    def over_d_head(change, slopes, W):
-        """You took the mean over d_head. An inner product adds up."""
-        return _into(change, slopes, W) / W.shape[2]
+    def name(self, place: int) -> tuple[str, str]:
+        senders, readers = (self.gradient.labels[axis] for axis in ("sender", "reader"))
+        return senders[place // len(readers)], readers[place % len(readers)]
 
-    def last_position(change, slopes, W):
-        """Only the last position is there. Add up all of them."""
-        return _scores(change, slopes, W)[..., -1].sum(2).mean(0)
+    def exact(self, edges) -> Tensor:
+        new = [edge for edge in dict.fromkeys(edges) if edge not in self.known]
+        if new:
+            try:
+                values = ml.edge_patching(*self.given, new).values.tolist()
+            except ValueError as backwards:
+                raise NotYet(str(backwards)) from None
+            self.known |= dict(zip(new, values, strict=True))
+        return torch.tensor([self.known[edge] for edge in edges])
 
-    def sign(change, slopes, W):
-        """The sign is turned round. More along the slope is a positive effect."""
-        return -_into(change, slopes, W)
+    def largest(self, sizes: Tensor, many: int) -> list[tuple[str, str]]:
+        """The edges out of heads with the largest sizes; those of 20.0 the notebook shows."""
+        heads = torch.tensor(["." in name and name != "20.0" for name in self.gradient.labels["sender"]])
+        order = (sizes.abs() * heads[:, None]).flatten().argsort(descending=True)
+        return [self.name(n) for n in order[:many].tolist()]
 
-    def sizes(change, slopes, W):
-        """The sizes are added up. Query heads may cancel: keep the signs."""
-        return _scores(change, slopes, W).abs().sum((2, 3)).mean(0)
+    def error(self, edge: tuple[str, str]) -> float:
+        guess = self.gradient.at(sender=edge[0], reader=edge[1]).item()
+        return abs(guess - self.exact([edge]).item())
 
-    def means_first(change, slopes, W):
-        """You took means over prompts before multiplying. Each has its own change and slopes."""
-        return _into(change.mean(0)[None], slopes.mean(0)[None], W)
+
+def _an_edge(edge, hunt: _Hunt) -> tuple[str, str]:
+    if not isinstance(edge, (tuple, list)) or len(edge) != 2 or not all(isinstance(x, str) for x in edge):
+        raise NotYet(
+            f"An edge is two names, (sender, reader), such as ('20.0', 'mlp 20 in'). Yours: {edge!r:.60}."
+        )
+    known = hunt.gradient.labels
+    refuse(edge[0] not in known["sender"], f"No sender is called {edge[0]!r:.40}.")
+    refuse(edge[1] not in known["reader"], f"No reader is called {edge[1]!r:.40}.")
+    return tuple(edge)
+
+
+def _hunted(attempt: Attempt, hunt: _Hunt) -> tuple[tuple[str, str], int]:
+    """The edge that an answer finds, and how many it patched."""
+    asked: set[tuple[str, str]] = set()
+
+    def patch(edges) -> Tensor:
+        edges = [_an_edge(edge, hunt) for edge in edges]
+        asked.update(edges)
+        if len(asked) > MOST:
+            raise NotYet("too many edges")
+        return hunt.exact(edges)
+
+    try:
+        edge = _an_edge(attempt(hunt.gradient, hunt.half, patch), hunt)
+    except NotYet as verdict:
+        much = f"You patch more than {MOST} different edges. Let the two guesses choose first."
+        raise NotYet(much) if len(asked) > MOST else verdict from None
+    refuse("." not in edge[0], f"The edge should come out of a head, such as '17.4'; {edge[0]!r} is none.")
+    refuse(edge[0] == "20.0", "The edges of 20.0 are in the first picture. Find one of another head.")
+    return edge, len(asked)
+
+
+@checker("43.9")
+def check_worst_edge(attempt: Attempt, model) -> str:
+    found = []
+    for seed, how in ((31, "flip"), (32, "abc")):
+        hunt = _Hunt(model, seed, how)
+        edge, many = _hunted(attempt, hunt)
+        apart = hunt.largest(hunt.gradient.values - hunt.half.values, 8)
+        pool = {*apart, *hunt.largest(hunt.gradient.values, 8)}
+        worst = max(pool, key=hunt.error)
+        off, most = hunt.error(edge), hunt.error(worst)
+        told = f"With {how} prompts the guess for {edge[0]} → {edge[1]} is off by {off:.2f}"
+        far, loudest = off < 0.8 * most, max(hunt.known, key=lambda each: abs(hunt.known[each]))
+        first = hunt.largest(hunt.gradient.values, 1)[0]
+        refuse(far and edge == first, f"{told}: the largest guess is not the worst one.")
+        refuse(far and edge == loudest, f"{told}: the edge that does most is not the one guessed worst.")
+        refuse(far and not many, f"{told}. You patched nothing, so you cannot know how far off it is.")
+        refuse(
+            far, f"{told}; another one is off by {most:.2f}. Large guesses and doubtful ones: look at both."
+        )
+        found.append(f"{edge[0]} → {edge[1]} ({off:.2f})")
+    return f"On prompts that you have not seen, two corruptions: {', '.join(found)}."
 
 
 def _task(seed: int):

@@ -2,15 +2,18 @@
 
 A patch changes an activation from its value on `base` to that on `source`. To first order the metric then
 changes by (source − base) · gradient. A run on each prompt and one gradient score all heads, or all edges, at
-once. Where a softmax is saturated or the change is large the guess is wrong; averaging gradients on the way
-from base to source helps.
+once. Where the change is large the guess may be wrong; `paths.edge_patching` says what an edge really does.
+What helps: averaging gradients on the way from base to source (`steps`), another rule for gated MLPs, in
+which two factors change at once (`rule="half"`), the softmax of changed queries and keys computed again
+(`exact_softmax`), and gradients that leave out one layer each (`drop`).
 
 Nanda 2023 (attribution patching), Syed et al. 2023 (edges), Hanna et al. 2024 (averaged gradients, "EAP-IG":
-the embeddings move from base to source in `steps` equal steps). Scores have the scale of
+the embeddings move from base to source in `steps` equal steps), Kramár et al. 2024 (AtP*: softmax and dropped
+layers), Rezaei Jafari et al. 2025 (RelP, of which the half rule is one part). Scores have the scale of
 `activation_patching`: the share of the way from base's metric to source's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,13 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import at_least, key_value_heads, one_of
+from mechlab.circuits.paths import readers, writers
 from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
-from mechlab.runs.matrices import check_sums, is_parallel, written_by_heads
+from mechlab.runs.matrices import check_sums, written_by_heads
 from mechlab.runs.norms import wide
-from mechlab.runs.places import Positions, places_of
-from mechlab.runs.run import Run
+from mechlab.runs.places import Positions, Where, places_of
+from mechlab.runs.run import Put, Run
 from mechlab.tokens import Prompts
 
 if TYPE_CHECKING:
@@ -41,29 +45,48 @@ def attribution_patching(
     steps: int = 1,
     positions: Positions | None = None,
     by: tuple[str, ...] = ("head",),
+    site: str = "z",
+    rule: str = "gradient",
+    exact_softmax: bool = False,
+    drop: bool = False,
 ) -> Scores:
-    """Estimate `activation_patching(..., "z")` of every head from gradients: dims ("layer", "head").
+    """Estimate `activation_patching(..., site)` of every head from gradients: dims ("layer", "head").
 
-    base, source: prompts of equal length, or runs (`run_of`)
-    steps:        1: the gradient at base. More: the mean over that many points from base on to source
-    by:           ("head",), or ("pos", "head") for each place of `positions` apart
+    base, source:  prompts of equal length, or runs (`run_of`)
+    steps:         1: the gradient at base. More: the mean over that many points from base on to source
+    by:            ("head",), or ("pos", "head") for each place of `positions` apart
+    site:          "z", what heads hand on, or "q", "k", "v"; keys and values count by key/value head
+    rule:          how the gradient passes gated MLPs. "gradient": as it is. "half": half to each factor of
+                   act(gate) · up, with act(gate) / gate held; the same where no MLP is gated
+    exact_softmax: for queries and keys, the pattern is computed again with those of source, and only what
+                   comes after it is guessed (AtP*; there too it corrects "q" and "k", not "z")
+    drop:          GradDrop of AtP*: one gradient for each layer, with what this layer writes held constant;
+                   the sizes of the guesses are averaged, so that paths that cancel show. No sign is left
+
+    A `ValueError` for the half rule on a mixture of experts, whose two factors no hook tells apart.
     """
     one_of("by", (by,) if isinstance(by, str) else tuple(by), (("head",), ("pos", "head")))
+    one_of("site", site, ("q", "k") if exact_softmax else ("z", "q", "k", "v"))
     base, source = runs_of(model, base, source)
     places = places_of(base.batch, positions, apart="pos" in by)
-    gradient = sum(
-        torch.stack(run.z_gradients(metric)) for run in _on_the_way(base, source, at_least("steps", steps, 1))
-    )
-    change = torch.stack([source.at("z", layer) - base.at("z", layer) for layer in range(model.cfg.n_layers)])
-    each = (change * gradient / steps).sum(-1)  # layer, batch, pos, head
-    found = torch.stack(
-        [(each * where[None, :, :, None]).sum(2) for where in places.values()], dim=2
-    ).transpose(0, 1)
-    ends = base.value(metric), source.value(metric)
-    if "pos" in by:
-        dims, labels = ("layer", "pos", "head"), {"pos": list(places)}
-        return share_of_way(found, *ends, dims, labels, estimated=True)
-    return share_of_way(found.squeeze(2), *ends, ("layer", "head"), estimated=True)
+    runs = [*_on_the_way(base, source, at_least("steps", steps, 1))]
+    layers = range(model.cfg.n_layers)
+    if exact_softmax:
+        change = [_pattern_change(base, source, site, layer, places) for layer in layers]
+    else:
+        change = [source.at(site, layer) - base.at(site, layer) for layer in layers]
+    each = lambda run: _guess(run, metric, change, places, site, rule)
+    guess = lambda some: torch.stack([*map(each, some)]).mean(0)
+    if drop:
+        held = lambda layer: [Put(part, layer, held=True) for part in ("attn_out", "mlp_out")]
+        sizes = [guess(run.changed(held(layer)) for run in runs).abs() for layer in layers]
+        found = torch.stack(sizes).sum(0) / max(1, len(layers) - 1)  # where its own layer is held it has 0
+    else:
+        found = guess(runs)
+    ends, units = (base.value(metric), source.value(metric)), base.batch.units
+    dims, labels = (("layer", "pos", "head"), {"pos": [*places]}) if "pos" in by else (("layer", "head"), {})
+    found = found if "pos" in by else found.squeeze(2)
+    return share_of_way(found, *ends, dims, labels, estimated=True, units=units)
 
 
 def edge_attribution(
@@ -73,31 +96,64 @@ def edge_attribution(
     metric: Metric,
     *,
     steps: int = 1,
+    rule: str = "gradient",
 ) -> Scores:
     """Estimate the effect of every edge, from what writes to what reads: dims ("sender", "reader").
 
     Senders: "embed", each head ("20.0") and each MLP ("mlp 20"). Readers: the queries of each head ("23.0
-             q"), the keys
-    and values of each key/value head ("23.kv0 k", with all query heads that share it), each MLP and the
-    logits. Edges that would run backwards are 0. The edges of a sender add up to its own attribution score.
+             q"), the keys and values of each key/value head ("23.kv0 k", with all query heads that share
+             it), each MLP and the logits
+    rule:    as in `attribution_patching`
+
+    Edges that would run backwards are 0. The edges of a sender add up to its own attribution score.
     Embeddings, MLPs and norms are live; all positions are added up.
     """
     base, source = runs_of(model, base, source)
     check_sums(base)
-    senders = _senders(model)
-    readers, before = zip(*_readers(model), strict=True)
-    total = torch.zeros(len(base.tokens), len(senders), len(readers))
+    senders, known = writers(model), readers(model)
+    before = [below for *_, below in known.values()]
+    total = torch.zeros(len(base.tokens), len(senders), len(known))
     for run in _on_the_way(base, source, at_least("steps", steps, 1)):
         flat, column = wide(_written(base, source, run).flatten(2)), 0
-        for slope in run.reader_gradients(metric):
+        for slope in run.reader_gradients(metric, rule=rule):
             many, below = slope.shape[2], before[column]
             slope = wide(slope.transpose(1, 2).flatten(2))  # batch, reader, all that it reads
             found = einsum(flat[:below], slope, "sender batch read, batch reader read -> batch sender reader")
             total[:, :below, column : column + many] += found.cpu()
             column += many
-    labels = {"sender": senders, "reader": readers}
+    labels = {"sender": senders, "reader": [*known]}
     ends = base.value(metric).cpu(), source.value(metric).cpu()  # where the total is
-    return share_of_way(total / steps, *ends, ("sender", "reader"), labels, estimated=True)
+    return share_of_way(
+        total / steps, *ends, ("sender", "reader"), labels, estimated=True, units=base.batch.units
+    )
+
+
+def _guess(
+    run: Run, metric: Metric, change: Sequence[Tensor], places: Mapping[str, Where], site: str, rule: str
+) -> Float[Tensor, "batch layer place head"]:
+    """Step times slope. The change is one of the site, or of the pattern [place batch pos head key]."""
+    patterns = change[0].ndim == 5
+    slopes, found = run.site_gradients(metric, "z" if patterns else site, rule=rule), []
+    for layer, (step, slope) in enumerate(zip(change, slopes, strict=True)):
+        if patterns:
+            v, heads = run.at("v", layer), key_value_heads(run.model)
+            v = v.repeat_interleave(slope.shape[2] // v.shape[2], dim=2)
+            slope = einsum(slope, v, "batch pos head d_head, batch key head d_head -> batch pos head key")
+            each = (step * slope).sum((2, 4)).transpose(0, 1)  # batch, place, query head
+            found.append(each.unflatten(2, (heads, -1)).sum(3) if site == "k" else each)
+        else:
+            each = (step * slope).sum(-1)  # batch, pos, head
+            found.append(torch.stack([(each * at[..., None]).sum(1) for at in places.values()], dim=1))
+    return torch.stack(found, dim=1)
+
+
+def _pattern_change(
+    base: Run, source: Run, site: str, layer: int, places: Mapping[str, Where]
+) -> Float[Tensor, "place batch pos head key"]:
+    """How the attention of a layer changes with the queries or keys of source, at each place apart."""
+    put = Put(site, layer, source.at(site, layer)[None], torch.stack([*places.values()]))
+    every = torch.arange(base.tokens.shape[1], device=base.tokens.device).expand(len(base.tokens), -1)
+    return base.read("pattern", [layer], [put], every)[layer] - base.at("pattern", layer)
 
 
 def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
@@ -108,14 +164,6 @@ def _on_the_way(base: Run, source: Run, steps: int) -> Iterator[Run]:
     for step in range(steps):
         embedded = base.at("resid_pre", 0).lerp(source.at("resid_pre", 0), (step + 0.5) / steps)
         yield base.changed(embedded=embedded)
-
-
-def _senders(model: "TransformerBridge") -> list[str]:
-    """Names of all that writes to the stream."""
-    names = ["embed"]
-    for layer in range(model.cfg.n_layers):
-        names += [*(f"{layer}.{head}" for head in range(model.cfg.n_heads)), f"mlp {layer}"]
-    return names
 
 
 @torch.no_grad()
@@ -130,15 +178,3 @@ def _written(base: Run, source: Run, at: Run) -> Float[Tensor, "sender batch pos
         heads = written_by_heads(at, layer, change("z", layer), moved=True)
         written += [heads.permute(2, 0, 1, 3), change("mlp_out", layer)[None]]
     return torch.cat(written)
-
-
-def _readers(model: "TransformerBridge") -> Iterator[tuple[str, int]]:
-    """The name of each reader, and how many senders come before it."""
-    heads, kv_heads = model.cfg.n_heads, key_value_heads(model)
-    for layer in range(model.cfg.n_layers):
-        below = 1 + layer * (heads + 1)
-        for site, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            group = "kv" if kv_heads != heads and site != "q" else ""
-            yield from ((f"{layer}.{group}{head} {site}", below) for head in range(count))
-        yield f"mlp {layer} in", below + (0 if is_parallel(model, layer) else heads)
-    yield "logits", 1 + model.cfg.n_layers * (heads + 1)

@@ -7,7 +7,7 @@ once more, with the receiver's queries, keys or values as they were found, and e
 
 Wang et al. 2022, appendix B. Goldowsky-Dill et al. 2023 put it in general terms; Miller et al. 2024: it is
 resampling one edge. With MLPs held too, it is direct path patching
-(`transformer_lens.patching.get_act_patch_direct_path`).
+(`transformer_lens.patching.get_act_patch_direct_path`). `edge_patching` does it for one edge of any kind.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import Head, all_heads, head_of, one_of
+from mechlab.arguments import Head, all_heads, head_of, key_value_heads, one_of
 from mechlab.metrics import Metric
 from mechlab.results import Scores, named, share_of_way
 from mechlab.runs.engines import runs_of
+from mechlab.runs.matrices import is_parallel
 from mechlab.runs.run import Put, Run
 from mechlab.tokens import Batch, PromptError, Prompts, whole_numbers
 
@@ -77,12 +78,95 @@ def path_patching(
         read = base.read(into, sorted({layer for layer, _ in receivers}), held, places)
         found = base.edited(metric, _received(base, read, receivers, into, places))
     before, after = base.value(metric), source.value(metric)
-    change = (found - before).T
+    change, units = (found - before).T, base.batch.units
     if senders is None:
         change = change.unflatten(1, (-1, model.cfg.n_heads))
-        return share_of_way(change, before, after, ("layer", "head"), normalized=normalized)
+        return share_of_way(change, before, after, ("layer", "head"), normalized=normalized, units=units)
     labels = {"sender": [named(group) for group in senders]}
-    return share_of_way(change, before, after, ("sender",), labels, normalized=normalized)
+    dims = ("sender",)
+    return share_of_way(change, before, after, dims, labels, normalized=normalized, units=units)
+
+
+def edge_patching(
+    model: "TransformerBridge",
+    base: Prompts | Run,
+    source: Prompts | Run,
+    metric: Metric,
+    edges: Sequence[tuple[str, str]],
+    *,
+    normalized: bool = True,
+) -> Scores:
+    """What each edge really does, alone: dims ("edge",); `edge_attribution` guesses the same numbers.
+
+    Only the reader finds what the sender wrote on source; all heads and MLPs between the two are held, and
+    everything after the reader is live. (patched − base) / (source − base), as in `activation_patching`.
+
+    edges: (sender, reader), named as `edge_attribution` names them: "embed", "20.0", "mlp 20" write; "23.0
+           q", "23.kv0 k", "mlp 20 in", "logits" read. A `ValueError` for another name, and for an edge that
+           runs backwards
+    """
+    if not edges:
+        raise ValueError("There is no edge to patch: `edges` is empty.")
+    base, source = runs_of(model, base, source)
+    found = [_edge(base, source, metric, sender, reader) for sender, reader in edges]
+    before, after = base.value(metric), source.value(metric)
+    change = torch.stack(found, dim=1) - before[:, None]
+    labels = {"edge": [f"{sender} → {reader}" for sender, reader in edges]}
+    units = base.batch.units
+    return share_of_way(change, before, after, ("edge",), labels, normalized=normalized, units=units)
+
+
+def writers(model: "TransformerBridge") -> list[str]:
+    """The names of all that write to the stream, in their order."""
+    names = ["embed"]
+    for layer in range(model.cfg.n_layers):
+        names += [*(f"{layer}.{head}" for head in range(model.cfg.n_heads)), f"mlp {layer}"]
+    return names
+
+
+def readers(model: "TransformerBridge") -> dict[str, tuple[str, int, int, int]]:
+    """The names of all that read the stream: its site, layer and head, and how many write before it."""
+    heads, kv_heads, found = model.cfg.n_heads, key_value_heads(model), {}
+    for layer in range(model.cfg.n_layers):
+        below = 1 + layer * (heads + 1)
+        for site, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            group = "kv" if kv_heads != heads and site != "q" else ""
+            found |= {f"{layer}.{group}{head} {site}": (site, layer, head, below) for head in range(count)}
+        found[f"mlp {layer} in"] = "mlp_out", layer, 0, below + (0 if is_parallel(model, layer) else heads)
+    return found | {"logits": ("logits", model.cfg.n_layers, 0, 1 + model.cfg.n_layers * (heads + 1))}
+
+
+def _edge(base: Run, source: Run, metric: Metric, sender: str, reader: str) -> Float[Tensor, "batch"]:
+    """The metric when one reader finds what the sender wrote on source."""
+    every, known = writers(base.model), readers(base.model)
+    one_of("sender", sender, every)
+    one_of("reader", reader, known)
+    site, layer, head, below = known[reader]
+    if every.index(sender) >= below:
+        raise ValueError(f"{sender} cannot send to {reader}: it writes to the stream after that is read.")
+    sends, put = _sent(base, source, sender)
+    held = [Put("z", below, held=True) for below in range(sends, layer + (site == "mlp_out"))]
+    held += [Put("mlp_out", below, held=True) for below in range(sends, layer)]
+    held = [put, *(each for each in held if (each.site, each.layer) != (put.site, put.layer))]
+    if site == "logits":
+        return base.edited(metric, held)[0]
+    value = base.read(site, [layer], held, _places(base.batch, None))[layer]
+    if site == "mlp_out":
+        return base.edited(metric, [Put(site, layer, value)])[0]
+    mine = torch.arange(value.shape[3], device=value.device) == head
+    return base.edited(metric, [Put(site, layer, value, mine[None, None, None])])[0]
+
+
+def _sent(base: Run, source: Run, sender: str) -> tuple[int, Put]:
+    """From which layer on all is held, and what a sender writes on source."""
+    if sender == "embed":
+        return 0, Put("resid_pre", 0, source.at("resid_pre", 0)[None])
+    if sender.startswith("mlp "):
+        layer = int(sender.removeprefix("mlp "))
+        return layer, Put("mlp_out", layer, source.at("mlp_out", layer)[None])
+    layer, head = map(int, sender.split("."))
+    mine = torch.arange(base.model.cfg.n_heads, device=base.tokens.device) == head
+    return layer, Put("z", layer, source.at("z", layer)[None], mine[None, None, None], held=True)
 
 
 def _held(

@@ -11,7 +11,9 @@ on setting up the result is compared with the model's own logits. A model that c
 as a mixture of experts, is refused (`NotResumable`).
 """
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from einops import einsum
@@ -23,7 +25,7 @@ from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import Layer, Weights, reader_slopes
 from mechlab.runs.places import first_difference
-from mechlab.runs.run import Kept, NotResumable, Put, check_edits, copies_of, slopes_of
+from mechlab.runs.run import RULES, Kept, NotResumable, Put, check_edits, copies_of, slopes_of
 from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
@@ -196,6 +198,8 @@ class Fast(Kept):
             streams = self._held_streams(edits, {*layers}, places)
             return {layer: self._heads_at(site, layer, streams[layer], places) for layer in layers}
         rows = torch.arange(len(places), device=places.device)[:, None]
+        if site == "pattern" and {(put.site, put.layer) for put in edits} <= {("q", *layers), ("k", *layers)}:
+            return {layer: self._pattern(layer, edits)[:, rows, places] for layer in layers}
         copies = range(copies_of(edits))
         runs = [self.changed([put.of_copy(copy) for put in edits]) for copy in copies]
         return {layer: torch.stack([run.at(site, layer)[rows, places] for run in runs]) for layer in layers}
@@ -215,11 +219,17 @@ class Fast(Kept):
         copies, first = slice(0, copies_of(edits)), min(first, count - last)
         return self.weights.unembed(self._run_on(start, first, edits, copies, read=count - last - first))
 
-    def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
-        return self._gradients(metric, ("z",))["z"]
+    def site_gradients(
+        self, metric: Metric, site: str = "z", *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos head d_head"]]:
+        one_of("site", site, ("q", "k", "v", "z"))
+        found = self._gradients(metric, (site,), rule)[site]
+        return found if site == "z" else [each.transpose(1, 2) for each in found]
 
-    def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
-        found = self._gradients(metric, ("q read", "k read", "v read", "mlp in"))
+    def reader_gradients(
+        self, metric: Metric, *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos reader d_model"]]:
+        found = self._gradients(metric, ("q read", "k read", "v read", "mlp in"), rule)
         slopes, W = [], self.weights
         for number, layer in enumerate(W.layers):
             streams = self.resid_pre[number], self.resid_pre[number] if W.parallel else self.resid_mid[number]
@@ -281,12 +291,22 @@ class Fast(Kept):
         ahead = first < self.tokens.shape[1] and any(put.looks_ahead for put in (*self.edits, *edits))
         return start, 0 if ahead else first
 
-    def _gradients(self, metric: Metric, sites: Sequence[str]) -> dict[str, list[Tensor]]:
+    def _pattern(self, layer: int, edits: Sequence[Put]) -> Float[Tensor, "copy batch pos head key"]:
+        """The attention of a layer in which queries or keys are edited, and nothing before them."""
+        some = _Copies(self, edits, slice(0, copies_of(edits)), self, None, None)
+        q, k = (some._heads(site, layer, None, 0, 0) for site in "qk")
+        pattern = some.edit("pattern", layer, self.weights.attends[layer].pattern(q, k))
+        return pattern.unflatten(0, (some.many, -1))
+
+    def _gradients(self, metric: Metric, sites: Sequence[str], rule: str) -> dict[str, list[Tensor]]:
         """The gradient of the metrics' sum for what each layer computes, in the order of layers.
 
         "end": for the last stream.
         """
+        one_of("rule", rule, RULES)
         self.check_fresh()
+        ruled = copy.copy(self)
+        ruled.weights = replace(self.weights, halved=rule == "half")
         kept: dict[str, list[Tensor]] = {site: [] for site in (*sites, "end")}
 
         def note(site: str, layer: int, value: Tensor) -> None:
@@ -295,7 +315,7 @@ class Fast(Kept):
 
         with gradients():
             begin = self.before.get(0, self.resid_pre[0]).detach().clone().requires_grad_()
-            note("end", len(self.weights.layers), self._run_on(0, 0, stream=begin, note=note))
+            note("end", len(self.weights.layers), ruled._run_on(0, 0, stream=begin, note=note))
             total = self._metric(self.fitted(metric), kept["end"][0][None], 0).sum()
             if not total.requires_grad:
                 self.check_slope(self.fitted(metric))

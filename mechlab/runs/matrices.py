@@ -130,6 +130,7 @@ class Weights:
     act:      the MLP's activation;  parallel: whether the MLP reads what attention reads
     attends:  how the heads of each layer look back
     last:     the norm before the unembedding; cap: logits x become cap · tanh(x / cap), or None
+    halved:   whether gradients are taken back through gated MLPs by the half rule
     """
 
     layers: list[Layer]
@@ -143,6 +144,7 @@ class Weights:
     parallel: bool
     last: Norm
     cap: float | None
+    halved: bool = False
 
     @classmethod
     def of(cls, model: "TransformerBridge", tokens: Int[Tensor, "1 pos"]) -> "Weights":
@@ -209,7 +211,9 @@ class Weights:
         if W.gate is None:
             found = self.act(project(x, W.up))
         else:
-            found = self.act(project(x, W.gate)) * project(x, W.up)
+            gate, up = project(x, W.gate), project(x, W.up)
+            found = self.act(gate) * up
+            found = by_half_rule(found, gate, up, self.act) if self.halved else found
         return through(W.norms.after_mlp, project(found, W.down))
 
     def unembed(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_vocab"]:
@@ -299,12 +303,39 @@ def slope_before(
 def _activation(seen: Any, gated: bool) -> Callable[[Tensor], Tensor]:
     """The activation that makes of the neurons before it what they are after it."""
     before, after = seen["blocks.0.mlp.hook_pre"], seen["blocks.0.mlp.hook_post"]
-    for act in ACTIVATIONS.values():
-        made = act(before)
-        made = made * seen["blocks.0.mlp.hook_pre_linear"] if gated else made
-        if torch.allclose(made, after, atol=1e-4, rtol=1e-4):
-            return act
-    raise NotResumable("The fast engine does not know the activation of this model's MLPs.")
+    return activation_between(before, after, seen["blocks.0.mlp.hook_pre_linear"] if gated else 1.0)
+
+
+@torch.no_grad()
+def activation_between(
+    before: Float[Tensor, "*any d_mlp"],
+    after: Float[Tensor, "*any d_mlp"],
+    factor: Float[Tensor, "*any d_mlp"] | float,
+) -> Callable[[Tensor], Tensor]:
+    """The activation with which act(before) · factor is what comes after; `NotResumable` if none is known."""
+    near = max(1e-4, 8 * torch.finfo(after.dtype).eps)
+    act = min(ACTIVATIONS.values(), key=lambda each: (each(before) * factor - after).abs().max().nan_to_num())
+    if not torch.allclose(act(before) * factor, after, atol=near, rtol=near):
+        raise NotResumable("mechlab does not know the activation of this model's MLPs.")
+    return act
+
+
+def by_half_rule(
+    found: Float[Tensor, "*any d_mlp"],
+    gate: Float[Tensor, "*any d_mlp"],
+    up: Float[Tensor, "*any d_mlp"],
+    act: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "*any d_mlp"]:
+    """The value of `found`, with the gradient of ½ · gate · up · (act(gate) / gate), the last held constant.
+
+    So step times slope gives each of the two factors half of a change that both make together. Arras et al.
+    2019 (the half rule), in RelP (Rezaei Jafari et al. 2025); RelP's rules for norms and attention are not
+    here.
+    """
+    apart = gate.detach()
+    apart = torch.where(apart.abs() < 1e-4, 1e-4, apart)  # at 0 the ratio is the slope
+    product = gate * (act(apart) / apart) * up
+    return found.detach() + (product - product.detach()) / 2
 
 
 def held_norm_slope(

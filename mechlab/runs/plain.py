@@ -13,12 +13,12 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.arguments import gradients, key_value_heads, one_of
+from mechlab.arguments import gradients, key_value_heads, mlp_width, one_of
 from mechlab.loading.limits import is_ignored
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene
-from mechlab.runs.matrices import is_parallel, norms_of, slope_before
-from mechlab.runs.run import SITES, Kept, Put, check_edits, copies_of, hook_of, slopes_of
+from mechlab.runs.matrices import activation_between, by_half_rule, is_parallel, norms_of, slope_before
+from mechlab.runs.run import RULES, SITES, Kept, Put, check_edits, copies_of, hook_of, slopes_of
 from mechlab.tokens import Batch
 
 
@@ -101,11 +101,16 @@ class Plain(Kept):
                 found.append(self.model(self.tokens)[:, -last:])
         return torch.cat(found)
 
-    def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
-        layers = range(self.model.cfg.n_layers)
-        return self._gradients(metric, [f"blocks.{layer}.attn.hook_z" for layer in layers])
+    def site_gradients(
+        self, metric: Metric, site: str = "z", *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos head d_head"]]:
+        one_of("site", site, ("q", "k", "v", "z"))
+        names = [hook_of(self.model, site, layer) for layer in range(self.model.cfg.n_layers)]
+        return [self._axes(site, each) for each in self._gradients(metric, names, rule)]
 
-    def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
+    def reader_gradients(
+        self, metric: Metric, *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos reader d_model"]]:
         """From the gradients for queries, keys, values and the MLP's input, back through norm and matrix."""
         layers, sites = (
             range(self.model.cfg.n_layers),
@@ -113,7 +118,7 @@ class Plain(Kept):
         )
         names = [f"blocks.{layer}.{site}" for layer in layers for site in sites]
         end = f"blocks.{layers[-1]}.hook_resid_post"
-        *found, end = self._gradients(metric, [*names, end], unedited=True)
+        *found, end = self._gradients(metric, [*names, end], rule, unedited=True)
         slopes = []
         for layer in layers:
             attn, norms, entry = (
@@ -262,11 +267,31 @@ class Plain(Kept):
             return x.unflatten(-1, (-1, self.model.cfg.d_head))
         return x.transpose(1, 2) if site == "pattern" else x
 
-    def _gradients(self, metric: Metric, names: Sequence[str], *, unedited: bool = False) -> list[Tensor]:
+    def _half_rule(self) -> list[Hook]:
+        """Hooks that leave values as they are and take gradients through gated MLPs by the half rule."""
+        mlp_width(self.model)  # refuses MLPs whose two factors no hook tells apart
+        hooks: list[Hook] = []
+        for layer, block in enumerate(self.model.blocks):
+            if getattr(block.mlp, "W_gate", None) is None:
+                continue
+            gate, up, after = (f"blocks.{layer}.mlp.hook_{site}" for site in ("pre", "pre_linear", "post"))
+            seen: dict[str, Tensor] = {}
+
+            def halved(x: Tensor, hook, seen=seen, gate=gate, up=up) -> Tensor:
+                factors = seen[gate], seen[up]
+                return by_half_rule(x, *factors, activation_between(factors[0], x, factors[1]))
+
+            hooks += [*_look([gate, up], seen), (after, halved)]
+        return hooks
+
+    def _gradients(
+        self, metric: Metric, names: Sequence[str], rule: str, *, unedited: bool = False
+    ) -> list[Tensor]:
         """The gradient of the metrics' sum for what some hooks see.
 
         unedited: before the run's own edits
         """
+        one_of("rule", rule, RULES)
         if any(self._through_others(put) for put in self.edits):
             raise ValueError(
                 "The plain engine has no gradients past an edit of keys or values of single query heads, or "
@@ -275,7 +300,8 @@ class Plain(Kept):
         metric, kept = self.fitted(metric), {}
         start = ("blocks.0.hook_resid_pre", lambda x, hook: x.detach().clone().requires_grad_())
         look = _look(names, kept, apart=True)
-        hooks = [start, *look, *self.hooks()] if unedited else [start, *self.hooks(), *look]
+        ruled = self._half_rule() if rule == "half" else []
+        hooks = [start, *ruled, *look, *self.hooks()] if unedited else [start, *ruled, *self.hooks(), *look]
         with gradients(), self.running(hooks):
             total = per_prompt(metric, self.model(self.tokens)).sum()
             if not total.requires_grad:

@@ -37,6 +37,9 @@ SITES = {
     "mlp_out": "hook_mlp_out",
 }
 WITH_HEADS = ("q", "k", "v", "pattern", "z")
+# How a gradient is taken back through a gated MLP, act(gate) · up: as it is, or half to each of the two
+# factors with act(gate) / gate held constant (Arras et al. 2019; in RelP, Rezaei Jafari et al. 2025).
+RULES = ("gradient", "half")
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,18 @@ class Run(Protocol):
         """
         ...
 
-    def z_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos head d_head"]]:
-        """The gradient of the metrics' sum for what each layer's heads hand to W_O."""
+    def site_gradients(
+        self, metric: Metric, site: str = "z", *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos head d_head"]]:
+        """The gradient of the metrics' sum for what each layer's heads have at a site: "q", "k", "v" or "z".
+
+        rule: one of `RULES`, how the gradient is taken back through gated MLPs
+        """
         ...
 
-    def reader_gradients(self, metric: Metric) -> list[Float[Tensor, "batch pos reader d_model"]]:
+    def reader_gradients(
+        self, metric: Metric, *, rule: str = "gradient"
+    ) -> list[Float[Tensor, "batch pos reader d_model"]]:
         """The gradient of the metrics' sum for what each reader finds in the stream, before its norm.
 
         In the order of layers: queries by head, keys, values (by key/value head), the MLP; last the logits.
