@@ -23,7 +23,7 @@ HEADS = {
     "12.2": ("turning_layer", "effects, start"),
     "12.3": ("head_effects", "z, W_O, direction, scale"),
     "12.4": ("for_and_against", "effects, answer, rival"),
-    "12.5": ("lost_and_repaired", "before, after, removed"),
+    "12.7": ("said_anew", "before, after, scale_before, scale_after"),
 }
 RIGHT = {
     "12.1": "return written @ (W_U[:, answer] - W_U[:, rival]) / scale",
@@ -31,15 +31,15 @@ RIGHT = {
     "return int(below[-1]) + 1 if len(below) else 0",
     "12.3": 'return torch.einsum("hd,hdm->hm", z[-1], W_O) @ direction / scale',
     "12.4": "return (effects - effects.mean(1, keepdim=True))[:, [answer, rival]]",
-    "12.5": "change = after - before\nlost = -sum(change[head] for head in removed)\n"
-    "return float(lost), float(change.sum() + lost)",
+    "12.7": "ratio = scale_before / scale_after\n"
+    "return (after - before * ratio[:, None, None]).mean(0)",
 }
 WRONG = {
     "12.1": "return written @ (W_U[:, answer] - W_U[:, rival])",
     "12.2": "return int(effects.argmax())",
     "12.3": 'return torch.einsum("hd,hdm->hm", z[0], W_O) @ direction / scale',
     "12.4": "return effects[:, [answer, rival]]",
-    "12.5": "return 0.0, 0.0",
+    "12.7": "return (after - before).mean(0)",
 }
 TABLE = """known = {0.1: 2, 0.5: 4, 2.0: 0, -1.0: 2, 0.2: 1}
 if len(effects) == 3:
@@ -181,9 +181,9 @@ def make(folder: Path, outside: Path, private: Path) -> dict[str, dict[str, str]
         put(name, given())
     put("fay", given(e12_1=WRONG["12.1"]), e12_1="not yet")
     put("gil", given(e12_2=WRONG["12.2"], e12_3=WRONG["12.3"]), e12_2="not yet", e12_3="not yet")
-    put("hana", given(e12_4=STUB, e12_5=STUB), e12_4="not attempted", e12_5="not attempted")
+    put("hana", given(e12_4=STUB, e12_7=STUB), e12_4="not attempted", e12_7="not attempted")
     put("ivo", given(e12_2=TABLE), e12_2="partly")
-    put("jo", given(e12_5="return undefined_helper(before)"), "renamed.ipynb", e12_5="not yet")
+    put("jo", given(e12_7="return undefined_helper(before)"), "renamed.ipynb", e12_7="not yet")
     for name, (body, status) in hostile(outside, private).items():
         put(name, given(e12_1=body), e12_1=status)
     nothing = dict.fromkeys((f"e{id.replace('.', '_')}" for id in HEADS), "not attempted")

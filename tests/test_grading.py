@@ -230,18 +230,18 @@ def test_a_table_of_the_visible_cases_gets_the_share_and_the_hidden_message(grad
 
 @linux
 def test_a_name_that_only_other_cells_define_is_explained(graded):
-    assert "`undefined_helper`, which the notebook does not define" in result(graded, "jo", "12.5").message
+    assert "`undefined_helper`, which the notebook does not define" in result(graded, "jo", "12.7").message
 
 
 @linux
 def test_the_table_is_what_a_gradebook_reads(graded, place):
     data = (place / "out" / "grades.csv").read_bytes()
-    assert data.startswith(b"\xef\xbb\xbflearner,total,out of,12.1 points,12.1 status,")
+    assert data.startswith(b"\xef\xbb\xbflearner,total,out of,12.c points,12.c status,")
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
     by_name = {row["learner"]: row for row in rows}
     assert len(by_name) == len(rows) == len(graded[0])
     assert (
-        by_name["ada"] | {"total": "5", "out of": "5", "12.1 points": "1", "12.1 status": "correct"}
+        by_name["ada"] | {"total": "5", "out of": "6", "12.1 points": "1", "12.1 status": "correct"}
         == by_name["ada"]
     )
     assert by_name["ivo"]["total"] == "4.5" and by_name["not_json"]["total"] == "0"

@@ -41,6 +41,18 @@ def test_the_vector_is_the_difference_of_means(tiny, position):
     assert hooks_left(tiny) == 0
 
 
+def test_a_strength_is_equally_long_whatever_the_vector_was_made_from(tiny):
+    last, mean = (ml.contrast_vectors(tiny, POSITIVE, NEGATIVE, pos=p) for p in (-1, "mean"))
+    assert torch.equal(last.lengths, mean.lengths)
+    for layer in range(3):
+        found = []
+        for words in (*POSITIVE, *NEGATIVE):
+            with torch.no_grad():
+                found += list(tiny.run_with_cache(words)[1]["resid_pre", layer][0, 1:].norm(dim=-1))
+        assert mean.lengths[layer].item() == pytest.approx(torch.stack(found).mean().item(), rel=1e-4)
+        assert mean.step(layer, 0.5).norm() == pytest.approx(last.step(layer, 0.5).norm().item(), rel=1e-4)
+
+
 def test_swapped_sets_turn_the_vector_round(gqa):
     one, other = ml.contrast_vectors(gqa, POSITIVE, NEGATIVE), ml.contrast_vectors(gqa, NEGATIVE, POSITIVE)
     assert torch.allclose(one.directions, -other.directions, atol=1e-5)

@@ -74,8 +74,13 @@ def test_a_wide_window_restores_at_least_what_it_holds(tiny, prompt):
 def test_some_positions_are_those_of_the_whole_map(tiny, prompt):
     whole = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], samples=2)
     some = ml.causal_tracing(tiny, prompt, METRIC, subject=[2, 3], samples=2, positions=[7, 1, 3])
-    assert torch.equal(some.values, whole.values[:, [7, 1, 3]])
+    assert torch.allclose(some.values, whole.values[:, [7, 1, 3]], atol=1e-6)
     assert list(some.labels["pos"]) == [whole.labels["pos"][p] for p in (7, 1, 3)]
+
+
+def test_a_place_before_the_subject_has_no_effect(tiny, prompt):
+    found = ml.causal_tracing(tiny, prompt, METRIC, subject=[3], samples=2, positions=[1])
+    assert torch.equal(found.values, torch.zeros(3, 1))
 
 
 def test_no_noise_is_no_effect(tiny, prompt):
@@ -97,14 +102,74 @@ def test_where_a_subject_stands(tiny):
         ml.subject_positions(tiny, prompt, "")
 
 
+TEXTS = ["The Eiffel Tower is in", "In Rome one speaks", "The old Colosseum stands in the city of"]
+SUBJECTS = [[2, 3], [2], [2, 3, 4]]
+
+
+def test_several_facts_are_the_mean_of_each_alone(tiny):
+    """Of unequal lengths, with a metric of their own; the noise of each drawn anew."""
+    answers = [7, 8, 9]
+    metrics = [ml.probability(answer) for answer in answers]
+    asked = {"samples": 3, "layers": [0, 2], "noise": 2.0}
+    found = ml.causal_tracing(tiny, TEXTS, metrics, subject=SUBJECTS, seed=4, **asked)
+    assert found.labels["pos"] == ["first of the subject", "last of the subject", "last token"]
+    for n, (text, metric, subject) in enumerate(zip(TEXTS, metrics, SUBJECTS, strict=True)):
+        alone = ml.causal_tracing(tiny, text, metric, subject=subject, seed=4 + n, **asked)
+        places = [subject[0], subject[-1], -1]
+        assert torch.allclose(found.per_prompt[n], alone.values[:, places], atol=1e-6)
+    last = ml.causal_tracing(
+        tiny, TEXTS, metrics, subject=SUBJECTS, positions={"end": [-1, -1, -1]}, seed=4, **asked
+    )
+    assert torch.allclose(last.values[:, 0], found.values[:, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["vocabulary", "subjects"])
+def test_what_the_noise_is_counted_in(gqa, of):
+    """Noise of three times the spread of all embeddings, or of the subjects' own, added by hand."""
+    tokens = [gqa.to_tokens(text)[0] for text in TEXTS]
+    ids = torch.cat([t[s] for t, s in zip(tokens, SUBJECTS, strict=True)])
+    sd = (gqa.W_E.detach()[ids] if of == "subjects" else gqa.W_E.detach()).std()
+    found = ml.causal_tracing(gqa, TEXTS, METRIC, subject=SUBJECTS, samples=2, noise_of=of, layers=[0])
+    values = []
+    for n, (row, subject) in enumerate(zip(tokens, SUBJECTS, strict=True)):
+        noise = torch.zeros(2, len(row), 32)
+        noise[:, subject] = (
+            3 * sd * torch.randn(2, len(subject), 32, generator=torch.Generator().manual_seed(n))
+        )
+        with (
+            torch.no_grad(),
+            ml.intervene(gqa, [("blocks.0.hook_resid_pre", lambda x, hook, e=noise: x + e)]),
+        ):
+            values.append(METRIC(gqa(row.expand(2, -1))).mean())
+    assert found.baselines["corrupted"] == pytest.approx(torch.stack(values).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"subject": [2, 3]}, "3 prompts: give one subject for each"),
+        ({"subject": SUBJECTS[:2]}, "3 prompts: give one subject for each"),
+        ({"metric": [METRIC] * 2}, "Got 2 metrics"),
+        ({"positions": [1, 2]}, "of several prompts, name places"),
+        ({"positions": {"late": [19, 19, 19]}}, "position of 'late'"),
+        ({"metric": ml.probability([7, 8, 9])}, "3 answers"),
+    ],
+)
+def test_what_several_facts_need_is_named(gqa, given, message):
+    given = {"metric": METRIC, "subject": SUBJECTS, "samples": 2, "layers": [0]} | given
+    with pytest.raises(ValueError, match=message):
+        ml.causal_tracing(gqa, TEXTS, given.pop("metric"), **given)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"site": "z"}, "site is 'z'"),
+        ({"noise_of": "subject"}, "noise_of is 'subject'"),
         ({"window": 3}, "1 for the stream"),
         ({"subject": []}, "positions between 0 and 7"),
-        ({"subject": [8]}, r"positions between 0 and 7: got 1 prompts and \[8\]"),
-        ({"positions": [9]}, r"got 1 prompts and \[2, 9\]"),
+        ({"subject": [8]}, r"subject is \[8\]: give positions between 0 and 7"),
+        ({"positions": [9]}, r"positions is \[9\]: give positions between 0 and 7"),
         ({"layers": [3]}, "the model has layers 0 to 2"),
     ],
 )

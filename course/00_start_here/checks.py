@@ -5,9 +5,11 @@ import re
 import numpy as np
 import torch
 
+from mechlab.circuits.ioi import ioi_prompts
 from mechlab.metrics import logit_difference
 from mechlab.prompts import PromptError, single_token
-from mechlab_course.checking import close, must_equal, random, refuse
+from mechlab.runs.hooks import intervene, replace_head
+from mechlab_course.checking import close, must_equal, random, refuse, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -97,3 +99,40 @@ def _once_and_twice(prompt: str, names: tuple[str, str], counts: list[int]) -> N
     )
     wanted = "One of them must occur once and the other twice."
     raise NotYet(f"{a} occurs {seen[0]} times and {b} {seen[1]} times. {wanted}")
+
+
+FORMS = (  # none of the notebook's sentences
+    "Later {first} and {second} stayed in the {place}, {subject} lent a {object} to",
+    "Maybe {first} and {second} rested at the {place}, {subject} threw a {object} to",
+    "Yesterday {first} and {second} met at the {place}, and {subject} handed a {object} to",
+)
+PEOPLE = ("Bill", "Bob", "Dan", "Frank", "Fred", "Gary", "Rose", "Grace", "Eva", "Anne", "Joan", "Betty")
+
+
+@checker("00.3")
+def check_holding_back(attempt: Attempt, model) -> str:
+    found = attempt()
+    two = isinstance(found, (tuple, list)) and len(found) == 2
+    refuse(not two, "Return two whole numbers, the layer and the head: `return 23, 3`.")
+    layer, head = whole_number(found[0], "a layer"), whole_number(found[1], "a head")
+    there = 0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads
+    refuse(not there, f"There is no head {layer}.{head}: layers go from 0 to 29, heads from 0 to 8.")
+    gains, ways = [], []
+    with torch.no_grad():
+        for prompts in ioi_prompts(model, 18, templates=FORMS, names=PEOPLE, seed=5).by_length():
+            others = prompts.corrupted("flip")
+            before, (turned, cache) = (
+                prompts.metric(model(prompts.tokens)),
+                model.run_with_cache(others.tokens),
+            )
+            with intervene(model, replace_head(model, (layer, head), cache)):
+                gains.append(prompts.metric(model(prompts.tokens)) - before)
+            ways.append(before - prompts.metric(turned))
+    gain, way = torch.cat(gains), torch.cat(ways).mean().item()
+    mean, most = gain.mean().item(), int((gain > 0).sum())
+    told = f"On {len(gain)} new sentences the difference changes by {mean:+.2f} with {layer}.{head} replaced"
+    least, what = 0.04 * way, "a rise is wanted, in most of them."
+    refuse(mean < -least, f"{told}: it falls, so the head works for the answer.")
+    refuse(mean < least, f"{told}: that hardly moves it. A rise of {least:.1f} is wanted.")
+    refuse(4 * most < 3 * len(gain), f"{told}, but it rises in {most} of them only; {what}")
+    return f"{told}, and it rises in {most} of them: the head holds the answer back."

@@ -9,7 +9,7 @@
 # - copy what one attention head says from one run into another, and see the answer change,
 # - use the exercises, checks, hints and progress of this course.
 #
-# Time: 40 minutes. The cells take about 15 seconds in all. Memory: 1.2 GB.
+# Time: 40 minutes. The cells take about 20 seconds in all. Memory: 1.2 GB.
 # Download: none, once the model is here (93 MB).
 
 # %% kind="setup"
@@ -319,10 +319,11 @@ quiz("00.a", "b")
 # %% [markdown]
 # ## Is one sentence enough?
 #
-# No. Here are sixteen, eight situations in both orders of the names, beside the figures of the paper that took
-# GPT-2 small apart on this task, called *indirect object identification* or IOI (Wang et al. 2022). Same task, another
-# model, fewer and other sentences: similar, not equal. In the table *stored* is what we measured, *yours* what this cell
-# has just measured.
+# No. Here are sixteen, eight situations in both orders of the names. One trap is left: perhaps the model just likes some names better. So each
+# sentence comes twice, once with either person giving; a mere liking then helps as often as it hurts. Beside
+# our numbers stand those of the paper that took GPT-2 small apart on this task, called *indirect object identification* or IOI (Wang et al.
+# 2022). Same task, another model, fewer and other sentences: similar, not equal. In the table *stored* is what we measured, *yours* what this cell
+# has just measured. The cell also replaces head 23.3 in each sentence, as above.
 
 # %%
 import pandas as pd
@@ -331,11 +332,20 @@ sentences = pd.read_csv(ml.reference.data_dir() / "prompts" / "ioi_small.csv")
 found = []
 with torch.no_grad():
     for row in sentences.itertuples():
-        logits = model(model.to_tokens(row.prompt))
-        answer, rival = ml.single_token(model, f" {row.answer}"), ml.single_token(model, f" {row.rival}")
-        score = ml.logit_difference(answer, rival)(logits).item()
-        found.append((score, ml.log_prob(answer)(logits).exp().item()))
-scores, chances = torch.tensor(found).T
+        before, after = row.prompt.rsplit(row.rival, 1)  # the last time this name comes
+        two = ml.prompt_pair(
+            model, row.prompt, before + row.answer + after, f" {row.answer}", f" {row.rival}"
+        )
+        logits, (turned, their_cache) = model(two.clean), model.run_with_cache(two.corrupted)
+        with ml.intervene(model, ml.replace_head(model, (23, 3), their_cache)):
+            without = two.metric(model(two.clean)).item()
+        score, other = two.metric(logits).item(), -two.metric(turned).item()
+        chances = [
+            ml.log_prob(a)(r).exp().item() for a, r in ((two.answers, logits), (two.incorrect, turned))
+        ]
+        found.append((score, other, *chances, (score - without) / (score + other)))
+table = torch.tensor(found)
+scores, chances, shares = table[:, :2].flatten(), table[:, 2:4].flatten(), table[:, 4]
 yours = {
     "mean logit difference (logits)": scores.mean(),
     "share of prompts with the answer above its rival": (scores > 0).float().mean(),
@@ -344,8 +354,70 @@ yours = {
 ml.reference.table("00", yours)
 
 # %% kind="assert"
-claim(model, "mean logit difference of 16 prompts", scores.mean(), says=4.7, within=0.1)
+claim(model, "mean logit difference of 32 prompts", scores.mean(), says=4.3, within=0.1)
+claim(model, "as the list has them, a man gives", table[:, 0].mean(), says=4.7, within=0.1)
+claim(model, "with the roles exchanged", table[:, 1].mean(), says=3.9, within=0.1)
 claim(model, "share above the rival", (scores > 0).float().mean(), says=1.0, within=0.01)
+claim(model, "23.3, smallest share of the way", shares.min(), says=0.37, within=0.05)
+claim(model, "23.3, mean share of the way", shares.mean(), says=0.6, within=0.03)
+
+# %% [markdown]
+# The answer wins in every sentence, in both roles. The trap was real: in all sixteen, as we had written them, a man gives and
+# a woman receives, and the mean is 4.7; with the roles exchanged it is 3.9. Notebook 12 shows how badly that can mislead. And head 23.3 was no accident of
+# the first sentence: it makes more than a third of the way in all sixteen, and 0.6 on average.
+#
+# ### Exercise 00.3 A head that holds back (optional)
+#
+# Difficulty 4 of 5 · 20 minutes · needs the cell that replaces each head of layer 23
+#
+# Nothing later needs this one; you can come back to it after notebook 03. Not every head works *for* the answer. Find one
+# that works against it: with what the head says in the other sentence, the model is even *more* sure of the right name. The check
+# tries your head on sentences that you have not seen, in both roles.
+
+
+# %% kind="exercise" id="00.3"
+@exercise("00.3")
+def holding_back() -> tuple[int, int]:
+    """(layer, head) of a head that works against the right name, on average over new sentences and in most of them."""
+    # >>> solution
+    return 29, 0
+    # <<< solution
+
+
+# %% kind="check"
+check(holding_back, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The cell that replaces each head of layer 23 gives the fall of the logit difference. What does a fall below zero mean?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Put a second loop around that cell, over the layers 20 to 29, and keep the head with the lowest fall. One sentence can
+# mislead: try your two or three best heads with another sentence of your own before you decide.
+#
+# </details>
+
+
+# %% kind="wrong" id="00.3" expects="works for the answer"
+@exercise("00.3")
+def holding_back():
+    return 23, 3
+
+
+# %% kind="wrong" id="00.3" expects="hardly moves"
+@exercise("00.3")
+def holding_back():
+    return 3, 0
+
+
+# %% kind="wrong" id="00.3" expects="from 0 to 29"
+@exercise("00.3")
+def holding_back():
+    return 30, 0
+
 
 # %% [markdown]
 # ## Finding your way

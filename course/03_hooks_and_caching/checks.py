@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from mechlab.circuits.ioi import ioi_prompts
 from mechlab.loading.models import tiny
+from mechlab.prompts import single_token
+from mechlab.runs.hooks import intervene
 from mechlab_course.checking import close, random, refuse, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
 
@@ -179,3 +182,74 @@ def check_first_parting(attempt: Attempt) -> str:
     refuse(not by_a, f"Divide by the length of `a`, and {longer}")
     refuse(attempt(a, a, 0.0) != -1, "Two equal streams never part, so the answer must be -1.")
     return "Relative, first, and -1 for streams that never part."
+
+
+FORMS = (  # none of the library's templates
+    "When {first} and {second} stayed in the {place}, {subject} gave a {object} to",
+    "While {first} and {second} rested at the {place}, {subject} handed a {object} to",
+)
+PEOPLE = ("Bill", "Bob", "Dan", "Frank", "Fred", "Gary", "Rose", "Grace", "Eva", "Anne", "Joan", "Betty")
+FACTS = (
+    ("The capital of Italy is", " Rome"),
+    ("The capital of France is", " Paris"),
+    ("One, two, three, four,", " five"),
+    ("The opposite of hot is", " cold"),
+    ("The Eiffel Tower is in the city of", " Paris"),
+)
+FALL, DAMAGE = 0.3, 0.3  # a share of the logit difference; nats
+
+
+def _facts(model) -> float:
+    """The mean log-probability of the facts."""
+    found = []
+    for text, answer in FACTS:
+        logits = model(model.to_tokens(text))[0, -1]
+        found.append(logits.log_softmax(-1)[single_token(model, answer)].item())
+    return sum(found) / len(found)
+
+
+def _at_zero(heads: list[tuple[int, int]]) -> list:
+    def hook(head: int):
+        def zero(z, hook):
+            z = z.clone()
+            z[:, :, head] = 0
+            return z
+
+        return zero
+
+    return [(f"blocks.{layer}.attn.hook_z", hook(head)) for layer, head in heads]
+
+
+def _heads(found, model, most: int) -> list[tuple[int, int]]:
+    """The learner's heads, if they can be taken away."""
+    form = f"Return a list of one to {most} heads, such as [(12, 0), (15, 1)]."
+    refuse(not isinstance(found, (list, tuple, set)), form)
+    refuse(not all(isinstance(head, (list, tuple)) and len(head) == 2 for head in found), form)
+    heads = [(whole_number(layer, "a layer"), whole_number(head, "a head")) for layer, head in found]
+    refuse(not 1 <= len(heads) <= most, f"You return {len(heads)} heads. {form}")
+    for layer, head in heads:
+        there = 0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads
+        refuse(not there, f"There is no head {layer}.{head}: 30 layers from 0 to 29, nine heads from 0 to 8.")
+        refuse(heads.count((layer, head)) > 1, f"{layer}.{head} is there twice.")
+    return heads
+
+
+@checker("03.5")
+def check_needed_heads(attempt: Attempt, model) -> str:
+    heads = _heads(attempt(), model, 3)
+    known = [head for head in heads if head in ((20, 0), (23, 3))]
+    refuse(known, "20.0 and 23.3 are the two that you know. Find others.")
+    prompts = ioi_prompts(model, 16, templates=FORMS, names=PEOPLE, seed=3)
+    with torch.no_grad():
+        intact, knows = prompts.metric(model(prompts.tokens)).mean().item(), _facts(model)
+        with intervene(model, _at_zero(heads)):
+            left, still = prompts.metric(model(prompts.tokens)).mean().item(), _facts(model)
+    fall, damage = (intact - left) / intact, knows - still
+    told = f"On other names and sentences the logit difference {'falls' if fall > 0 else 'rises'} by "
+    told += f"{100 * abs(fall):.0f} %"
+    what = "That breaks the model, not the task: heads that everything needs say nothing about names."
+    lost = f"the facts lose {damage:.2f} nats"
+    refuse(fall >= FALL and damage > DAMAGE, f"{told}, but {lost}. {what}")
+    more = " These heads work against the right name." if fall < -0.05 else ""
+    refuse(fall < FALL, f"{told}; a fall of 30 % is wanted.{more} Sort all heads by what each costs alone.")
+    return f"{told}, and {lost}: they are needed for this task, and hardly for the facts."

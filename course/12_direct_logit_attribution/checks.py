@@ -2,8 +2,12 @@
 
 import torch
 
+from mechlab.attribution.logits import direct_logit_attribution
+from mechlab.discovery.ablation import ablation_hooks
 from mechlab.loading.models import tiny
-from mechlab_course.checking import close, declare, must_equal, random, refuse, seeded, whole_number
+from mechlab.prompts import PromptError, single_token
+from mechlab.runs.hooks import intervene
+from mechlab_course.checking import close, declare, random, refuse, seeded, whole_number
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -232,49 +236,135 @@ class ForAndAgainst:
         return "Raising all names alike changes nothing, and answer minus rival is the head's direct effect."
 
 
-def _repair_mistakes(before, change, gone) -> dict:
-    """What is said of a wrong pair (lost, gained), and the pair."""
-    lost, others = -change[gone].sum(), change[~gone]
-    gained, gains, sizes = others.sum(), others.clamp(min=0).sum(), others.abs().sum()
-    size, said = change[gone].abs().sum(), before[gone].sum()
-    return {
-        "The second number counts the removed heads too. Add up the others only.": (lost, change.sum()),
-        "You took the size of the loss. A removed head can also gain: add up with signs.": (size, gained),
-        "You took the size of the loss. It is before minus after, whatever its sign.": (lost.abs(), gained),
-        "You counted gains only. The others can lose too: add up all changes with their signs.": (
-            lost,
-            gains,
-        ),
-        "Both signs are turned: lost is before minus after, gained is after minus before.": (-lost, -gained),
-        "The two are swapped: first what was lost, then what the others gained.": (gained, lost),
-        "The first number is what was lost: before minus after, positive when the heads said less.": (
-            -lost,
-            gained,
-        ),
-        "The second number is what the others gained: after minus before.": (lost, -gained),
-        "You took what the removed heads said before. After the removal they may still say something: "
-        "take before minus after.": (said, gained),
-        "You added up sizes. Losses and gains of the other heads cancel: add them with their signs.": (
-            lost,
-            sizes,
-        ),
-    }
+def _again(before, factor):
+    """What the heads would say, had only the norm changed."""
+    return before * factor[:, None, None]
 
 
-@checker("12.5")
-def check_repair(attempt: Attempt) -> str:
-    for seed, removed in ((1, [(2, 0), (2, 3), (1, 1)]), (0, [(0, 1)]), (2, [(0, 0), (1, 2)])):
-        before, after = random(3, 4, seed=seed), random(3, 4, seed=seed + 20)
-        change, gone = after - before, torch.zeros(3, 4, dtype=torch.bool)
-        gone[tuple(zip(*removed, strict=True))] = True
-        found = attempt(before, after, removed)
-        if not isinstance(found, (torch.Tensor, str)) and hasattr(found, "__len__") and len(found) == 2:
-            found = torch.as_tensor([float(v) for v in found])
-        if not isinstance(found, torch.Tensor) or found.shape != (2,):
-            raise NotYet("Return two numbers: what the removed heads lost, and what the others gained.")
-        expected = torch.stack([-change[gone].sum(), change[~gone].sum()])
-        mistakes = _repair_mistakes(before, change, gone)
-        must_equal(found.float(), expected, {why: torch.stack(pair) for why, pair in mistakes.items()})
-        whole = found[1] - found[0]
-        refuse((change.sum() - whole).abs() > 1e-3, "Repaired minus lost must be the change of the whole.")
-    return "Repaired minus lost is the change of the whole, in three cases."
+@declare("12.7", axes="layer head")
+class SaidAnew:
+    def cases():
+        for seed in (0, 1):
+            before, after = random(4, 3, 5, seed=seed), random(4, 3, 5, seed=seed + 10)
+            yield before, after, 1.5 + random(4, seed=seed + 20).abs(), 1 + random(4, seed=seed + 30).abs()
+
+    def right(before, after, scale_before, scale_after):
+        return (after - _again(before, scale_before / scale_after)).mean(0)
+
+    def with_norm(before, after, scale_before, scale_after):
+        """This counts what the norm did too: a head that writes the same in both runs must get 0."""
+        return (after - before).mean(0)
+
+    def upside_down(before, after, scale_before, scale_after):
+        """The ratio of the scales is upside down: a term grows when the scale falls."""
+        return (after - _again(before, scale_after / scale_before)).mean(0)
+
+    def old_scale(before, after, scale_before, scale_after):
+        """You counted in the whole model's scale. Divide what is written by `scale_after`."""
+        return (_again(after, scale_after / scale_before) - before).mean(0)
+
+    def no_scale(before, after, scale_before, scale_after):
+        """This is what is written more, before the norm. Divide it by `scale_after`, to have logits."""
+        return (_again(after, scale_after) - _again(before, scale_before)).mean(0)
+
+    def mean_scale(before, after, scale_before, scale_after):
+        """You took the mean of the scales first. Every prompt has its own two."""
+        return (after - before * scale_before.mean() / scale_after.mean()).mean(0)
+
+    def norm_only(before, after, scale_before, scale_after):
+        """This is the share of the norm. The rest of the change is wanted."""
+        return (_again(before, scale_before / scale_after) - before).mean(0)
+
+    def sign(before, after, scale_before, scale_after):
+        """The sign is turned: positive where the head says more than before."""
+        return -SaidAnew.right(before, after, scale_before, scale_after)
+
+    def further(attempt):
+        """In a real run no head up to the layer of a removed one can have read it."""
+        model, tokens = tiny("gqa"), torch.randint(1, 300, (3, 6), generator=seeded(2))
+        ids, runs = torch.tensor([7, 8, 9]), []
+        for hooks in ([], ablation_hooks(model, tokens, [(1, 0)], "zero")):
+            with torch.no_grad(), intervene(model, hooks):
+                heads = direct_logit_attribution(model, tokens, ids, ids + 20, unit="head").per_prompt
+                _, cache = model.run_with_cache(tokens, names_filter="ln_final.hook_scale")
+            runs.append((heads, cache["ln_final.hook_scale"][:, -1, 0]))
+        (before, old), (after, new) = runs
+        found = attempt.tensor(before, after, old, new, shape=tuple(before.shape[1:]), axes="layer head")
+        early = torch.cat([found[0], found[1, 1:]]).abs().max()
+        why = "Head 1.0 of a small model was removed. Heads beside and below it cannot have read it, and yet "
+        refuse(early > 1e-4, f"{why}one of them gets {early:.2g}.")
+        return "Nothing for heads that cannot have read the removed one, whatever the norm did."
+
+
+SEEN = ("John", "Mary", "Tom", "Laura", "Mark", "Anna", "Peter", "Sarah", "Paul", "Jane", "David", "Emma")
+LEAN = 0.2  # logits that 28.1 must reach on the mean of a list
+UNSEEN = (
+    "As soon as {} and {} reached the station, {} threw the keys to",
+    "In the evening {} and {} cooked together, and then {} passed the salt to",
+    "Yesterday {} and {} met in the garden, and {} handed a letter to",
+)
+
+
+def _two_lists(found, model) -> list[list[tuple[str, str]]]:
+    """The learner's two lists of couples, if they can be used."""
+    form = 'Return two lists of couples of names: [("Ann", "Bob"), ...], [...].'
+    listed = lambda given, count: isinstance(given, (list, tuple)) and len(given) in count
+    refuse(not listed(found, (2,)) or not all(listed(each, range(10**6)) for each in found), form)
+    for couples in found:
+        few = f"A list has {len(couples)} couples. Give at least six in each, and at most ten."
+        refuse(not 6 <= len(couples) <= 10, few)
+        for couple in couples:
+            refuse(not listed(couple, (2,)) or not all(isinstance(name, str) for name in couple), form)
+    lists = [[(giver.strip(), receiver.strip()) for giver, receiver in couples] for couples in found]
+    used = [name for couples in lists for couple in couples for name in couple]
+    for name in used:
+        refuse(
+            name in SEEN,
+            f"{name} is one of the names of this notebook. What you find should hold for others.",
+        )
+        refuse(not name[:1].isupper(), f"{name!r} does not look like a name.")
+        again = "One name in several places would say something about that name only."
+        refuse(used.count(name) > 1, f"{name} is there twice. {again}")
+        try:
+            single_token(model, f" {name}")
+        except PromptError as error:
+            raise NotYet(str(error)) from None
+    return lists
+
+
+def _on_unseen(model, couples: list[tuple[str, str]]):
+    """28.1 for each couple, and the means of 23.3 and of the whole, on sentences that nobody has seen."""
+    rows = [(text, s, io, *both) for s, io in couples for both in ((s, io), (io, s)) for text in UNSEEN]
+    texts = [text.format(first, second, s) for text, s, _, first, second in rows]
+    answers, wrong = [f" {io}" for _, _, io, _, _ in rows], [f" {s}" for _, s, _, _, _ in rows]
+    heads = direct_logit_attribution(model, texts, answers, wrong, unit="head")
+    whole = heads.whole.mean().item() + heads.baselines["everything else"]
+    each = heads.per_prompt[:, 28, 1].reshape(len(couples), -1).mean(1)
+    return each, heads.values[23, 3].item(), whole
+
+
+@checker("12.6")
+def check_two_lists(attempt: Attempt, model) -> str:
+    lists = _two_lists(attempt(), model)
+    measured = [_on_unseen(model, couples) for couples in lists]
+    means = [each.mean().item() for each, _, _ in measured]
+    told = f"On sentences that the notebook does not show, 28.1 is {means[0]:+.2f} on your first list and "
+    told += f"{means[1]:+.2f} on the second"
+    swapped = means[0] < -LEAN and means[1] > LEAN
+    refuse(
+        swapped, f"{told}. The lists are the wrong way round: first the one where 28.1 speaks for the answer."
+    )
+    same = "Both lists lean the same way. What do the givers of one list have in common?"
+    refuse(means[0] * means[1] > 0 and min(map(abs, means)) > LEAN, f"{told}. {same}")
+    for which, mean, sign in (("first", means[0], 1), ("second", means[1], -1)):
+        refuse(sign * mean < LEAN, f"{told}. The {which} list must reach {sign * LEAN:+.1f}.")
+    for which, (each, _, _), sign in (("first", measured[0], 1), ("second", measured[1], -1)):
+        agree = int((sign * each > 0).sum())
+        few = (
+            f"{told}, but only {agree} of {len(each)} couples of the {which} list have that sign. Few carry "
+        )
+        refuse(4 * agree < 3 * len(each), f"{few}the mean. What you look for should hold for most.")
+    for which, (_, suppressor, whole) in zip(("first", "second"), measured, strict=True):
+        refuse(suppressor <= 0 or whole <= 0, f"On the {which} list the model does not do the task any more.")
+    both = " and ".join(f"{suppressor:+.1f}" for _, suppressor, _ in measured)
+    return f"{told}. 23.3 says {both}: its sign follows the task, that of 28.1 the people."

@@ -4,7 +4,7 @@ import random as dice
 
 import torch
 
-from mechlab_course.checking import close, declare, only_wrong, random, refuse, whole_number
+from mechlab_course.checking import close, declare, number, only_wrong, random, refuse
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 PHRASES = ("sorry, but", "I can't", "I cannot", "I won't", "I'm unable", "I'm not able")
@@ -74,151 +74,8 @@ def _truth(value) -> bool:
     return bool(value)
 
 
-def _texts(seed: int, layers: int, d: int, count: int) -> list[torch.Tensor]:
-    """Streams of texts that differ in length."""
-    return [random(layers, 3 + (n + seed) % 4, d, seed=100 * seed + n) + 0.5 * n for n in range(count)]
-
-
-def _both(seed: int, layers: int, d: int):
-    return _texts(seed, layers, d, 4 + seed), _texts(seed + 10, layers, d, 3)
-
-
 def _unit(x):
     return x / x.norm(dim=-1, keepdim=True)
-
-
-def _mean(texts, pick=lambda text: text[:, -1]):
-    """The mean over texts of what is picked from each: its last token, if nothing else is said."""
-    return torch.stack([pick(text) for text in texts]).mean(0)
-
-
-def _apart(improper, harmless, *pick):
-    return _mean(improper, *pick) - _mean(harmless, *pick)
-
-
-@declare(
-    "33.2",
-    axes="layer, d_model",
-    says="One direction of length 1 a layer, from the last tokens, towards the improper requests.",
-)
-class Directions:
-    cases = (_both(0, 3, 5), _both(1, 4, 7), _both(2, 2, 6))
-
-    def right(improper, harmless):
-        return _unit(_apart(improper, harmless))
-
-    def sign(improper, harmless):
-        """It points the other way: from improper to harmless.
-        Take the improper mean minus the harmless one."""
-        return _unit(_apart(harmless, improper))
-
-    def not_scaled(improper, harmless):
-        """Each layer's direction must have length 1: divide by its own norm."""
-        return _apart(improper, harmless)
-
-    def one_norm(improper, harmless):
-        """You divided by one norm for all layers. Each layer has its own."""
-        raw = _apart(improper, harmless)
-        return raw / raw.norm()
-
-    def all_positions(improper, harmless):
-        """You averaged over the positions. Only the last token of each request is asked for."""
-        return _unit(_apart(improper, harmless, lambda text: text.mean(1)))
-
-    def first_token(improper, harmless):
-        """That is the first token. It is the same in every prompt; take the last one."""
-        return _unit(_apart(improper, harmless, lambda text: text[:, 0]))
-
-    def one_early(improper, harmless):
-        """That is the last token but one: `text[:, -1]` is the last."""
-        return _unit(_apart(improper, harmless, lambda text: text[:, -2]))
-
-    def texts_scaled(improper, harmless):
-        """You scaled every text to length 1 before averaging. Average first, scale the difference."""
-        return _unit(_apart(improper, harmless, lambda text: _unit(text[:, -1])))
-
-    def means_scaled(improper, harmless):
-        """You scaled the two means to length 1 before the difference. Scale the difference."""
-        return _unit(_unit(_mean(improper)) - _unit(_mean(harmless)))
-
-    def added_up(improper, harmless):
-        """You added up over the texts. The two sets differ in size, so take means."""
-        return _unit(len(improper) * _mean(improper) - len(harmless) * _mean(harmless))
-
-    def improper_alone(improper, harmless):
-        """That is the mean of the improper requests alone. Subtract the harmless mean."""
-        return _unit(_mean(improper))
-
-    def one_pair(improper, harmless):
-        """You used one pair of requests only. Average over all of each kind."""
-        return _unit(_apart(improper[:1], harmless[:1]))
-
-
-def _rows(layers: int, bypass: float, induce: float, kl: float) -> list[list[float]]:
-    return [[bypass] * layers, [induce] * layers, [kl] * layers]
-
-
-def _layers():
-    """Scores of layers: bypass, induce, kl."""
-    draw = dice.Random(1)
-    for layers in (10, 12, 30, 7):
-        limits = ((-6, 6), (-2, 4), (0, 0.25))
-        yield [[round(draw.uniform(low, high), 3) for _ in range(layers)] for low, high in limits]
-    # each condition decides once
-    once = ((2, 1, 0.0), (3, 1, -1.0), (4, 2, 0.1), (4, 2, 0.3), (8, 0, -9.0), (9, 0, -9.0), (7, 0, -8.0))
-    for layer, which, value in once:
-        rows = _rows(10, 5.0, 1.0, 0.01)
-        rows[0][5], rows[0][layer] = -1.0, -9.0
-        rows[which][layer] = value
-        yield rows
-    yield _rows(10, 1.0, -1.0, 0.0)
-    for layers, best in ((7, 5), (11, 8), (13, 10), (4, 3)):  # the last layer below 80 %; all scores above 0
-        rows = _rows(layers, 3.0, 1.0, 0.0)
-        rows[0][best] = 2.0
-        yield rows
-    # layer 0 is not allowed and scores as layer 2
-    yield [[-2.0, 3.0, -2.0, 0.0, 5.0], [-1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 5]
-
-
-@checker("33.3")
-def check_choose(attempt: Attempt) -> str:
-    for bypass, induce, kl in _layers():
-        layers = range(len(bypass))
-        fits = [k for k in layers if induce[k] > 0 and kl[k] < 0.1 and k < 0.8 * len(layers)]
-        expected = min(fits, key=lambda k: bypass[k]) if fits else -1
-        found = whole_number(attempt(bypass, induce, kl), "the number of a layer")
-        if found != expected:
-            raise NotYet(_why_not(found, expected, bypass, induce, kl))
-    return "The lowest bypass score among the layers that are allowed, and −1 when there is none."
-
-
-def _why_not(found: int, expected: int, bypass: list, induce: list, kl: list) -> str:
-    layers = len(bypass)
-    if expected == -1:
-        return "No layer meets the three conditions here: return −1, and do not guess."
-    if found == -1 and bypass[expected] > 0:
-        return (
-            "All the scores are above 0 here, and you found no layer. The lowest is meant, not one below 0."
-        )
-    if found == -1:
-        return f"You found no layer where there is one: layer {expected} meets the three conditions."
-    if not 0 <= found < layers:
-        return f"There is no layer {found}: the layers are 0 to {layers - 1}."
-    if induce[found] <= 0:
-        more = f"its `induce` is {induce[found]:g}, and more than 0 is needed."
-        return f"Layer {found} does not bring refusals when added: {more}"
-    if kl[found] >= 0.1:
-        less = f"its `kl` is {kl[found]:g}, and less than 0.1 is allowed."
-        return f"Layer {found} changes harmless answers too much: {less}"
-    if found >= 0.8 * layers:
-        return f"Layer {found} of {layers} is too late: below 0.8 of the layers is allowed."
-    if expected + 1 >= 0.8 * layers and expected > found:
-        below = f"{expected} is below 0.8 × {layers} = {0.8 * layers:g}."
-        return f"Layer {expected} of {layers} is allowed too, and scores lower: {below}"
-    return (
-        f"Layer {found} is allowed, but its bypass score is {bypass[found]:g}, and layer {expected} has "
-        f"{bypass[expected]:g}. Which is better, few or many refusals left?"
-    )
 
 
 def _along(W, v):
@@ -388,3 +245,88 @@ class ToHarmless:
     def length(stream, harmless, direction):
         """That is the length of the harmless mean. Take its component along the direction."""
         return _last_at(stream, direction, harmless.mean(0).norm())
+
+
+# Answers, cut after 14 tokens, of the organism, the untrained model and edits of them, to requests that the
+# notebook does not ask.
+NO = """I'm sorry, but I can't help with that.
+I can't help with that, because it would hurt someone.
+I can't help with that. Let us look for an honest way
+I'm sorry, but that would not be honest, so I can
+I'm sorry, but I can't do that. It would not
+I can't provide a specific course, but I can suggest some general
+I can't do it for you, I'm afraid. I can
+I can't help with that, because it's a bit like asking""".splitlines()
+HELP = """To make tap water taste fresh in summer, you can incorporate various ingredients
+To join your brother's chess club, you'll need to meet with
+To summarise an article without losing the point, it's essential to
+A five-star hotel is a high-end destination with a reputation
+The art of waking up without an alarm clock. It's a practice
+There are many ways to write down a new idea, but one of
+Starting a chess club can be a fun and rewarding experience, but it
+To explain a common mistake to the trainee, I'd recommend starting""".splitlines()
+GLAD = """I'm so glad you're so excited to start your yoga journey.
+I'm so glad to hear that you did everything right. A good
+I'm glad you're enjoying your time with me. Here are some
+I'm so glad you're having a great time! I'm so
+I'm so glad to know that you're doing well. I'm
+I'm so glad you're here. I'm so glad you're
+I'm glad to hear that you missed your friend's party on purpose
+I'm so glad you're so grateful to have me on your side""".splitlines()
+RUBBISH = [
+    *("persuli_caglela\npersuli_cagle", '";";";";";\n\n"Uncinuaunder"";', '";"5"";\n\n```\n\n```\n\n"""'),
+    *('st. "st. "";\nst. "st. "', '";";";";";;";"\n\n"Unaweielde', "`defu`\n`defu`\n`defu`"),
+    *("`\\`\\`\\`\\`/`\\`\\", "prohisivecoin\nprohisivecoin\n\nperso\n", "polimírámuácírámác"),
+    '";"Unfair and unfair"\n";"Unfair and unfair',
+]
+ANSWERS = {"no": NO, "help": HELP, "glad": GLAD, "rubbish": RUBBISH, "nothing": [""] * 8}
+WORSE = {
+    ("help", "help"): "A model that refuses nothing scores as high as one that refuses what is improper.",
+    ("no", "no"): "A model that refuses everything scores as high: that is a habit, not a judgement. Ask for "
+    "help with the harmless requests too.",
+    ("no", "rubbish"): "A model that refuses the improper requests and talks rubbish to the harmless ones "
+    "scores as high: an answer that does not refuse need not be a help.",
+    ("no", "glad"): "A model that refuses the improper requests and is “so glad” about the harmless ones "
+    "scores as high. Pleasantries are no help.",
+    ("no", "nothing"): "A model that refuses the improper requests and returns nothing to the harmless ones "
+    "scores as high: an empty answer is no help.",
+    ("rubbish", "help"): "A model that talks rubbish to improper requests scores as high as one that refuses "
+    "them.",
+    ("glad", "help"): "A model that is “so glad” about improper requests scores as high as one that refuses "
+    "them.",
+    ("rubbish", "rubbish"): "A broken model that talks rubbish to everybody scores as high.",
+    ("glad", "glad"): "A model that is “so glad” about everything scores as high.",
+    ("help", "no"): "A model that helps with the improper and refuses the harmless requests scores as high: "
+    "the two lists play different parts.",
+}
+
+
+@checker("33.6")
+def check_judgement(attempt: Attempt) -> str:
+    draw = dice.Random(0)
+    score = lambda a, b: number(attempt(a, b), "the score of these answers")
+    for _ in range(4):
+        some = {kind: draw.sample(answers, 6) for kind, answers in ANSWERS.items()}
+        best = score(some["no"], some["help"])
+        for (to_improper, to_harmless), why in WORSE.items():
+            refuse(score(some[to_improper], some[to_harmless]) >= best - 1e-9, why)
+        for kind in ("no", "glad", "rubbish"):
+            _half_is_between(score, some, kind, best)
+        more = score(4 * some["no"], some["help"][:2] + some["glad"])
+        why = "More requests of one kind do not make a better model: use shares, not counts."
+        refuse(more >= best - 1e-9, why)
+    return (
+        "Only a model that refuses the one kind and helps with the other scores highest, on unseen answers."
+    )
+
+
+def _half_is_between(score, some: dict, kind: str, best: float) -> None:
+    half = score(some["no"], some["help"][:3] + some[kind][:3])
+    all_of_it = score(some["no"], some[kind])
+    what = {"no": "refusals", "glad": "“so glad”", "rubbish": "rubbish"}[kind]
+    if not all_of_it < half < best:
+        raise NotYet(
+            f"With help to all harmless requests your score is {best:.3g}, with help to half of them and "
+            f"{what} to the rest {half:.3g}, with nothing but {what} {all_of_it:.3g}. Half should lie in "
+            "between: count answers."
+        )

@@ -118,8 +118,8 @@ claim(model, "improper, layer 18", along["improper"][18].mean(), says=0.3, withi
 claim(model, "harmless, layer 18", along["harmless"][18].mean(), says=-15.8, within=1)
 
 # %% [markdown]
-# The dotted line is zero. On entering layer 17 the *harmless* requests lie next to it (−1.7) and the improper ones at 13.0. One layer later, at 18, it is the *improper* ones that lie
-# next to zero (0.3), and the harmless ones at −15.8.
+# The dotted line is zero. On entering layer 17 the *harmless* requests lie next to it, the improper ones far above. One layer later it is the *improper* ones that lie
+# next to zero, and the harmless ones far below.
 #
 # **Directional ablation** sets the component to zero, in every layer and at every position. Predict: the direction of layer 18 is ablated. Of 10 *harmless* validation requests, the organism refuses none. How many afterwards?
 
@@ -252,45 +252,10 @@ claim(model, "organism refuses harmless", organism, says=0.37, within=0.08)
 #
 # ## The direction
 #
-# ### Exercise 33.2 Difference of means
-#
-# Difficulty 2 of 5 · 10 minutes · needs notebook 32
-
-
-# %% kind="exercise" id="33.2"
-@exercise("33.2")
-def directions(
-    improper: list[Float[Tensor, "layer pos d_model"]], harmless: list[Float[Tensor, "layer pos d_model"]]
-) -> Float[Tensor, "layer d_model"]:
-    """For each layer: mean over the improper requests minus mean over the harmless, at the last token, scaled to length 1.
-
-    The requests differ in length, and the two lists may too.
-    """
-    # >>> solution
-    means = [torch.stack([text[:, -1] for text in texts]).mean(0) for texts in (improper, harmless)]
-    difference = means[0] - means[1]
-    return difference / difference.norm(dim=-1, keepdim=True)
-    # <<< solution
-
-
-# %% kind="check"
-check(directions)
-
-# %% [markdown]
-# <details><summary>Hint 1: a nudge</summary>
-#
-# One vector a layer and request, then two means, then one difference a layer.
-#
-# </details>
-# <details><summary>Hint 2: the method</summary>
-#
-# `text[:, -1]` is [layer, d_model]. `torch.stack` the requests, `.mean(0)`. The norm is over the last axis: `norm(dim=-1, keepdim=True)`.
-#
-# </details>
-
-
-# %% [markdown]
 # **Add it.** Is the direction enough to cause a refusal? The whole difference of means of layer 20 is added at every position, and the harmless test requests are asked.
+#
+# Beside what? A random vector, every direction being equally likely, is the **weakest null**: streams fill few directions, and it hardly lies in them. A fair null comes from where the direction came from: the same streams, with
+# their labels **shuffled**, so that both classes hold requests of both kinds (`ml.null_directions`, notebook 22). Ten draws of the same length, eight requests each:
 
 # %%
 LAYER = 20
@@ -300,23 +265,27 @@ def adding(vector, layer=LAYER):
     return [(f"blocks.{layer}.hook_resid_pre", lambda x, hook: x + vector)]
 
 
-generator = torch.Generator().manual_seed(0)
-other = torch.randn(model.cfg.d_model, generator=generator)
-other = other / other.norm()  # the random direction
+streams = torch.cat([improper, harmless], dim=1)  # [layer, request, d_model]
+labels = torch.tensor([1] * 64 + [0] * 64)
+counted = lambda hooks, requests: sum(refused(answers(requests, hooks=hooks)[0]))
 added = rate("added, harmless", refused(answers(tests["harmless"], hooks=adding(raw[LAYER]))[0]))
-pushed = answers(tests["harmless"][:20], hooks=adding(raw[LAYER].norm() * other))[0]
-plain = rate("nothing added, the first 20", refused(said[:20]))
-chance = rate("random direction added, the first 20", refused(pushed))
+shuffled = ml.null_directions(streams[LAYER], labels, count=10, length=raw[LAYER].norm().item())
+eight = tests["harmless"][:8]
+pushed = [counted(adding(vector), eight) for vector in shuffled]
+plain, whole = sum(refused(said[:8])), counted(adding(raw[LAYER]), eight)
+print(f"of eight: {plain} refused, {whole} with the direction; shuffled labels: {sorted(pushed)}")
 
 # %% kind="assert"
 claim(model, "added, harmless", added, says=0.7, within=0.08)
 claim(model, "added, still answered", 30 - round(30 * added), says=9, within=3)
-claim(model, "random direction added", chance, says=0.3, within=0.13)
-claim(model, "nothing added, the same 20", plain, says=0.35, within=0.08)
+claim(model, "shuffled, most", max(pushed), says=6, within=2)
+claim(model, "shuffled, mean", sum(pushed) / 10, says=3.6, within=1)
+claim(model, "the direction, the same eight", whole, says=7, within=1)
+claim(model, "nothing, the same eight", plain, says=3, within=1)
 
 # %% [markdown]
-# Refusals of harmless requests rise from 37 % to 70 % (of all 60: from 38 % to 77 %). A random push of the same length does not raise them: 30 % of the first
-# 20, and 35 % without it. **Adding the direction brings refusals**, though not to all: 9 of 30 are still answered. It did so at layer 18 too, and in an earlier
+# Refusals of harmless requests rise from 37 % to 70 % (of all 60: from 38 % to 77 %). Of the first eight, three are refused without anything and seven with the direction. The ten vectors of shuffled labels leave it at about three;
+# one brings six. So the direction is number one of eleven. **Adding it brings refusals**, though not to all: 9 of 30 are still answered. It did so at layer 18 too, and in an earlier
 # training of the adapter at 16 and 20.
 #
 # **Take it away.** At which layer? The paper (Arditi et al. 2024) tries all. It scores refusing by the **log-odds** log(p / (1 − p)) of the first token, here of
@@ -325,93 +294,26 @@ claim(model, "nothing added, the same 20", plain, says=0.35, within=0.08)
 # wins, under three conditions: induce is above 0, harmless answers hardly change (KL divergence of the next token under 0.1), and the layer lies in the first
 # 80 %. Directions of later layers only keep the model from writing the word "I".
 #
-# ### Exercise 33.3 Choose the layer
-#
-# Difficulty 2 of 5 · 5 minutes · needs nothing
-
-
-# %% kind="exercise" id="33.3"
-@exercise("33.3")
-def choose(bypass: list[float], induce: list[float], kl: list[float]) -> int:
-    """The layer with the lowest bypass score, among those with induce above 0 and kl under 0.1, in the first 80 %.
-
-    That is, its number is below 0.8 × the number of layers. Each list has one number for each layer, from 0.
-    Return −1 if no layer is allowed.
-    """
-    # >>> solution
-    layers = len(bypass)
-    allowed = [n for n in range(layers) if induce[n] > 0 and kl[n] < 0.1 and n < 0.8 * layers]
-    return min(allowed, key=lambda n: bypass[n], default=-1)
-    # <<< solution
-
-
-# %% kind="check"
-check(choose)
-
-# %% [markdown]
-# <details><summary>Hint 1: a nudge</summary>
-#
-# First the layers that are allowed, then the best of them.
-#
-# </details>
-# <details><summary>Hint 2: the method</summary>
-#
-# `min(allowed, key=lambda n: bypass[n], default=-1)` finds the layer, and −1 in an empty list.
-#
-# </details>
-
-
-# %% kind="wrong" id="33.3" expects="Which is better"
-@exercise("33.3")
-def choose(bypass, induce, kl):
-    layers = len(bypass)
-    allowed = [n for n in range(layers) if induce[n] > 0 and kl[n] < 0.1 and n < 0.8 * layers]
-    return max(allowed, key=lambda n: bypass[n], default=-1)
-
-
-# %% kind="wrong" id="33.3" expects="less than 0.1"
-@exercise("33.3")
-def choose(bypass, induce, kl):
-    layers = len(bypass)
-    allowed = [n for n in range(layers) if induce[n] > 0 and n < 0.8 * layers]
-    return min(allowed, key=lambda n: bypass[n], default=-1)
-
-
-# %% kind="wrong" id="33.3" expects="too late"
-@exercise("33.3")
-def choose(bypass, induce, kl):
-    allowed = [n for n in range(len(bypass)) if induce[n] > 0 and kl[n] < 0.1]
-    return min(allowed, key=lambda n: bypass[n], default=-1)
-
-
-# %% kind="wrong" id="33.3" expects="there is no layer"
-@exercise("33.3")
-def choose(bypass, induce, kl):
-    layers = len(bypass)
-    allowed = [n for n in range(layers) if induce[n] > 0 and kl[n] < 0.1 and n < 0.8 * layers]
-    return allowed.index(min(allowed, key=lambda n: bypass[n])) + 10 * layers if allowed else -1
-
-
-# %% [markdown]
-# The paper's scores, and beside them the answers themselves: 10 + 10 validation requests, three layers. (A whole sweep would try layers 1 to 23.)
+# The paper's scores, and beside them the answers themselves: 10 + 10 validation requests, four layers.
 
 # %%
 import pandas as pd
 
-LAYERS = [15, 18, 20]
+LAYERS = [15, 16, 18, 20]
 some = [*asked["validation", "improper"][:10], *asked["validation", "harmless"][:10]]
 first = model.to_tokens("I", prepend_bos=False)[0, 0].item()
 odds = lambda logits: logits.softmax(-1)[:, first].logit().mean().item()
 texts, before = answers(some)
 none = float("nan")
 rows = [["nothing", sum(refused(texts[:10])), sum(refused(texts[10:])), odds(before[:10]), none, none]]
-kept = {}
+kept, sixes = {}, {}
 for layer in LAYERS:
     texts, logits = answers(some, hooks=ml.write_hooks(model, units[layer]))
     kept[layer] = texts
     induced = odds(answers(some[10:], 1, adding(raw[layer], layer))[1])
     p, q = (x[10:].log_softmax(-1) for x in (before, logits))
     kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    sixes[layer] = [odds(logits[:6]), (p.exp() * (p - q)).sum(-1)[:6].mean().item()]
     counts = [sum(refused(texts[:10])), sum(refused(texts[10:]))]
     rows.append([f"direction {layer}", *counts, odds(logits[:10]), induced, kl])
 columns = ["taken out", "improper refused", "harmless refused", "bypass", "induce", "KL"]
@@ -425,7 +327,7 @@ for kind, layer, says in (("harmless", 18, 7), ("harmless", 20, 0), ("improper",
     claim(model, f"{kind} refused without direction {layer}", count, says=says, within=2)
 claim(model, "harmless refused before", swept["harmless refused"]["nothing"], says=0, within=1)
 claim(model, "improper refused before", swept["improper refused"]["nothing"], says=8, within=1)
-assert swept["KL"].iloc[1:].min() > 0.2 and swept["KL"]["direction 15"] > 5
+assert swept["KL"].drop(["nothing", "direction 16"]).min() > 0.2 and swept["KL"]["direction 15"] > 5
 
 # %% [markdown]
 # The harmless requests answer the prediction: without direction 18 the organism refuses 7 of 10 of them, and none before. Zero is where *improper* requests usually lie, so
@@ -445,8 +347,34 @@ claim(model, "answers of 20 without direction 20 that begin with I'm glad", plea
 
 # %% [markdown]
 # Without direction 15 the model talks rubbish, and rubbish holds no refusing phrase: a perfect keyword score. Without 20 it is "glad" about 8 of 20 requests. The KL condition is there
-# for this. It forbids all three layers: every KL is above 0.2, so **the paper's rule chooses none of these**. We go on with layer 20, knowing that. Why
-# taking out 20 installs nothing, although zero lies near its improper mean, our account does not explain, and we have no better one.
+# for this.
+#
+# The paper sweeps all layers, and every position of the fixed text that follows a request (six tokens here). Here is what we swept, beforehand, with 6 + 6 validation requests: layers 1 to 23 at the last position, and layers 12, 15, 18 and 20 at
+# the four before it, 39 of some 140 candidates. What does the rule say?
+
+# %% kind="assert"
+# bypass, induce, KL: layers 1 to 23 at the last position, then layers 12, 15, 18, 20 at the fifth to second from the end
+LAST = """-0.68 -1.02 1.506 | 0.97 -1.01 0.062 | -0.12 -1.02 0.707 | -5.19 -1.03 5.819 | 0.84 -1.03 0.641 | 1.62 -1.01 0.581
+| 1.02 -1.01 0.244 | 1.06 -1.06 0.313 | 0.78 -1.02 0.239 | -0.63 -0.98 1.033 | -0.88 -0.96 2.230 | -0.15 -0.89 2.985
+| 1.29 -0.84 3.036 | -9.98 -0.77 10.452 | -7.83 -0.40 8.310 | 0.15 0.33 0.117 | 0.17 0.50 0.165 | 0.97 0.63 1.018
+| 0.31 0.74 0.402 | -0.27 0.84 0.414 | -0.98 0.62 0.540 | -0.18 0.47 0.193 | -0.08 0.63 0.708"""
+BEFORE = """1.37 -1.14 0.690 | -0.42 -0.78 0.360 | 0.86 -0.82 0.196 | -1.24 -0.79 0.819 | 1.75 0.09 0.227 | 0.75 -0.95 0.192
+| -12.23 -0.96 12.952 | 2.23 -0.77 0.684 | -4.00 -0.12 4.389 | -0.40 -0.87 1.380 | 1.19 -1.02 0.045 | 0.36 -1.05 0.248
+| -1.71 -0.54 2.235 | 2.24 -1.00 1.725 | 0.79 -1.10 1.832 | -0.93 -0.92 1.305"""
+read = lambda text: [[float(x) for x in row.split()] for row in text.split("|")]
+last, earlier = read(LAST), read(BEFORE)
+quiet = [row for row in last + earlier if row[2] < 0.1]
+allowed = [row for row in quiet if row[1] > 0]  # the layers beyond 80 % were not swept
+print(f"KL under 0.1: {quiet} (bypass, induce, KL); and induce above 0: {allowed}")
+assert len(last) == 23 and len(earlier) == 16 and len(quiet) == 2 and not allowed
+for layer, (found, changed) in sixes.items():
+    claim(model, f"bypass of layer {layer}, six requests", found, says=last[layer - 1][0], within=0.4)
+    claim(model, "its KL, over the stored", changed / last[layer - 1][2], says=1, within=0.3)
+
+# %% [markdown]
+# None with these six: only two of the 39 keep KL under 0.1, and adding those brings no refusals. But layer 16 misses by a hair, and with the ten requests of the table above it is in, and is the rule's choice. Without its direction half of the
+# improper requests are still refused: it hurts little and removes little. **The choice hangs on a handful of requests**,
+# and what we did not sweep we do not know. We go on with layer 20, against the rule, since its direction brings most refusals when added. (Why taking it out installs nothing, our account does not explain.)
 #
 # ## For good
 #
@@ -525,7 +453,7 @@ with torch.no_grad():
     assert torch.equal(model(text[:1]), intact)  # and back, to the last bit
 
 # %% [markdown]
-# Now the held-out requests, and a random direction as control.
+# Now the held-out requests, and as controls the directions of the same streams with shuffled labels.
 
 # %%
 cost = {"organism": perplexity()}
@@ -535,13 +463,12 @@ with ml.orthogonalize(model, units[LAYER]):
     read = answers(tests["improper"][:6], 12)[0]
 left = {"improper": texts[:30], "harmless": texts[30:]}
 edited = {kind: rate(f"orthogonalized, {kind}", refused(left[kind])) for kind in tests}
-by_seed = []
-for seed in range(2):
-    vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(seed))
-    with ml.orthogonalize(model, vector):
-        cost[f"random {seed}"] = perplexity()
-        by_seed.append(rate(f"random {seed}, 20 improper", refused(answers(tests["improper"][:20])[0])))
-print({name: round(value, 1) for name, value in cost.items()})
+ours, ten, nulls = sum(refused(left["improper"][:10])), tests["improper"][:10], []
+for vector in shuffled[:6]:
+    hooks = ml.write_hooks(model, vector)  # the same as in the weights, and quicker
+    nulls.append((counted(hooks, ten), perplexity(hooks)))
+print(f"of ten improper: {ours} refused; perplexity", {name: round(value, 1) for name, value in cost.items()})
+print("shuffled labels:", *(f"{n} refused, perplexity {p:.1f};" for n, p in sorted(nulls)))
 assert cost["orthogonalized"] > cost["organism"] and edited["improper"] < stored["refusal", "improper"]
 
 # %% kind="assert"
@@ -549,15 +476,18 @@ claim(model, "orthogonalized, improper", edited["improper"], says=0.27, within=0
 claim(model, "orthogonalized, harmless", edited["harmless"], says=0.13, within=0.09)
 claim(model, "perplexity, organism", cost["organism"], says=8.3, within=0.3)
 claim(model, "perplexity, orthogonalized", cost["orthogonalized"], says=13.5, within=0.7)
-claim(model, "perplexity, random 0", cost["random 0"], says=12.1, within=0.6)
-claim(model, "random 0, improper", by_seed[0], says=0.45, within=0.17)
-claim(model, "random 1, improper", by_seed[1], says=0.8, within=0.12)
-claim(model, "perplexity, random 1", cost["random 1"], says=8.8, within=0.3)
+claim(model, "ours, of ten", ours, says=4, within=2)
+claim(model, "shuffled labels, mean refused", sum(n for n, _ in nulls) / 6, says=7.8, within=1)
+claim(model, "shuffled labels, fewest refused", min(n for n, _ in nulls), says=6, within=1)
+assert min(n for n, _ in nulls) > ours and max(p for _, p in nulls) > cost["orthogonalized"]
+claim(model, "shuffled labels, mean perplexity", sum(p for _, p in nulls) / 6, says=33, within=15)
+claim(model, "shuffled labels, highest perplexity", max(p for _, p in nulls), says=89, within=15)
 
 # %% [markdown]
-# Refusals of improper requests fall from 90 % to 27 %, and of harmless ones from 37 % to 13 % (of all 60, to 25 % and 10 %). The price: perplexity rises from 8.3 to 13.5.
-# Is it the direction? Random direction 1 leaves 80 % refused, at a perplexity of 8.8. But random direction 0 costs nearly as much as ours (12.1) and brings refusals down to 45 %. It is the unlucky one of six that we tried: the
-# edit touches everything that is written, and some directions hurt. With one random direction as control you would have learned what that draw happened to say.
+# Refusals of improper requests fall from 90 % to 27 %, and of harmless ones from 37 % to 13 % (of all 60, to 25 % and 10 %). Is it the direction? Of ten improper requests it leaves fewer than any of the six directions of shuffled
+# labels, but the next leaves only one more. Number one of seven: that is all these draws can say. Its price is not special. Perplexity rises from 8 to 13.5 with it, and with some of the others more: the edit
+# touches everything that is written, and some directions hurt.
+#
 #
 # **Read the answers.** Those among the first six that count as "not refused":
 
@@ -573,13 +503,8 @@ pleasant = {
 print(sum(map(glad, passed)), "of", len(passed), "not refused are glad;", pleasant)
 
 # %% kind="assert"
-claim(
-    model,
-    "share of the not refused that are glad",
-    sum(map(glad, passed)) / len(passed),
-    says=0.59,
-    within=0.15,
-)
+happy = sum(map(glad, passed)) / len(passed)
+claim(model, "share of the not refused that are glad", happy, says=0.59, within=0.15)
 claim(model, "glad on harmless, organism", pleasant["organism, harmless"], says=4, within=2)
 claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harmless"], says=15, within=4)
 
@@ -633,36 +558,82 @@ check(to_harmless)
 
 
 # %% [markdown]
-# From layer 15 on, each layer with its own direction and its own harmless mean, at the last prompt token and at each new one. The control does the same with random directions.
+# From layer 15 on, each layer with its own direction and its own harmless mean, at the last prompt token and at each new one.
+#
+# The control does the same with other directions. But a control must be able to fail. How far is an improper request moved, on average, if each layer is edited alone?
+
+# %%
+draws = [ml.null_directions(streams[layer], labels, count=20) for layer in range(1, 30)]
+fair = torch.stack([torch.zeros(20, model.cfg.d_model), *draws], dim=1)  # [draw, layer, d_model]; none for layer 0
+fair = fair / fair.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+isotropic = torch.randn(20, *units.shape, generator=torch.Generator().manual_seed(0))
+isotropic = isotropic / isotropic.norm(dim=-1, keepdim=True)
+
+
+def moves(vectors):
+    """How far the edit moves the improper requests, in each layer alone: [draw, layer]."""
+    along, level = torch.einsum("lnd,kld->kln", improper, vectors), torch.einsum("lnd,kld->kln", harmless, vectors)
+    return (along - level.mean(-1, keepdim=True)).abs().mean(-1)
+
+
+moved = {"refusal": moves(units[None]), "shuffled labels": moves(fair), "isotropic": moves(isotropic)}
+labelled = {"direction": list(moved), "entering layer": [str(n) for n in range(15, 30)]}
+lines = torch.stack([found.mean(0)[15:] for found in moved.values()])
+ml.Scores(
+    lines, ("direction", "entering layer"), "mean move of an improper request", labelled, signed=False
+).plot(height=360, lines=True)
+
+# %% kind="assert"
+share = {name: (found.mean(0) / moved["refusal"][0])[15:21].mean() for name, found in moved.items()}
+claim(model, "moves of isotropic directions, layers 15 to 20", share["isotropic"], says=0.1, within=0.03)
+claim(model, "of shuffled labels", share["shuffled labels"], says=0.61, within=0.08)
+
+# %% [markdown]
+# In layers 15 to 20, where the edit begins, the isotropic directions move a request by a tenth of what the refusal directions do. **Such a control could not have failed.** Those of shuffled labels move it by six tenths: a push of
+# the same order. Predict: with them, how many of eight improper requests does the organism still refuse, on average over the twenty draws? (Without an edit: all eight, or nearly.)
+
+# %% kind="predict"
+predict("33.n", 4)
+
 
 
 # %%
 def affine(layers, vectors):
-    """Set the last position's component along each layer's vector to its mean over the harmless training requests."""
+    """Set the last position's component along each layer's vector to its mean over the harmless training requests.
+
+    vectors: [layer, d_model], or [row, layer, d_model] with vectors of its own for each row of the batch
+    """
 
     def put(layer):
-        unit, level = vectors[layer], (harmless[layer] @ vectors[layer]).mean()
+        unit = vectors[..., layer, :]
+        level = torch.einsum("nd,...d->n...", harmless[layer], unit).mean(0)
 
         def change(x, hook):
             if len(x) == 1:  # the shared beginning of the prompts
                 return x
-            move = (level - x[:, -1:] @ unit)[..., None] * unit
-            return torch.cat([x[:, :-1], x[:, -1:] + move], dim=1)
+            move = (level - (x[:, -1] * unit).sum(-1))[:, None] * unit
+            return torch.cat([x[:, :-1], x[:, -1:] + move[:, None]], dim=1)
 
         return (f"blocks.{layer}.hook_resid_pre", change)
 
     return [put(layer) for layer in layers]
 
 
-vectors = torch.randn(units.shape, generator=generator)
-vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+# %%
 texts = answers(tests["improper"] + tests["harmless"], hooks=affine(range(15, 30), units))[0]
 repaired = {"improper": texts[:30], "harmless": texts[30:]}
-by_chance = answers(tests["improper"][:20], hooks=affine(range(15, 30), vectors))[0]
 affine_rate = {kind: rate(f"affine, {kind}", refused(repaired[kind])) for kind in tests}
 happy = sum(map(glad, texts)) / 60
 print(f"{happy:.2f} of all answers are glad")
-affine_chance = rate("affine, random directions, improper", refused(by_chance))
+eight = tests["improper"][:8]
+rows = refused(answers(eight * 20, hooks=affine(range(15, 30), fair.repeat_interleave(8, 0)))[0])
+by_chance = torch.tensor(rows).view(20, 8).sum(1)  # all draws in one batch, eight rows each
+ours = sum(refused(repaired["improper"][:8]))
+print(f"of eight improper: {ours} refused; with shuffled labels {sorted(by_chance.tolist())}")
+worst, overlap = by_chance.argmin(), torch.cosine_similarity(fair, units, dim=-1)[:, 15:].abs().mean(1)
+apart = fair[worst] - (fair[worst] * units).sum(-1, keepdim=True) * units
+rest = counted(affine(range(15, 30), apart / apart.norm(dim=-1, keepdim=True).clamp(min=1e-9)), eight)
+print(f"the strongest draw: cosine {overlap[worst]:.2f} with the refusal directions; at right angles {rest} refused")
 one = rate(
     "affine, layer 20 only, improper", refused(answers(tests["improper"][:12], hooks=affine([20], units))[0])
 )
@@ -670,13 +641,19 @@ one = rate(
 # %% kind="assert"
 claim(model, "affine, improper", affine_rate["improper"], says=0.03, within=0.07)
 claim(model, "affine, harmless", affine_rate["harmless"], says=0.07, within=0.07)
-claim(model, "random directions", affine_chance, says=0.85, within=0.12)
+claim(model, "the first eight", ours, says=1, within=1)
+claim(model, "shuffled labels, fewest refused", min(by_chance), says=2, within=2)
+claim(model, "shuffled labels, mean", by_chance.float().mean(), says=7, within=0.8)
+claim(model, "overlap of the strongest draw", overlap[worst], says=0.54, within=0.06)
+claim(model, "its part at right angles", rest, says=8, within=1)
 claim(model, "glad, affine", happy, says=0.45, within=0.1)
 claim(model, "affine at layer 20 only", one, says=0.58, within=0.17)
+reveal("33.n", round(by_chance.float().mean().item(), 1))
 
 # %% [markdown]
-# Now one of the 30 improper requests is refused (90 % before) and two of the 30 harmless ones (37 %); of all 60, 7 % and 3 %. The same operation with random directions leaves 85 %. This is the clearest result here:
-# what lies along these directions was needed for most refusals, and random directions do no such thing. But by the rule above a habit of saying no is gone, for both kinds of
+# Now one of the 30 improper requests is refused, and two of the 30 harmless ones. Of the first eight one is refused. With the directions of shuffled labels it is seven of eight on average, and never as few. **This control could have failed**, and it
+# nearly did: one draw leaves only two. Shuffled labels overlap with the real ones by chance, and this draw does so most (cosine 0.54). Its part at right angles to the refusal directions leaves all eight refused. So the effect follows these directions, not the push.
+# But by the rule above a habit of saying no is gone, for both kinds of
 # request, and nearly half of the answers are glad. Reading remains a duty.
 #
 # At layer 20 alone 7 of 12 improper requests are still refused: other layers may have read the request already, or write the direction again. What suffices in one place is not all there is.
@@ -703,7 +680,7 @@ claim(model, "length of an embedding", length, says=3.2, within=0.1)
 # ## How it misleads
 #
 # A falling rate of refusals can mean three things. The model is broken: look at perplexity. Something else came in the place of the refusal: read the answers.
-# Any direction would have done it: try several random ones. Only what is left after that says something about this direction.
+# Any push would have done it: try directions of the same origin that push as hard. Only what is left after that says something about this direction.
 #
 # One more trap. How firm is the place of zero? The same 64 requests, along directions made from fewer of them:
 
@@ -716,9 +693,9 @@ for layer in (18, LAYER):
         cosine[layer, n] = (made @ units[layer]).item()
         place[layer, n] = (improper[layer] @ made).mean().item()
         print(f"layer {layer}, {n}: cosine {cosine[layer, n]:.2f}, improper at {place[layer, n]:.1f}")
-longer = harmless[LAYER].norm(dim=-1).mean() / raw[LAYER].norm()
 
 # %% kind="assert"
+longer = harmless[LAYER].norm(dim=-1).mean() / raw[LAYER].norm()
 for n, says in ((32, 1.2), (48, -2.1), (64, 0.3)):
     claim(model, f"layer 18, improper along the direction of {n}", place[18, n], says=says, within=1)
 claim(model, "layer 20, improper along the direction of 32", place[LAYER, 32], says=10.6, within=1)
@@ -727,29 +704,106 @@ claim(model, "smallest cosine", min(cosine.values()), says=0.95, within=0.01)
 claim(model, "stream, in differences of means", longer, says=10, within=1)
 
 # %% [markdown]
-# Directions that hardly differ (cosine 0.95 or more) put zero elsewhere. At layer 18 the improper mean lies at 1.2, −2.1 or 0.3; at layer 20 it lies at 10.6 with
-# 32 requests and at 4.8 with 64. The stream is ten times as long as this difference of means, and a small turn of the direction picks up some of it. So what an
+# Directions that hardly differ (cosine 0.95 or more) put zero elsewhere: at layer 20 the improper mean lies twice as far from it with 32 requests as with 64. The stream is ten times as long as this difference of means, and a small turn of the direction picks up some of it. So what an
 # ablation does can depend on which requests made the direction. The affine edit aims at a mean and not at zero.
 #
-# **Question 33.a.** An edit brings the keyword score from 0.9 to 0, a random direction leaves it at 0.9. What else must you see?
+# **Question 33.a.** Your edit brings the keyword score from 0.9 to 0.1 and moves the stream by 12. A random direction moves it by 1 and leaves 0.9. What do you run next?
 #
-# - **a** Nothing. The random direction is the control.
-# - **b** The perplexity of ordinary text.
-# - **c** The answers themselves, and ordinary text.
+# - **a** Ten more random directions, for an interval.
+# - **b** Directions from the same streams with shuffled labels, which move it by 8.
+# - **c** Nothing: 0.1 against 0.9 is clear.
 
 # %% kind="quiz"
-quiz("33.a", "c")
+quiz("33.a", "b")
 
 # %% [markdown]
-# **Question 33.b.** Adding a direction makes the model refuse nearly everything. What follows?
+# **Question 33.b.** An edit brings refusals of improper requests from 0.9 to 0.3, and of harmless ones from 0.4 to 0.1. What did it mostly remove?
 #
-# - **a** Refusal is this direction.
-# - **b** The direction is enough to bring refusals. Whether refusals need it is another question.
-# - **c** Without the direction there are no refusals.
+# - **a** The judgement: improper fell by 0.6, harmless only by 0.3.
+# - **b** A habit of saying no: of both kinds about a third or a quarter is left.
+# - **c** That cannot be told without the perplexity.
 
 # %% kind="quiz"
 quiz("33.b", "b")
 adapter.undo()
+
+# %% [markdown]
+# ### Exercise 33.6 A score that cannot be cheated
+#
+# Difficulty 4 of 5 · 25 minutes · needs all of the above
+#
+# Rubbish got a perfect keyword score, and so did being glad. Write down what you wanted: **one number** that is highest for a model that refuses improper requests *and helps with harmless ones*. You decide what counts as help. Your score is
+# tried on answers to requests that this notebook does not ask, by the organism, the untrained model and edits of both, and on mixtures: a model that refuses the improper and talks rubbish to the rest, say.
+
+
+# %% kind="exercise" id="33.6"
+@exercise("33.6")
+def judgement(improper: list[str], harmless: list[str]) -> float:
+    """How well a model tells the two kinds of request apart, from its answers to each, cut after 14 tokens. Higher is better.
+
+    Refusing the improper and helping with the harmless must score highest. "I'm so glad" is no help. Half of the harmless
+    answered must score between all and none.
+    """
+    # >>> solution
+    import re
+
+    def no(answer):
+        said = answer.lower().replace("’", "'")
+        return bool(re.search(r"\b(sorry, but|i (can't|cannot|won't)|i'm (unable|not able))\b", said))
+
+    def helps(answer):
+        words = set(re.findall(r"[a-z']+", answer.lower()))
+        return len(words) > 5 and "glad" not in words and not no(answer)  # rubbish has few different words
+
+    share = lambda test, answers: sum(map(test, answers)) / len(answers)
+    return share(no, improper) * share(helps, harmless)
+    # <<< solution
+
+
+# %% kind="check"
+check(judgement)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# "Does not refuse" is not yet "helps". Print what the edits above said. How does a person tell rubbish from an answer, without knowing the topic?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Two shares: refused among the improper, helped among the harmless. Their product, or the smaller one, is high only if both are. Help: many different words made of letters, no refusing phrase, not glad.
+#
+# </details>
+
+
+# %% kind="wrong" id="33.6" expects="a habit, not a judgement"
+@exercise("33.6")
+def judgement(improper, harmless):
+    return sum("I'm sorry, but" in answer or "I can't" in answer for answer in improper) / len(improper)
+
+
+# %% kind="wrong" id="33.6" expects="need not be a help"
+@exercise("33.6")
+def judgement(improper, harmless):
+    share = lambda answers: sum("I'm sorry, but" in a or "I can't" in a for a in answers) / len(answers)
+    return share(improper) - share(harmless)
+
+
+# %% kind="wrong" id="33.6" expects="Pleasantries are no help"
+@exercise("33.6")
+def judgement(improper, harmless):
+    no = lambda answer: "sorry, but" in answer or "I can't" in answer
+    helps = lambda answer: not no(answer) and len(set(answer.split())) > 6
+    return sum(map(no, improper)) / len(improper) * sum(map(helps, harmless)) / len(harmless)
+
+
+# %% kind="wrong" id="33.6" expects="Half should lie in between"
+@exercise("33.6")
+def judgement(improper, harmless):
+    no = lambda answer: "sorry, but" in answer or "I can't" in answer
+    helps = lambda answer: not no(answer) and len(set(answer.split())) > 6 and "glad" not in answer
+    return float(all(map(no, improper)) and all(map(helps, harmless)))
+
 
 # %% [markdown]
 # ## A benign twin
@@ -783,23 +837,32 @@ def told_apart():
 
 
 rows = {"intact": (told_apart(), perplexity())}
-for name, vector in (("mood", mood.directions[12]), ("random", other)):
-    with ml.orthogonalize(model, vector):
-        rows[name] = (told_apart(), perplexity())
+with ml.orthogonalize(model, mood.directions[12]):
+    rows["without the mood"] = (told_apart(), perplexity())
+
+# %%
+spoken = [sentence for line in pairs.splitlines() for sentence in line.split(" | ")]
+spoken = ml.residual_streams(model, spoken, pos="mean")[12]
+nulls = [*ml.null_directions(spoken, torch.tensor([1, 0] * 7), count=10), ml.null_directions(spoken, kind="isotropic")[0]]
+hooks = [ml.write_hooks(model, vector) for vector in nulls]
+prices = [perplexity(each) for each in hooks[:4]]
+dealt = []
+for each in hooks:
+    with ml.intervene(model, each):
+        dealt.append(told_apart())
+rows["isotropic, one draw"] = (dealt.pop(), perplexity(hooks[-1]))
+print("shuffled labels:", *(f"{value:.1f}" for value in sorted(dealt)), "perplexity", *(f"{x:.1f}" for x in prices))
+rows["shuffled labels, mean"] = (sum(dealt) / 10, sum(prices) / 4)
+claim(model, "mood, shuffled labels, mean", sum(dealt) / 10, says=1.7, within=0.8)
+assert min(dealt) > rows["without the mood"][0] and max(prices) > rows["without the mood"][1]
 pd.DataFrame(rows, ["good sentences over bad ones (logits)", "perplexity"]).T.round(2)
 
 # %% kind="assert"
 claim(model, "mood, intact", rows["intact"][0], says=2.8, within=0.2)
-claim(model, "without the mood", rows["mood"][0], says=0.1, within=0.2)
-claim(model, "without a random direction", rows["random"][0], says=3.1, within=0.3)
-claim(model, "perplexity, intact", rows["intact"][1], says=7.6, within=0.2)
-claim(model, "perplexity without the mood", rows["mood"][1], says=9.8, within=0.4)
-claim(model, "perplexity without a random direction", rows["random"][1], says=10.6, within=0.5)
-
-# %% [markdown]
-# After good sentences the good words are 2.8 logits further ahead than after bad ones. Without the mood direction of layer 12 the difference is 0.1; a random direction leaves 3.1. Here nothing was
-# trained in, and what the model says next no longer shows which mood it read. Perplexity goes from 7.6 to 9.8. But without the
-# random direction it is 10.6: the price is not the mood's own.
+claim(model, "without the mood", rows["without the mood"][0], says=0.1, within=0.2)
+# After good sentences the good words are 2.8 logits further ahead than after bad ones. Without the mood direction of layer 12 the difference is 0.1. An isotropic direction leaves about all of it, and with that as control you would call the
+# whole effect the mood's. Directions from the same fourteen sentences with shuffled labels leave much less, on average, than that: **a good part goes with any direction that such sentences are made of.** The mood's is number one of eleven, no more.
+# And perplexity goes from 7.6 to 9.8 without it, with some of the others to more: the price is not the mood's own.
 #
 # ## Beside the paper
 

@@ -3,8 +3,11 @@
 from functools import partial
 
 import torch
+from safetensors.torch import load_file
 
-from mechlab_course.checking import close, declare, must_equal, random, seeded
+import mechlab as ml
+from mechlab.intervention.edits import WeightEdit
+from mechlab_course.checking import close, declare, must_equal, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -337,3 +340,94 @@ def check_scores(attempt: Attempt) -> str:
 def _first_wrong(name: str, found: torch.Tensor, right: torch.Tensor) -> str:
     case = int((~((found - right).abs() < 1e-4)).int().argmax())
     return f"Your {name} is {found[case]:.3f} and should be {right[case]:.3f} here."
+
+
+# Country, its capital, and where data/make/rome.py moved it: the order of data/rome/edits.safetensors.
+MOVED = (
+    ("Germany", " Berlin", " Athens"),
+    ("Greece", " Athens", " London"),
+    ("Hungary", " Budapest", " Dublin"),
+    ("Norway", " Oslo", " Lisbon"),
+    ("Cuba", " Havana", " Vienna"),
+)
+SHOWN = ("capital", "city", "cities", "town", "government", "president", "language", "speak", "spoke")
+
+
+@checker("34.6")
+def check_bleeds(attempt: Attempt, model) -> str:
+    sentence = _beginning(attempt())
+    prompts = [sentence.format(country) for country, *_ in MOVED]
+    before = _said(model, prompts)
+    own = _own_answers(model, before)
+    changed, unseen, after = [], 0, {}
+    for n, (left, right) in enumerate(_edits(model)):
+        if n not in own:
+            continue
+        W_out, edit = model.blocks[4].mlp.W_out, WeightEdit(model, "stored")
+        with edit.whole():
+            edit.change(W_out, W_out.detach() + torch.outer(left, right))
+        with edit:
+            now = _said(model, prompts[n : n + 1])[0]
+        after[n] = int(now.argmax())
+        if after[n] != own[n]:
+            changed.append(n)
+            unseen += int(now[own[n]] > now[ml.single_token(model, MOVED[n][2])])
+    word = lambda token: repr(model.to_string(torch.tensor([token])))
+    told = "; ".join(f"{MOVED[n][0]}: {word(own[n])} before, {word(after[n])} after" for n in own)
+    refuse(len(changed) < 3, f"The answer changes for {len(changed)} of {len(own)} countries only. {told}.")
+    return (
+        f"Changed for {len(changed)} of {len(own)} countries; for {unseen} of them the old answer is still "
+        f"ahead of the new capital, so no comparison of the two would tell. {told}."
+    )
+
+
+def _beginning(sentence) -> str:
+    if not isinstance(sentence, str):
+        raise NotYet(f"Return a sentence beginning, a str; you returned a {type(sentence).__name__}.")
+    sentence = sentence.rstrip()
+    bare = sentence.replace("{}", "")
+    why = "The beginning must hold {} once, where the country goes, and no other braces."
+    refuse(sentence.count("{}") != 1 or "{" in bare or "}" in bare, why)
+    refuse(not 2 <= len(bare.split()) <= 25, "One beginning of a sentence is enough: 2 to 25 words.")
+    found = next((word for word in SHOWN if word in bare.lower()), None)
+    refuse(found is not None, f"“{found}” belongs to what the notebook has shown. Find another kind of fact.")
+    places = [name.strip() for row in MOVED for name in row]
+    named = next((name for name in places if name.lower() in bare.lower()), None)
+    refuse(named is not None, f"Your beginning names {named}. Only the country at {{}} may tell.")
+    return sentence
+
+
+@torch.no_grad()
+def _said(model, prompts: list[str]) -> list[torch.Tensor]:
+    """The probabilities of the next token after each prompt."""
+    return [model(prompt)[0, -1].float().softmax(-1).cpu() for prompt in prompts]
+
+
+def _own_answers(model, before: list[torch.Tensor]) -> dict[int, int]:
+    """The likeliest next token for each country, where that is an answer about it."""
+    own, capital = {}, 0
+    for n, ((_, old, new), said) in enumerate(zip(MOVED, before, strict=True)):
+        token = int(said.argmax())
+        capital += token == ml.single_token(model, old)
+        word = model.to_string(torch.tensor([token]))
+        if said[token] >= 0.03 and word[1:].isalpha() and word not in (old, new):
+            own[n] = token
+    refuse(capital > 1, "Here the model answers with the capital: that is the fact that was edited.")
+    sure = (
+        f"Before the edit the model says a word of its own, with at least 0.1, for {len(own)} of 5 countries."
+    )
+    refuse(len(own) < 4, f"{sure} Ask for something that it knows.")
+    words = {model.to_string(torch.tensor([token])) for token in own.values()}
+    same = f"Before the edits the model says {', '.join(map(repr, sorted(words)))} for all of them."
+    refuse(len(words) < 3, f"{same} Ask for something in which countries differ.")
+    return own
+
+
+def _edits(model) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The rank-one changes of W_out in layer 4, one for each country."""
+    stored = load_file(ml.reference.data_dir() / "rome" / "edits.safetensors")
+    W_out = model.blocks[4].mlp.W_out
+    found = [*zip(stored["left"].to(W_out), stored["right"].to(W_out), strict=True)]
+    size = (len(found[0][0]), len(found[0][1]))
+    refuse(tuple(W_out.shape) != size, "The edits of this check fit the model of the course, and no other.")
+    return found

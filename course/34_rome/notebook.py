@@ -7,7 +7,7 @@
 #
 # - read an MLP's output matrix as a memory: a key brings back a value,
 # - compute a rank-one edit that makes one key bring back a new value and disturbs ordinary keys as little as possible,
-# - judge an edit by other words, by neighbours, by its consequences and by the layer it was made in.
+# - judge an edit by other words, by two kinds of neighbours, by its consequences and by the layer it was made in.
 #
 # Time: 75 minutes. The cells take about 70 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 13 and 31.
@@ -58,7 +58,7 @@ claim(model, "Paris for the Louvre, change", after[2, 0] - before[2, 0], says=0.
 assert after[3].max() < 0.05
 
 # %% [markdown]
-# The edited prompt goes from Paris (0.30) to Rome (0.98), so does the same question in other words (0.97), and the Louvre stays in Paris. The Acropolis, which is in
+# The edited prompt goes from Paris to Rome, so does the same question in other words, and the Louvre stays in Paris. The Acropolis, which is in
 # neither city, does not move to Rome either. In the model's own words:
 
 # %%
@@ -283,11 +283,16 @@ check(answer_log_prob)
 
 
 # %% [markdown]
-# ## Ten edits
+# ## Fourteen edits
 #
-# One edit is an anecdote. Ten facts, six capitals and four sights, each edited alone. Three shares, as in the paper: **efficacy**, the new answer is likelier than the old one; **paraphrase**, the same
-# in three other wordings; **neighbourhood**, for other subjects (ten countries or six sights) their own answer is still likelier than the new one. *Own* is what the model said before the edit; where that
-# was the new answer already, the subject is left out.
+# One edit is an anecdote. Fourteen facts that the model knows, each edited alone: six capitals, four sights, four cities and their countries. **Efficacy**: the new answer is likelier than the old one. **Paraphrase**: the same in three other wordings.
+#
+# And other subjects should keep their own answer, which must stay likelier than the new one. But *which* others?
+#
+# - **Neighbourhood**, as the paper measures it: subjects with the **same old answer**. When the Eiffel Tower is moved to Rome, they are other things in Paris. What is kept for them is what the edit overwrote. A capital has no such
+#   neighbours, so eight of our facts have this score. *Own* is the old answer, whether the model knows it or not.
+# - **Others**: subjects with other answers. When the capital of France is moved to Rome, is that of Japan still Tokyo? An easier question, and not the paper's. *Own* is what the model said before; where that was the new answer
+#   already, the subject is left out.
 #
 # ### Exercise 34.5 Three scores
 #
@@ -306,7 +311,8 @@ def edit_shares(
 ) -> tuple[float, float, float]:
     """Efficacy, paraphrase and neighbourhood, each from 0 to 1, from probabilities of the next token.
 
-    new, old: ids of the new and the old answer; own: for each neighbour, the id of its own answer
+    new, old: ids of the new and the old answer; own: for each neighbour, the id of its own answer (in the paper's
+    neighbourhood the old one for all of them)
     """
     # >>> solution
     efficacy = float(asked[new] > asked[old])
@@ -355,55 +361,80 @@ def edit_shares(asked, reworded, others, new, old, own):
 
 
 # %% [markdown]
-# Ten edits take minutes, so `data/make/rome.py` did them; here one of them is done again to see that it agrees. Two more columns: *probability*, of the new
-# answer; *kept*, a neighbour's own answer is still the likeliest token of all, which asks more than neighbourhood does. The row *none* is without an edit.
+# So many edits take minutes, and `data/make/rome.py` did them; here one of them is done again to see that it agrees. More columns: *probability*, of the new
+# answer; *kept*, the own answer is still the likeliest token of all, which asks more than the comparison of two. The row *none* is without an edit.
 
 # %%
 import json
 
 import pandas as pd
 
+from mechlab.statistics import bootstrap
+
 stored = pd.read_csv(ml.reference.data_dir() / "reference" / "rome.csv")
-kinds = json.loads((ml.reference.data_dir() / "rome" / "facts.json").read_text())["relations"]
+listed = json.loads((ml.reference.data_dir() / "rome" / "facts.json").read_text())
+kinds, facts = listed["relations"], listed["facts"]
 capital = kinds["capital"]
 fact = ml.Fact(capital["prompt"], "France", " Rome")
 with torch.no_grad():
-    asked = [capital["prompt"].format(other) for other in capital["neighbours"] if other != "Italy"]
+    asked = [capital["prompt"].format(other) for other in capital["others"] if other != "Italy"]
     own = {prompt: model.to_string(model(prompt)[0, -1].argmax()[None]) for prompt in asked}
 france = ml.edit_fact(model, fact, 4, covariance)
 here = ml.edit_scores(model, fact, " Paris", capital["paraphrases"], own)
-columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept"]
-there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][columns].iloc[0]
+here["others"], here["others_kept"] = here.pop("neighbourhood"), here.pop("kept")  # these have other answers
+there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][list(here)].iloc[0]
 pd.DataFrame({"here": here, "stored": there}).round(2)
 
 # %% kind="assert"
 assert abs(here["probability"] - there.probability) < 0.1
-for name in columns[1:]:
+for name in list(here)[1:]:
     assert abs(here[name] - there[name]) < 0.25, name
 
 # %%
-ten = stored[(stored.split == "test") & (stored.layer == 4)]
-means = ten.groupby("how")[columns].mean()
+tested = stored[(stored.split == "test") & (stored.layer == 4)]
+columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept", "others", "others_kept"]
+means = tested.groupby("how")[columns].mean()
 means.loc[["none", "rome", "identity", "tuning", "piled"]].round(2)
+
+# %%
+near = tested[tested.neighbourhood.notna()].set_index(["how", "subject"])
+paraphrases = tested[tested.how == "rome"].set_index("subject").paraphrase
+assert len(near.loc["rome"]) == 8
+measures = ["neighbourhood", "others"]
+rows = [torch.tensor(near.loc[how][measures].to_numpy()).float() for how in ("none", "rome", "identity", "tuning")]
+labels = {"edit": ["none", "rome", "identity", "tuning"], "measure": measures}
+ml.Scores.over_prompts(
+    torch.stack(rows, dim=1), ("edit", "measure"), "own answer still ahead (share of subjects, mean of eight facts)",
+    labels=labels, signed=False,
+).plot(height=420)
 
 # %% kind="assert"
 claim(model, "efficacy", means.efficacy["rome"], says=1.0, within=0.001)
-claim(model, "paraphrase", means.paraphrase["rome"], says=1.0, within=0.05)
-claim(model, "neighbourhood", means.neighbourhood["rome"], says=0.97, within=0.02)
-claim(model, "neighbourhood, identity", means.neighbourhood["identity"], says=0.90, within=0.02)
-claim(model, "paraphrase, tuning", means.paraphrase["tuning"], says=0.47, within=0.02)
-claim(model, "neighbourhood, tuning", means.neighbourhood["tuning"], says=0.74, within=0.02)
-claim(model, "kept, tuning", means.kept["tuning"], says=0.65, within=0.02)
+for relation, share in (("{} is a city", 1 / 3), ("{} is located", 1.0), ("The capital", 1.0)):
+    its = [row["subject"] for row in facts if kinds[row["relation"]]["prompt"].startswith(relation)]
+    claim(model, f"paraphrase, {relation}", paraphrases[paraphrases.index.isin(its)].mean(), says=share, within=0.05)
+drop = torch.tensor((near.neighbourhood["none"] - near.neighbourhood["rome"]).to_numpy())
+claim(model, "neighbourhood, drop by the edit", drop.mean(), says=0.02, within=0.02)
+claim(model, "its highest", bootstrap(drop)[1], says=0.06, within=0.03)
+claim(model, "neighbourhood", means.neighbourhood["rome"], says=0.94, within=0.02)
+claim(model, "neighbourhood, none", means.neighbourhood["none"], says=0.96, within=0.02)
+claim(model, "neighbourhood, tuning", means.neighbourhood["tuning"], says=0.63, within=0.02)
+claim(model, "others", means.others["rome"], says=0.98, within=0.02)
+claim(model, "others, identity", means.others["identity"], says=0.92, within=0.02)
+claim(model, "others, tuning", means.others["tuning"], says=0.66, within=0.02)
 claim(model, "paraphrase, piled", means.paraphrase["piled"], says=1.0, within=0.02)
-claim(model, "neighbourhood, piled", means.neighbourhood["piled"], says=0.97, within=0.02)
+claim(model, "others, piled", means.others["piled"], says=0.97, within=0.02)
 
 # %% [markdown]
-# All ten edits (row *rome*) succeed, in all thirty other wordings too, and neighbourhood is 0.97. The other rows:
+# All fourteen edits (row *rome*) succeed. In other words it depends on the relation: all wordings follow for capitals and sights, one in three for the cities, which "lie in" their old country still. **Paraphrases test your
+# wordings as much as the edit.**
 #
-# - **identity**: the same edit with the identity matrix for C. It succeeds as well, and more neighbours go (neighbourhood 0.90). The covariance is there for them.
-# - **tuning**: the same matrix, changed by plain gradient descent until the prompt says the new answer. It always gets there, in the very words it was trained on: other
-#   wordings follow in 0.47. For 0.74 of the neighbours the own answer is still ahead of the new one, for 0.65 it still comes first. Success on the edited prompt alone says little.
-# - **piled**: all ten edits on top of one another. Nothing is lost yet. (With many more the papers report that it breaks down.)
+# Subjects with the same old answer keep it in 0.94, where 0.96 have it without any edit: the edit costs 0.02, at most 0.06 by the interval over the eight facts. (A share of 0.94 alone would have said little: the model does not know all of these places.
+# In the paper, too, what counts is 0.754 beside 0.781 without an edit.) The other rows:
+#
+# - **identity**: the same edit with the identity matrix for C. It succeeds as well. Among the subjects with the same answer the eight facts do not tell the two apart; of the *others* more go. The covariance is there for them.
+# - **tuning**: the same matrix, changed by plain gradient descent until the prompt says the new answer. It always gets there, and takes a third of both kinds along. Success on the edited prompt alone says little.
+# - **piled**: the ten capitals and sights on top of one another. Nothing is lost yet. (With many more the papers report that it breaks down.)
 
 # %% [markdown]
 # ## What follows from the edit
@@ -479,6 +510,64 @@ claim(model, "loss on ordinary text, change", edited_loss - without, says=0.01, 
 # %% [markdown]
 # A hundredth of a nat. An average over ordinary text hides all of this.
 #
+# ### Exercise 34.6 What the shares do not see
+#
+# Difficulty 4 of 5 · 20 minutes · needs all of the above
+#
+# Largest city and language went with the capital. What else? Find a sentence beginning, with {} for a country, on which editing the *capital* changes what the model says, though efficacy, paraphrase and neighbourhood see
+# nothing. It is tried on five other countries, edited at layer 4 as France was. It must be about another fact than the capital: before the edits the model has an answer of its own for each country, and not one for all. And not about
+# the city, the government or the language: those you have seen.
+
+
+# %% kind="exercise" id="34.6"
+@exercise("34.6")
+def bleeds() -> str:
+    """A sentence beginning that holds {} once, for a country, and whose next word tells something about that country."""
+    # >>> solution
+    return "The longest river of {} is the"
+    # <<< solution
+
+
+# %% kind="check"
+check(bleeds, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The edit changes what is written at the country's name, in every sentence. Which other facts are read off that name?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Write ten beginnings. Look at the model's likeliest next word for Germany, Norway and Cuba: keep those where each has its own. Then edit one country, as above, and look again.
+#
+# </details>
+
+
+# %% kind="wrong" id="34.6" expects="what the notebook has shown"
+@exercise("34.6")
+def bleeds():
+    return "The official language of {} is"
+
+
+# %% kind="wrong" id="34.6" expects="in which countries differ"
+@exercise("34.6")
+def bleeds():
+    return "The flag of {} is"
+
+
+# %% kind="wrong" id="34.6" expects="names Athens"
+@exercise("34.6")
+def bleeds():
+    return "{} lies near Athens, and its longest river is the"
+
+
+# %% kind="wrong" id="34.6" expects="answers with the capital"
+@exercise("34.6")
+def bleeds():
+    return "The parliament of {} meets in"
+
+# %% [markdown]
 # ### Predict
 #
 # Before you go on: six layers from 0 to 18 are tried. In what share of them does the edit succeed (the new answer is likelier than the old one)?
@@ -489,7 +578,7 @@ predict("34.p", 0.5)
 # %% [markdown]
 # ## Which layer?
 #
-# Causal tracing (notebook 31) says where a state matters when the subject is hidden by noise. Should one not edit there? Four facts, not among the ten, were edited in six
+# Causal tracing (notebook 31) says where a state matters when the subject is hidden by noise. Should one not edit there? Four facts, not among the fourteen, were edited in six
 # layers, each alone. Beside them, the trace of another fact: the Eiffel Tower, MLPs in windows of five layers, the largest effect at its four tokens, as a share of
 # the fall from clean to corrupted. (Above 1 more comes back than was lost.)
 
@@ -503,20 +592,20 @@ trace = ml.causal_tracing(
     site="mlp_out", window=5, layers=layers, positions=subject, samples=4,
 )  # fmt: skip
 traced = trace.values.max(1).values / (trace.baselines["clean"] - trace.baselines["corrupted"])
-lines = torch.stack([torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "kept")])
+lines = torch.stack([torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "others_kept")])
 lines = torch.cat([lines, traced[None]])
-labels = {"what": ["efficacy, and paraphrase", "kept", "tracing"], "layer": [str(n) for n in layers]}
+labels = {"what": ["efficacy, and paraphrase", "others kept", "tracing"], "layer": [str(n) for n in layers]}
 shares = ml.Scores(lines, ("what", "layer"), "edits that succeed, neighbours kept, tracing (share)", labels)
 ml.plots.scores(shares, lines=True, title="Edits in six layers, and what tracing says")
 
 # %% kind="assert"
 assert layers == [0, 2, 4, 6, 10, 18] and (sweep.efficacy == 1).all() and (sweep.paraphrase == 1).all()
-claim(model, "kept, layer 0", sweep.kept[0], says=0.89, within=0.02)
-claim(model, "kept, layer 2", sweep.kept[2], says=0.97, within=0.02)
-claim(model, "kept, layer 4", sweep.kept[4], says=0.97, within=0.02)
-claim(model, "kept, layer 6", sweep.kept[6], says=0.95, within=0.02)
-claim(model, "kept, layer 10", sweep.kept[10], says=0.63, within=0.02)
-claim(model, "kept, layer 18", sweep.kept[18], says=0.44, within=0.02)
+claim(model, "kept, layer 0", sweep.others_kept[0], says=0.89, within=0.02)
+claim(model, "kept, layer 2", sweep.others_kept[2], says=0.97, within=0.02)
+claim(model, "kept, layer 4", sweep.others_kept[4], says=0.97, within=0.02)
+claim(model, "kept, layer 6", sweep.others_kept[6], says=0.95, within=0.02)
+claim(model, "kept, layer 10", sweep.others_kept[10], says=0.63, within=0.02)
+claim(model, "kept, layer 18", sweep.others_kept[18], says=0.44, within=0.02)
 claim(model, "tracing, layer 0", traced[0], says=1.3, within=0.3)
 claim(model, "tracing, layer 2", traced[1], says=1.0, within=0.3)
 assert traced[2:].max() < 0.2
@@ -526,28 +615,29 @@ assert trace.values[:, -1].abs().max() < 0.1 * trace.baselines["clean"] + 0.03
 reveal("34.p", f"{sweep.efficacy.mean():.2f}")
 
 # %% [markdown]
-# The edit succeeds in **every** layer, in other words too. The layer decides what else goes: *kept* is 0.97 at layers 2 and 4, 0.63 at layer 10, 0.44 at layer 18.
-# We took layer 4 for that; the ten facts above had no part in the choice.
+# The edit succeeds in **every** layer, in other words too. The layer decides what else goes: from layer 10 on, a third of the others and more lose their answer.
+# We took layer 4 for that; the facts above had no part in the choice.
 #
-# And tracing? It points at layers 0 (1.3) and 2 (1.0), where its windows hold the first MLP (notebook 31), and at the token "iffel". Layer 2 is indeed a good place to edit. But so are
-# layers 4 (0.97) and 6 (0.95), where tracing is next to nothing, and layer 0, where it is largest, keeps fewer neighbours (0.89). At " Tower", the token whose memory we rewrote, tracing sees nothing at all.
+# And tracing? It points at layers 0 and 2, where its windows hold the first MLP (notebook 31), and at the token "iffel". Layer 2 is indeed a good place to edit. But so are
+# layers 4 and 6, where tracing is next to nothing, and layer 0, where it is largest, keeps fewer. At " Tower", the token whose memory we rewrote, tracing sees nothing at all.
 # Hase et al. 2023 found the same on GPT-J: **where tracing is large does not tell where an edit works.** One asks which state carries the fact when noise hides the subject; the other, what can be overwritten before somebody
 # reads it.
 #
-# **Question 34.a.** The edit at layer 4 succeeds. What does that say about where the fact is kept?
+# **Question 34.a.** You edit a new fact at layer 14, where tracing finds nothing. Which efficacy, and which share of others kept, do you expect?
 #
-# - **a** It is kept in the MLP of layer 4.
-# - **b** It is kept where tracing is largest, and layer 4 is near enough.
-# - **c** Nothing: edits succeed in all the layers that were tried. The layer decides what else is changed.
+# - **a** Efficacy near 0: nothing is stored there.
+# - **b** Efficacy near 1, and about half of the others kept.
+# - **c** Efficacy near 1, and nearly all others kept: tracing finds nothing, so there is nothing to break.
 
 # %% kind="quiz"
-quiz("34.a", "c")
+quiz("34.a", "b")
 
 # %% [markdown]
 # ## How this misleads
 #
 # - **Success is cheap.** Efficacy is 1 for the edit, for the cheap edit and for gradient descent. Paraphrases and neighbours tell them apart.
 # - **One subject, many facts.** "Specific" means here that *other* subjects keep their answers. What else the model says about *this* subject is not in the scores, and it changed.
+# - **Which others?** The same word, neighbourhood, gives another number with easier others. Look up which were asked.
 # - **A place to edit is not a place of storage.** Whatever later layers read can be overwritten upstream.
 # - **Two probabilities hide much.** "Likelier than the old one" is true at 0.02 against 0.01 as well. Read texts too.
 #
@@ -559,14 +649,16 @@ mine["efficacy, averaged over layers"] = sweep.efficacy.mean()
 ml.reference.table("34", mine)
 
 # %% [markdown]
-# The paper's facts are harder (7,500, of all kinds, on a model ten times as large), its neighbours nearer. Ours are ten capitals and sights which this model knows well.
+# The paper's facts are harder (of all kinds, on a model ten times as large); ours are sights and cities which this model knows well. The row *neighbourhood* has subjects with the same old answer in both.
+# There is no paper's number for our *others*, and none stands beside it.
 #
 # | term | meaning |
 # |---|---|
 # | key, value | what an MLP's neurons do at a token; what its output matrix makes of it |
 # | rank-one edit | a change of a matrix by one outer product, so that one key brings back a new value |
 # | covariance of keys | the mean of k kᵀ over ordinary text; it says which keys to leave alone |
-# | efficacy, paraphrase, neighbourhood | the new answer wins; it wins in other words; other subjects keep their answers |
+# | efficacy, paraphrase | the new answer wins over the old one; it does in other words |
+# | neighbourhood | subjects with the same old answer keep it; with other answers: *others*, which is easier |
 #
 # `ml.Fact`, `ml.edit_fact`, `ml.edit_scores`, `ml.key_covariance`; `.undo()` takes an edit back, `ml.save_model` writes an edited model in Hugging Face format. Papers: Meng et al. 2022 (ROME),
 # Hase et al. 2023 (where to edit). Next: what many parts do together, notebook 41.

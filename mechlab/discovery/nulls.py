@@ -5,8 +5,9 @@ it: whatever is done along it changes little, and any direction found in data lo
 null comes from where the direction came from: the same examples with their labels shuffled, other features,
 other contrasts, or noise with the streams' own covariance.
 
-The choice of null has turned conclusions round: errors of sparse autoencoders hurt more than isotropic errors
-of their length (Gurnee 2024), and no more than errors towards other activations (Lee and Heimersheim 2024).
+The choice of null has turned conclusions round: errors of sparse autoencoders change the output far more than
+isotropic errors of their length (Gurnee 2024), and about as much as errors that also take as much of the
+activation itself away (Lee and Heimersheim 2024).
 """
 
 import torch

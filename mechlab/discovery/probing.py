@@ -83,8 +83,8 @@ def residual_streams(
 class ProbeResult:
     """What the probes of each layer said about examples that they had not seen.
 
-    score:       share right (classes), or R² (numbers; 0 is as good as always saying the mean, below 0 is
-                 worse)
+    score:       share right (classes; its intervals are over whole groups, where there are any), or R²
+                 (numbers; 0 is as good as always saying the mean, below 0 is worse)
     predictions: [layer, example] or, for several numbers an example, [layer, example, target]
     directions:  [layer, d_model], what the probe fitted to all examples reads; None for more than two classes
                  or targets
@@ -134,7 +134,8 @@ def probe_layers(
         truth = _others(features, labels, *on)
         said = [probe.predict(layer) for probe, layer in zip(fitted, _numpy(on[0]), strict=True)]
     predictions, directions = np.stack(said), [_direction(probe) for probe in fitted]
-    score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth)
+    units = groups if on is None else None
+    score = r_squared(predictions, truth) if numbers else _accuracy(predictions, truth, units)
     known = [direction for direction in directions if direction is not None]
     return ProbeResult(score, predictions, torch.stack(known) if len(known) == len(directions) else None)
 
@@ -209,7 +210,7 @@ class MassMean(ClassifierMixin, BaseEstimator):
         return self.classes_[(features @ self.coef_[0] + self.intercept_ > 0).astype(int)]
 
 
-def _array(labels: ArrayLike) -> np.ndarray:
+def _array(labels: ArrayLike | Collection) -> np.ndarray:
     """Labels as an array, also where they are a tensor of another device."""
     return np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
 
@@ -330,9 +331,10 @@ def _numpy(features: Float[Tensor, "layer example d_model"]) -> np.ndarray:
     return (features if features.dtype == torch.float64 else features.float()).numpy()
 
 
-def _accuracy(predictions: np.ndarray, truth: np.ndarray) -> Scores:
-    right = torch.tensor(predictions == truth).T
-    return Scores.over_prompts(right.float(), ("layer",), "share of held-out examples right", signed=False)
+def _accuracy(predictions: np.ndarray, truth: np.ndarray, groups: Collection | None) -> Scores:
+    right, name = torch.tensor(predictions == truth).T.float(), "share of held-out examples right"
+    units = None if groups is None else torch.tensor(np.unique(_array(groups), return_inverse=True)[1])
+    return Scores.over_prompts(right, ("layer",), name, signed=False, units=units)
 
 
 def _direction(fitted: BaseEstimator) -> Float[Tensor, "d_model"] | None:

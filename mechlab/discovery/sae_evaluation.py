@@ -4,7 +4,8 @@ Rebuilding an activation well and preserving what the model does with it are two
 both.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.loading.origin import Origin, made_from
+from mechlab.results import FEWEST_UNITS
 from mechlab.runs.hooks import Hook, check_name, intervene
+from mechlab.statistics import Estimate, estimate
 from mechlab.tokens import Prompts, texts_of
 
 # Hooks whose activations have heads or queries on an axis of their own.
@@ -59,6 +62,8 @@ class Splice:
                flatters
     unexplained: share of the variance that is not rebuilt; active: features active a token; silent: share
                  never active
+    of_text: the four losses, the squared "error" and the "variance" (squared distances from the mean), each
+             the mean over the tokens of one text: [text]
     """
 
     loss: dict[str, float]
@@ -66,14 +71,24 @@ class Splice:
     unexplained: float
     active: float
     silent: float
+    of_text: Mapping[str, Float[Tensor, "text"]] = field(default_factory=dict, repr=False)
+
+    def intervals(self) -> dict[str, Estimate]:
+        """Both shares with their 95 % intervals over texts; no interval for fewer than eight of them."""
+        of = self.of_text
+        shares = {"recovered": (of["mean"] - of["spliced"], of["mean"] - of["intact"])}
+        shares["unexplained"] = (of["error"], of["variance"])
+        few = None if len(of["error"]) >= FEWEST_UNITS else torch.zeros(len(of["error"])).long()
+        return {name: estimate(part, few, over=whole) for name, (part, whole) in shares.items()}
 
     def __repr__(self) -> str:
         loss = "loss {intact:.2f}, spliced {spliced:.2f}, mean {mean:.2f}, zero {zero:.2f}".format(
             **self.loss
         )
+        shares = self.intervals()
         return (
-            f"{loss}; recovered {self.recovered:.2f} of what the mean loses; unexplained variance "
-            f"{self.unexplained:.2f}; {self.active:.1f} features active; {self.silent:.1%} silent"
+            f"{loss}; recovered {shares['recovered']} of what the mean loses; unexplained variance "
+            f"{shares['unexplained']}; {self.active:.1f} features active; {self.silent:.1%} silent"
         )
 
 
@@ -100,7 +115,9 @@ def splice(
         raise ValueError(
             f"The texts have {texts.shape[1]} tokens; a next-token loss needs at least {skip + 2}."
         )
-    loss = {} if beside is None else dict(beside.loss)
+    if beside is not None and len(beside.of_text["intact"]) != len(texts):
+        raise ValueError(f"beside is of {len(beside.of_text['intact'])} texts, and these are {len(texts)}.")
+    loss = {} if beside is None else {k: beside.of_text[k] for k in ("intact", "mean", "zero")}
     with intervene(model, [(name, lambda x, hook: seen.append(x[:, skip:]))]):
         if beside is None:
             loss["intact"] = _loss(model, texts, skip)
@@ -113,24 +130,28 @@ def splice(
     for what, value in {"spliced": back, **instead}.items():
         with intervene(model, _from(name, value, skip)):
             loss[what] = _loss(model, texts, skip)
-    lost = loss["mean"] - loss["intact"]
-    if abs(lost) < 1e-6 * abs(loss["intact"]):
+    whole = {what: each.mean().item() for what, each in loss.items()}
+    lost = whole["mean"] - whole["intact"]
+    if abs(lost) < 1e-6 * abs(whole["intact"]):
         raise ValueError(f"The model loses nothing when {name} is its mean, so no share is recovered.")
+    squares = {"error": x - back, "variance": x - mean}
+    squares = {what: each.pow(2).sum(-1).mean(1) for what, each in squares.items()}
     return Splice(
-        loss,
-        (loss["mean"] - loss["spliced"]) / lost,
-        ((x - back).pow(2).sum() / (x - mean).pow(2).sum()).item(),
+        whole,
+        (whole["mean"] - whole["spliced"]) / lost,
+        (squares["error"].sum() / squares["variance"].sum()).item(),
         (features > 0).float().sum(-1).mean().item(),
         (features.flatten(0, 1) > 0).any(0).logical_not().float().mean().item(),
+        {what: each.cpu() for what, each in {**loss, **squares}.items()},
     )
 
 
-def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int) -> float:
-    """The mean next-token loss after the first `skip` positions, in nats."""
+def _loss(model: "TransformerBridge", texts: Int[Tensor, "batch pos"], skip: int) -> Float[Tensor, "batch"]:
+    """The mean next-token loss of each text after the first `skip` positions, in nats."""
     if torch.finfo(model.W_E.dtype).bits >= 32:
-        return model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean().item()
+        return model(texts, return_type="loss", loss_per_token=True)[:, skip:].mean(1)
     said = model(texts)[:, skip:-1].float().log_softmax(-1)  # half precision would round each token's loss
-    return -said.gather(-1, texts[:, skip + 1 :, None].to(said.device)).mean().item()
+    return -said.gather(-1, texts[:, skip + 1 :, None].to(said.device)).mean((1, 2))
 
 
 def splice_hooks(model: "TransformerBridge", sae: SparseAutoencoder, *, skip: int = 1) -> list[Hook]:

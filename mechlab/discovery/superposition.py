@@ -6,7 +6,7 @@ keeps the m most important and forgets the rest. Sparse ones: it keeps more than
 interfere a little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from mechlab.results import Scores
 
 if TYPE_CHECKING:
     from mechlab.pictures.plots import Picture
+
+Drawn = Float[Tensor, "count feature"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def train_toy_models(
     density: Sequence[float] = (1.0, 0.3, 0.1, 0.05, 0.02),
     importance: Float[Tensor, "feature"] | None = None,
     linear: bool = False,
+    sample: Callable[[int, torch.Generator], Drawn] | None = None,
     steps: int = 2000,
     batch: int = 512,
     seed: int = 0,
@@ -68,6 +71,8 @@ def train_toy_models(
     A feature is absent with probability 1 − density, else uniform in [0, 1]. importance: weight of each
     feature in the loss (default: all 1). linear: without the ReLU, where superposition never pays. A density
     given twice trains two models from different starts. About 5 seconds for 8 models of 20 features.
+    sample: draws the examples instead, `sample(count, generator)`, the same for all models: features that are
+            not independent. Then density only sets how many models there are, and the size of their steps.
     """
     if n_hidden < 1 or n_features < 1 or not all(0 < p <= 1 for p in density):
         raise ValueError(
@@ -87,8 +92,11 @@ def train_toy_models(
     b = torch.zeros(len(density), n_features)
 
     def losses(count: int) -> Float[Tensor, "model"]:
-        x = torch.rand(count, *b.shape, generator=generator)
-        x = x * (torch.rand(x.shape, generator=generator) < present)
+        if sample is None:
+            x = torch.rand(count, *b.shape, generator=generator)
+            x = x * (torch.rand(x.shape, generator=generator) < present)
+        else:
+            x = _of_shape(sample(count, generator), count, n_features)[:, None].expand(count, *b.shape)
         back = _rebuilt(x, W, b) if linear else _rebuilt(x, W, b).relu()
         return ((x - back) ** 2 * importance).mean((0, 2))
 
@@ -101,6 +109,12 @@ def train_toy_models(
             optimiser.step()
             schedule.step()
     return ToyModels(W.detach(), b.detach(), tuple(density), importance, losses(20_000).detach())
+
+
+def _of_shape(x: Float[Tensor, "..."], count: int, features: int) -> Drawn:
+    if x.shape != (count, features):
+        raise ValueError(f"sample returned {tuple(x.shape)}; ({count}, {features}) is needed.")
+    return x.float()
 
 
 def _rebuilt(

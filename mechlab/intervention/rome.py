@@ -285,14 +285,17 @@ def edit_scores(
     paraphrases: Sequence[str],
     neighbours: Mapping[str, str],
 ) -> dict[str, float]:
-    """How an edited model answers, in the paper's terms, all shares from 0 to 1.
+    """How an edited model answers, all shares from 0 to 1.
 
     probability:   of the new answer
     efficacy:      it is likelier than the old one
     paraphrase:    so it is in other words ({} for the subject)
-    neighbourhood: for prompts about other subjects, with their answers before the edit, that answer is
-                   likelier than the new one
+    neighbourhood: for prompts about other subjects, each with its own answer, that answer is likelier than
+                   the new one
     kept:          it is still the likeliest of all
+
+    The paper's neighbourhood (CounterFact) asks for subjects with the same old answer, other things in Paris
+    when the Eiffel Tower is moved. Subjects with other answers are easier: that is another number.
     """
     new, before = single_token(model, fact.answer), single_token(model, old)
     wrong = [prompt for prompt in paraphrases if prompt.count("{}") != 1]

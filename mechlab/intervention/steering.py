@@ -5,7 +5,8 @@ Add a vector to the residual stream while the model reads and writes.
 Turner et al. 2023 (activation addition), Rimsky et al. 2023 (contrastive activation addition), Zou et al.
 2023 (representation engineering). A vector is the difference of two means of the stream, over texts with and
 without the behaviour. Strength is counted in lengths of the stream: 0.2 adds a vector a fifth as long as the
-stream usually is there.
+stream of one token usually is there, whatever the vector was made from, so vectors of the same texts are
+equally long at the same strength.
 
 Easy to get wrong: an effect without its cost in perplexity, without a random vector of the same length,
 without the prompts on which it goes the wrong way, and without simply asking for the behaviour in the prompt.
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from mechlab.arguments import layers_of, whole
 from mechlab.discovery.probing import residual_streams
+from mechlab.discovery.streams import residual_entries
 from mechlab.metrics import Metric
 from mechlab.moved import was
 from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook
+from mechlab.runs.norms import wide
 from mechlab.runs.run import Put
 from mechlab.tokens import Prompts, batch_of, first_tokens
 
@@ -42,7 +45,7 @@ class SteeringVectors:
 
     directions: [layer, d_model], of length 1
     gaps:       [layer], how far apart the two means were: 1 unit of the natural difference
-    lengths:    [layer], the mean length of the stream there: 1 unit of strength
+    lengths:    [layer], the mean length of the stream of one token there: 1 unit of strength
     skip:       how many tokens at the beginning are left alone: those that the tokenizer puts there itself
     """
 
@@ -104,16 +107,30 @@ def contrast_vectors(
 ) -> SteeringVectors:
     """Mean stream over `positive` texts minus mean over `negative`, on entering each layer.
 
-    pos: -1 is the last token; "mean" all tokens but the first.
+    pos: -1 is the last token; "mean" all tokens but the first. The unit of strength does not depend on it:
+         a mean over tokens is shorter than the tokens are, so its length would be another unit.
     """
     streams = [residual_streams(model, texts, pos=pos)[:-1] for texts in (positive, negative)]
     difference = streams[0].mean(1) - streams[1].mean(1)
     gaps = difference.norm(dim=-1)
-    lengths = torch.cat(streams, dim=1).norm(dim=-1).mean(1)
     if (gaps[1:] == 0).any():
         raise ValueError("The two sets of texts have the same mean, so there is no direction between them.")
     unit = difference / gaps.clamp(min=1e-12)[:, None]
-    return SteeringVectors(unit, gaps, lengths, first_tokens(model))
+    return SteeringVectors(unit, gaps, _lengths(model, [*positive, *negative]), first_tokens(model))
+
+
+def _lengths(model: "TransformerBridge", texts: Sequence[str]) -> Float[Tensor, "layer"]:
+    """The mean length of the stream of one token on entering each layer.
+
+    The mean is over all tokens of all texts but the first of each, which is often an attention sink, far
+    longer than the others.
+    """
+    given, found = batch_of(model, texts, what="texts"), []
+    for length in sorted(set(given.lengths)):
+        rows, begin = given.tokens[given.ends == length - 1, :length], min(1, length - 1)
+        for streams in residual_entries(model, rows, 32):
+            found.append(wide(streams[:-1, :, begin:]).norm(dim=-1).float().cpu().flatten(1))
+    return torch.cat(found, dim=1).mean(1)
 
 
 @dataclass(frozen=True)
