@@ -75,6 +75,5 @@ def main() -> bool:
     return all([
         beside(f"exact Shapley values, {n} tokens (plain: masks in batches of 64)", lambda: ml.shapley_values(*args), plain_shapley, "under 10", 10, 1e-3),
         beside("LIME, 128 masks (plain: one by one)", lambda: ml.lime(*args), lambda: captums(captum.attr.Lime), "under 10", 10, 1e-2),
-        beside("kernel SHAP, 128 masks (plain: one by one)", lambda: ml.kernel_shap(*args), lambda: captums(captum.attr.KernelShap), "under 10", 10, 1e-2),
         beside("value neurons, 6 layers (plain: all neurons exactly)", lambda: ml.value_neuron_scores(model, prompt, " happy", layers=range(24, 30)), exact_neurons, "", 10, 5e-3),
     ])  # fmt: skip

@@ -97,7 +97,7 @@ def _tokens(asked: Asked) -> dict[str, Callable[[], Any]]:
             "in_context_learning_score": lambda b=bad: ml.in_context_learning_score(
                 model, b, early=1, late=3
             ),
-            "TunedLens.fit": lambda t=on: ml.TunedLens.fit(model, t, skip=1),
+            "AffineLens.fit": lambda t=on: ml.AffineLens.fit(model, t, skip=1),
             "token_activations": lambda t=on: ml.token_activations(model, t, hook),
             "feature_activity": lambda t=on: ml.feature_activity(model, _sae(asked), t),
             "splice": lambda t=on: ml.splice(model, _sae(asked), t),

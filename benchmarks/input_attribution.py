@@ -1,17 +1,19 @@
-"""Every method of notebook 11 on 24 prompts, with three baselines, judged by deletion beside random orders.
+"""Every method of notebook 11 on 34 prompts, with three baselines, judged by deletion beside random orders.
 
-`python -m benchmarks.input_attribution` prints the table and writes data/reference/input_attribution.csv
-(half an hour on two cores). One row for each kind of prompt, method, baseline the method replaces tokens by,
-and baseline the deletion replaces them by:
+`python -m benchmarks.input_attribution [KIND ...]` prints the table and writes data/reference/input_attribution.csv
+(half an hour on two cores; with kinds of prompts named, only their rows are made again). One row for each kind of
+prompt, method, baseline the method replaces tokens by, and baseline the deletion replaces them by:
 
     better, low, high:  mean of the deletion curve below that of random orders, in logits, with a 95 % bootstrap
-                        interval over the 8 prompts; 0 = no better than chance
-    chance:             share of 40 random orders (each averaged over the 8 prompts) at least as good
+                        interval over the 8 units (sentences; a sentence and its mirror image are one); 0 = no
+                        better than chance
+    chance:             share of 40 random orders (each averaged over the prompts) at least as good
     tied:               yes when the interval of the difference to the best row of its table includes 0
     seconds:            a prompt, median
 """
 
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -21,12 +23,12 @@ import torch
 import mechlab as ml
 from mechlab.attribution.deletion import deletion_curves
 from mechlab.attribution.inputs import INPUT_METHODS
-from mechlab.attribution.masking import replaced
+from mechlab.attribution.masking import baseline_tokens
 
 DATA = Path(__file__).parents[1] / "data"
 BASELINES = (",", "<|endoftext|>", "mean")
 LONGEST = 11  # tokens of a prompt whose Shapley values are computed: all but the IOI prompts
-NO_BASELINE = ("gradient norm", "attention rollout")  # they do not look at it
+NO_BASELINE = ("gradient norm", "gradient × input", "attention rollout")  # they do not look at it
 
 
 def measure(model, rows: pd.DataFrame) -> dict:
@@ -39,7 +41,7 @@ def measure(model, rows: pd.DataFrame) -> dict:
         )
         scores = {}
         for by in BASELINES:
-            source = replaced(model, base, by)
+            source = baseline_tokens(model, base, by)
             for name, method in INPUT_METHODS.items():
                 if name in NO_BASELINE and by != BASELINES[0]:
                     continue
@@ -49,7 +51,7 @@ def measure(model, rows: pd.DataFrame) -> dict:
                 scores[name, "" if name in NO_BASELINE else by] = method(model, base, source, metric)
                 seconds.setdefault(name, []).append(time.perf_counter() - start)
         for by in BASELINES:
-            curves = deletion_curves(model, base, replaced(model, base, by), metric, scores, orders=40)
+            curves = deletion_curves(model, base, baseline_tokens(model, base, by), metric, scores, orders=40)
             chance = curves.random.mean(-1)[:, 0]  # order
             for key in scores:
                 gains.setdefault((*key, by), []).append(curves.gain(key)[0])
@@ -58,17 +60,17 @@ def measure(model, rows: pd.DataFrame) -> dict:
     return {"gain": stack(gains), "random": stack(chances), "seconds": seconds}
 
 
-def mean_interval(values: torch.Tensor) -> tuple[float, float]:
-    return tuple(ml.Scores.over_prompts(values, (), "gain").interval().tolist())
+def mean_interval(values: torch.Tensor, units: torch.Tensor) -> tuple[float, float]:
+    return tuple(ml.Scores.over_prompts(values, (), "gain", units=units).interval().tolist())
 
 
-def table(kind: str, found: dict) -> list[dict]:
+def table(kind: str, found: dict, units: torch.Tensor) -> list[dict]:
     rows = []
     for (method, baseline, deletion), gain in found["gain"].items():
         rivals = {key: value for key, value in found["gain"].items() if key[2] == deletion}
         best = max(rivals.values(), key=lambda value: value.mean().item())
-        low, high = mean_interval(gain)
-        behind, _ = mean_interval(best - gain)
+        low, high = mean_interval(gain, units)
+        behind, _ = mean_interval(best - gain, units)
         rows.append(
             {
                 "kind": kind,
@@ -86,15 +88,24 @@ def table(kind: str, found: dict) -> list[dict]:
     return rows
 
 
-def main() -> None:
+def main(kinds: list[str]) -> None:
     model = ml.load()
-    prompts = pd.read_csv(DATA / "prompts" / "attribution.csv")
-    rows = []
-    for kind, group in prompts.groupby("kind", sort=False):
-        rows += table(kind, measure(model, group))
-        print(pd.DataFrame(rows).query("kind == @kind").sort_values("better").to_string(), flush=True)
-    pd.DataFrame(rows).to_csv(DATA / "reference" / "input_attribution.csv", index=False)
+    prompts, target = (
+        pd.read_csv(DATA / "prompts" / "attribution.csv"),
+        DATA / "reference" / "input_attribution.csv",
+    )
+    every = prompts.kind.unique().tolist()
+    for kind in kinds or every:
+        group = prompts[prompts.kind == kind]
+        rows = table(kind, measure(model, group), torch.tensor(group.unit.tolist()))
+        kept = pd.read_csv(target, keep_default_na=False).query(
+            "kind != @kind"
+        )  # read late: others write too
+        page = pd.concat([kept, pd.DataFrame(rows)])
+        page = page.sort_values("kind", key=lambda column: column.map(every.index), kind="stable")
+        page.to_csv(target, index=False)
+        print(pd.DataFrame(rows).sort_values("better").to_string(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

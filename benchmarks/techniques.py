@@ -291,8 +291,9 @@ def _inputs(asked: Asked, method: Callable, **given: Any) -> Any:
     return method(asked.model, asked.base, asked.source, asked.metric, **given)
 
 
-for _name in ("gradient_norm", "gradient_x_input", "occlusion", "shapley_values"):
+for _name in ("gradient_norm", "gradient_x_difference", "occlusion", "shapley_values"):
     technique(_name, method=getattr(ml, _name))(_inputs)
+technique("gradient_x_input", method=ml.INPUT_METHODS["gradient × input"])(_inputs)
 technique("integrated_gradients", method=ml.integrated_gradients, steps=16)(_inputs)
 technique("lime", limit=0.02, method=ml.lime, samples=32)(_inputs)
 technique("kernel_shap", limit=0.02, method=ml.kernel_shap, samples=32)(_inputs)
@@ -397,7 +398,7 @@ technique("logit_lens(rank)", limit=0.1)(
 def tuned_lens(asked: Asked) -> Any:
     if asked.model.cfg.d_model > 100:  # more tokens than is wanted here
         return 0.0
-    lens = ml.TunedLens.fit(asked.model, asked.texts.to(asked.model.cfg.device), skip=1, ridge=0.1)
+    lens = ml.AffineLens.fit(asked.model, asked.texts.to(asked.model.cfg.device), skip=1, ridge=0.1)
     return [lens.bias, ml.logit_lens(asked.model, asked.base, asked.right, what="log_prob", lens=lens)]
 
 

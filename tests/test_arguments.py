@@ -133,7 +133,7 @@ WRONG = {
     "subject: a word": (trace(subject="John"), "subject is 'John': give whole numbers"),
     "subject: half": (trace(subject=[1.5]), "give whole numbers"),
     "subject: a mask": (trace(subject=torch.ones(7, dtype=torch.bool)), "give whole numbers"),
-    "positions: nowhere": (trace(positions=[]), "One prompt at a time, and positions between"),
+    "positions: nowhere": (trace(positions=[]), "give positions between 0 and 6"),
     "positions: half": (trace(positions=[1.5]), "positions is .1.5.: give whole numbers"),
     "samples: none": (trace(samples=0), "samples is 0; it must be a whole number"),
     "samples: half": (trace(samples=1.5), "samples is 1.5"),

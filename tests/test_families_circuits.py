@@ -396,3 +396,44 @@ def test_a_model_that_multiplies_what_its_parts_write_is_refused_where_that_matt
     model = bridge("Granite")
     with pytest.raises(ValueError, match="do not add up to what the stream gains"):
         ml.edge_attribution(model, BASE, SOURCE, METRIC)
+
+
+# --- rules of a gradient, and one edge ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*slower, the same numbers")
+def test_the_half_rule_is_the_same_in_both_engines_and_the_gradient_where_nothing_is_gated(family):
+    """Also with another activation than silu at the gate; a mixture of experts is refused."""
+    model = bridge(family)
+    run, plain = run_of(model, BASE), run_of(model, BASE, engine="plain")
+    if family == "Mixtral":
+        with pytest.raises(ValueError, match="mixture of experts"):
+            run.site_gradients(METRIC, rule="half")
+        return
+    usual, half = (run.site_gradients(METRIC, rule=rule) for rule in ("gradient", "half"))
+    for mine, theirs in zip(half, plain.site_gradients(METRIC, rule="half"), strict=True):
+        assert far(mine, theirs) < WITHIN
+    readers = (each.reader_gradients(METRIC, rule="half") for each in (run, plain))
+    assert all(far(mine, theirs) < WITHIN for mine, theirs in zip(*readers, strict=True))
+    gated = getattr(model.blocks[0].mlp, "W_gate", None) is not None
+    same = [torch.equal(mine, theirs) for mine, theirs in zip(usual, half, strict=True)]
+    assert all(same) if not gated else not any(same[:2])  # behind the last layer's heads an MLP may stand
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*slower, the same numbers")
+def test_an_edge_into_an_mlp_is_the_same_in_both_engines(family):
+    model = bridge(family)
+    edges = [("0.1", "mlp 1 in"), ("0.1", "1.2 q"), ("mlp 0", "mlp 2 in"), ("1.0", "logits")]
+    found = [
+        ml.edge_patching(model, run, SOURCE, METRIC, edges, normalized=False).per_prompt
+        for run in (run_of(model, BASE), run_of(model, BASE, engine="plain"))
+    ]
+    assert far(*found) < WITHIN and found[0].abs().max() > 1e-3
+    asked = {"site": "k", "exact_softmax": True, "by": ("pos", "head")}
+    guessed = [
+        ml.attribution_patching(model, run, SOURCE, METRIC, **asked).per_prompt
+        for run in (run_of(model, BASE), run_of(model, BASE, engine="plain"))
+    ]
+    assert far(*guessed) < WITHIN

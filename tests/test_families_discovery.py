@@ -252,9 +252,18 @@ def norm_of_gradients(model):
 
 @technique("gradient_x_input")
 def gradient_times_input(model):
+    x = embeddings(model)[0][:1]
+    wanted = (slope(model, x) * x).sum(-1)[0, PLAYERS]
+    return far(
+        ml.INPUT_METHODS["gradient × input"](model, BASE, SOURCE, METRIC).per_prompt[0, PLAYERS], wanted
+    )
+
+
+@technique("gradient_x_difference")
+def gradient_times_difference(model):
     x, away = embeddings(model)
     wanted = (slope(model, x[:1]) * (x - away)[:1]).sum(-1)[0, PLAYERS]
-    return far(ml.gradient_x_input(model, BASE, SOURCE, METRIC).per_prompt[0, PLAYERS], wanted)
+    return far(ml.gradient_x_difference(model, BASE, SOURCE, METRIC).per_prompt[0, PLAYERS], wanted)
 
 
 @technique("integrated_gradients")
@@ -292,7 +301,13 @@ def sampled(model, method, theirs):
 
 
 technique("lime")(partial(sampled, method=ml.lime, theirs=captum.attr.Lime))
-technique("kernel_shap")(partial(sampled, method=ml.kernel_shap, theirs=captum.attr.KernelShap))
+
+
+@technique("kernel_shap")
+def with_all_masks(model):
+    """All masks of three players fit into the samples, so these are Shapley values."""
+    wanted = captum.attr.ShapleyValues(all_masks(model)).attribute(torch.ones(1, 3), torch.zeros(1, 3))[0]
+    return far(ml.kernel_shap(model, BASE, SOURCE, METRIC, samples=16).per_prompt[0, PLAYERS], wanted)
 
 
 @technique("attention_rollout")

@@ -159,6 +159,24 @@ def test_the_splice_in_parts(read):
     alone, beside = ml.splice(model, other, texts), ml.splice(model, other, texts, beside=whole)
     assert beside.loss == pytest.approx(alone.loss, abs=1e-5) and beside.active == alone.active
     assert beside.unexplained == alone.unexplained != whole.unexplained
+    with pytest.raises(ValueError, match="beside is of"):
+        ml.splice(model, sae, texts[:-1], beside=whole)
+
+
+def test_shares_have_intervals_over_texts(read):
+    model, texts, sae, _ = read
+    found = ml.splice(model, sae, texts[:9])
+    x = model.run_with_cache(texts[:9])[1][HOOK][:, 1:]
+    error = (x - sae.decode(sae.encode(x))).pow(2).sum((1, 2))
+    around = (x - x.mean((0, 1))).pow(2).sum((1, 2))
+    drawn = torch.randint(9, (4000, 9), generator=torch.Generator().manual_seed(5))
+    low, high = (error[drawn].sum(1) / around[drawn].sum(1)).quantile(torch.tensor([0.025, 0.975])).tolist()
+    shown = found.intervals()["unexplained"]
+    assert shown.mean == pytest.approx(found.unexplained, abs=1e-5)
+    assert (shown.low, shown.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert found.intervals()["recovered"].mean == pytest.approx(found.recovered, abs=1e-5)
+    few = ml.splice(model, sae, texts[:7])
+    assert few.intervals()["recovered"].low != few.intervals()["recovered"].low and "no interval" in repr(few)
 
 
 def test_what_cannot_be_is_refused(read):

@@ -234,7 +234,7 @@ def test_numbers_made_in_inference_mode_are_named_where_gradients_need_them(tiny
     with torch.inference_mode():
         metric = ml.log_prob(torch.tensor(RIGHT))
         assert ml.occlusion(tiny, BASE, SOURCE, metric).values.abs().max() > 0
-        for method in (ml.gradient_norm, ml.integrated_gradients, ml.gradient_x_input):
+        for method in (ml.gradient_norm, ml.integrated_gradients, ml.gradient_x_difference):
             try:
                 found = method(tiny, BASE, SOURCE, metric)
             except ValueError as error:
@@ -244,6 +244,6 @@ def test_numbers_made_in_inference_mode_are_named_where_gradients_need_them(tiny
 
 
 def test_a_metric_without_slope_is_named(tiny):
-    for method in (ml.gradient_norm, ml.integrated_gradients, ml.gradient_x_input):
+    for method in (ml.gradient_norm, ml.integrated_gradients, ml.gradient_x_difference):
         with pytest.raises(ValueError, match="This metric has no gradient: it counts or compares"):
             method(tiny, BASE, SOURCE, lambda logits: (logits[:, -1].argmax(-1) > 100).float())

@@ -54,6 +54,24 @@ def test_within_groups_knowing_the_group_is_worth_nothing():
     assert abs(ml.r_squared(means[None], truth, within=groups).values.item()) < 1e-6
 
 
+def test_intervals_are_over_whole_groups():
+    groups = [f"g{n // 4:02}" for n in range(120)]
+    features = torch.stack([random(30, 40).repeat_interleave(4, 0) + 0.1 * random(120, 40, seed=1)])
+    labels = np.repeat(np.arange(30) % 2, 4)
+    score = ml.probe_layers(features, labels, groups=groups).score
+    means = score.per_prompt.reshape(30, 4, 1).mean(
+        1
+    )  # one value a group: the same interval without clusters
+    by_group = ml.Scores.over_prompts(means, ("layer",), "x").interval()
+    assert score.independent == 30 and torch.allclose(score.interval(), by_group, atol=1e-6)
+    numbers = torch.arange(120) // 4  # a tensor names them as well
+    assert torch.equal(ml.probe_layers(features, labels, groups=numbers).score.units, numbers)
+    single = ml.probe_layers(features, labels).score
+    assert single.units is None and single.independent == 120
+    onto = ml.probe_layers(features, labels, on=(features[:, :9], labels[:9])).score
+    assert onto.units is None and onto.per_prompt.shape == (9, 1)
+
+
 def test_a_probe_recalls_groups_unless_they_are_held_out():
     groups = [f"g{n // 4}" for n in range(120)]
     features = torch.stack([random(30, 40).repeat_interleave(4, 0) + 0.1 * random(120, 40, seed=1)])

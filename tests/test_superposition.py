@@ -52,3 +52,20 @@ def test_impossible_models_are_refused():
         ml.train_toy_models(3, 2, density=(0.0,))
     with pytest.raises(ValueError, match="5 features and 3 importances"):
         ml.train_toy_models(5, 2, importance=torch.ones(3))
+
+
+def test_examples_of_ones_own_decide_who_shares_a_line():
+    def apart(count, generator):
+        """0 and 1 are never present together, nor are 2 and 3."""
+        u = torch.rand(count, 2, generator=generator)
+        present = torch.stack([u[:, 0] < 0.3, u[:, 0] > 0.7, u[:, 1] < 0.3, u[:, 1] > 0.7], 1)
+        return present * torch.rand(count, 4, generator=generator)
+
+    toy = ml.train_toy_models(4, 2, density=(0.3,) * 8, sample=apart, steps=600, seed=1)
+    best = toy.loss.argmin()
+    rebuilt = apart(5000, torch.Generator().manual_seed(9))
+    error = (rebuilt @ toy.W[best] @ toy.W[best].T + toy.b[best]).relu() - rebuilt
+    assert error.pow(2).mean() == pytest.approx(toy.loss[best].item(), abs=2e-3)
+    assert torch.cosine_similarity(toy.W[best, 0], toy.W[best, 1], dim=0) < -0.95
+    with pytest.raises(ValueError, match=r"\(512, 4\) is needed"):
+        ml.train_toy_models(4, 2, sample=lambda count, generator: torch.zeros(count, 3), steps=1)

@@ -7,6 +7,8 @@ from math import factorial
 import torch
 from torch import Tensor
 
+import mechlab as ml
+from mechlab.attribution.masking import input_game
 from mechlab_course.checking import (
     close,
     compare,
@@ -18,7 +20,7 @@ from mechlab_course.checking import (
     random,
     refuse,
 )
-from mechlab_course.exercises import Attempt, checker
+from mechlab_course.exercises import Attempt, NotYet, checker
 
 
 def _game(table: Tensor):
@@ -185,8 +187,8 @@ def _integrated(gradient, x, source, steps):
 
 class Integrals:
     def at_the_prompt(gradient, x, source, steps):
-        """You took the gradient at the prompt itself: that is gradient × input. Average it along the way
-        from source to x."""
+        """You took the gradient at the prompt itself: that is gradient × difference. Average it along the
+        way from source to x."""
         return (gradient(x) * (x - source)).sum(1)
 
     def no_way(gradient, x, source, steps):
@@ -369,3 +371,55 @@ class Rollout:
         if close(sums, torch.ones(len(sums))):
             return only_wrong(found, Rollout.right(patterns))
         return f"Each row must sum to 1; your rows sum to {[round(v, 3) for v in sums.tolist()]}."
+
+
+MOST_PLAYERS, MATTERS, UNSEEN = 8, 0.15, 0.05  # the last two are shares of the whole
+
+
+@checker("11.6")
+def check_blind_spot(attempt: Attempt, model) -> str:
+    said = attempt()
+    words = isinstance(said, (tuple, list)) and len(said) == 3 and all(isinstance(each, str) for each in said)
+    refuse(not words, f"Return three texts: a prompt, its answer, a rival. You returned {said!r:.80}.")
+    prompt, answer, rival = said
+    try:
+        metric = ml.logit_difference(ml.single_token(model, answer), ml.single_token(model, rival))
+        tokens = model.to_tokens(prompt)
+        commas = _blind(*_played(model, tokens, ",", metric))
+        refuse(
+            not commas,
+            "Occlusion sees every token that matters here: each with a Shapley value of at least "
+            f"{MATTERS:.0%} of the whole costs more than {UNSEEN:.0%} when it alone is replaced. Give the "
+            "answer two reasons, each of which is enough.",
+        )
+        stops = _blind(*_played(model, tokens, ".", metric))
+    except ml.PromptError as error:
+        raise NotYet(str(error)) from None
+    word = lambda place: repr(model.to_string(tokens[0, place : place + 1]))
+    both = [place for place in commas if place in stops]
+    refuse(
+        not both,
+        f"With commas occlusion does not see {word(commas[0])}, and with full stops it does (or the token no "
+        "longer matters). The same token must pass both.",
+    )
+    return f"{word(both[0])} matters and occlusion does not see it, with commas and with full stops."
+
+
+def _played(model, tokens, by: str, metric) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact Shapley values, occlusion, and the whole they are measured by."""
+    source = ml.baseline_tokens(model, tokens, by)
+    n = int((tokens != source).sum())
+    refuse(not 2 <= n <= MOST_PLAYERS, f"{n} tokens play beside {by!r}: at least two and at most eight.")
+    full = input_game(model, tokens, source, metric).full[0].item()
+    why = f"The model must prefer your answer by a logit or more; the difference is {full:.1f}."
+    refuse(full < 1, why)
+    exact = ml.shapley_values(model, tokens, source, metric)
+    whole = exact.whole[0]
+    refuse(whole < 1, f"The tokens bring only {whole:.1f} logits beside {by!r}: make it one or more.")
+    return exact.values, ml.occlusion(model, tokens, source, metric).values, whole
+
+
+def _blind(exact: Tensor, alone: Tensor, whole: Tensor) -> list[int]:
+    """The positions that matter and that occlusion does not see, largest first."""
+    places = ((exact >= MATTERS * whole) & (alone <= UNSEEN * whole)).nonzero()[:, 0]
+    return places[exact[places].argsort(descending=True)].tolist()

@@ -8,7 +8,7 @@
 #
 # - compute occlusion, Shapley values, integrated gradients and rollout yourself, and say what each one asks,
 # - test any of them with a deletion curve beside random orders,
-# - show that the replacement you choose can matter more than the method.
+# - show that the baseline you choose, what stands in a token's place, can matter more than the method.
 #
 # Time: 115 minutes. The cells take about 60 seconds in all. Memory: 2.2 GB.
 # Download: none, once the model is here (93 MB). Before: notebook 03.
@@ -17,19 +17,18 @@
 # (written by the build)
 
 # %% [markdown]
-# ## Eight answers to one question
+# ## Nine answers to one question
 #
 # The model reads "The capital of France is" and says " Paris". Which token did that? Our measure is the logit of
-# " Paris" minus the logit of " Rome". To say what a token did, something must stand in its place: here, a comma. The
-# first token, which marks the beginning, stays. Eight methods of the field each give every token a score.
+# " Paris" minus the logit of " Rome". To say what a token did, something must stand in its place, the **baseline** (or
+# replacement): here, a comma. The first token, which marks the beginning, stays. Nine methods each give every token a
+# score.
 
 # %%
 base = model.to_tokens("The capital of France is")
 source = ml.baseline_tokens(model, base, ",")
 metric = ml.logit_difference(ml.single_token(model, " Paris"), ml.single_token(model, " Rome"))
 found = {name: method(model, base, source, metric) for name, method in ml.INPUT_METHODS.items()}
-
-# %%
 shares = torch.stack([scores.values / scores.values.abs().max() for scores in found.values()])
 labels = {"method": list(found), "token": ml.token_labels(model, base[0])}
 ml.Scores(shares, ("method", "token"), "score, as a share of the method's largest", labels).plot(height=480)
@@ -38,13 +37,14 @@ ml.Scores(shares, ("method", "token"), "score, as a share of the method's larges
 claim(model, "gradient norm of The", found["gradient norm"].values[1], says=24.3, within=0.5)
 claim(model, "gradient norm of France", found["gradient norm"].values[4], says=12.0, within=0.5)
 largest = {name: int(scores.values.argmax()) for name, scores in found.items()}
-assert largest["attention rollout"] == 0 and largest["gradient norm"] == 1 == largest["gradient × input"]
+assert largest["attention rollout"] == 0 and largest["gradient norm"] == 1 == largest["gradient × difference"]
+assert largest["gradient × input"] == 2
 assert largest["Shapley values"] == largest["integrated gradients"] == 4
 
 # %% [markdown]
-# They do not agree. Five of them put " France" first. The gradient norm and gradient × input put "The" first. Attention
-# rollout puts everything on the begin token. The other methods give that token no score, since it is not replaced. They
-# cannot all be right. This notebook takes the methods apart, then lets the model judge them.
+# They do not agree. Five of them put " France" first. The gradient norm and gradient × difference put "The" first, gradient ×
+# input " capital". Attention rollout puts everything on the begin token. The other methods give that token no score, since it
+# is not replaced. They cannot all be right. This notebook takes the methods apart, then lets the model judge them.
 #
 # ## A game
 #
@@ -67,11 +67,7 @@ claim(model, "the whole prompt", whole, says=6.21, within=0.05)
 claim(model, "only commas", none, says=0.46, within=0.05)
 claim(model, "without France", without, says=0.68, within=0.05)
 claim(model, "the metric falls without France by", whole - without, says=5.53, within=0.05)
-
-# %% [markdown]
-# Does the game tell the truth? Write the comma into the prompt and run the model: the number must be the same.
-
-# %% kind="assert"
+# does the game tell the truth? Write the comma into the prompt and run the model
 written = base.clone()
 written[0, 4] = ml.single_token(model, ",")
 with torch.no_grad():
@@ -240,44 +236,76 @@ assert 2**n == 32 and 2**20 > 1_000_000
 # " France" gets 2.59 of the 5.76 logits that the tokens add to the commas, and " of" gets 0.67. This is our reference, for
 # this replacement. It costs 2ⁿ masks: 32 here, more than a million for twenty tokens.
 #
-# Kernel SHAP and LIME draw 128 random masks, however long the prompt, and fit one slope a token: the value of a mask is
-# guessed as a constant plus the slopes of the tokens that stand. Kernel SHAP draws the masks in such a way that, with
-# ever more of them, the slopes become the Shapley values. LIME gives more weight to masks near the whole prompt, and
-# shrinks small slopes to zero. How far from Shapley values do they end up, with different random masks?
+# Kernel SHAP and LIME fit one slope a token: the value of a mask is guessed as a constant plus the slopes of the tokens that
+# stand. Kernel SHAP weighs the masks in such a way that, fitted to *all* of them, the slopes *are* the Shapley values. LIME
+# gives more weight to masks near the whole prompt, and shrinks small slopes to zero.
+#
+# Long prompts have too many masks, so some are drawn. How far from the Shapley values does one end up? Three ways, four seeds each: LIME
+# with 128 random masks; kernel SHAP as captum does it, 128 random masks; and the library's.
 
 # %%
-for name, method in (("LIME", ml.lime), ("kernel SHAP", ml.kernel_shap)):
-    draws = [method(model, base, source, metric, seed=seed) for seed in range(4)]
-    error = [(draw.values - exact.values).abs().max().item() for draw in draws]
-    print(f"{name}: largest error {[f'{e:.2f}' for e in error]}, gap {draws[0].gap.item():.2f}")
+import captum.attr
+
+
+def captums(value, n, seed):
+    """Kernel SHAP with captum: 128 masks, drawn with replacement."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        given = {"n_samples": 128, "perturbations_per_eval": 128}
+        return captum.attr.KernelShap(value).attribute(torch.ones(1, n), torch.zeros(1, n), **given)[0]
+
+
+far = lambda scores: (scores - exact.values[game.players]).abs().max().item()
+errors = {
+    "LIME": [far(ml.lime(model, base, source, metric, seed=seed).values[game.players]) for seed in range(4)],
+    "kernel SHAP, captum": [far(captums(value, n, seed)) for seed in range(4)],
+    "kernel SHAP, ours": [far(found["kernel SHAP"].values[game.players])],
+}
+print("\n".join(f"{name}: largest error {[f'{e:.4f}' for e in row]}" for name, row in errors.items()))
 
 # %% kind="assert"
 claim(model, "gap of LIME", found["LIME"].gap, says=2.3, within=0.6)
-claim(model, "gap of kernel SHAP", found["kernel SHAP"].gap, says=0, within=0.01)
-assert len(draws) == 4 and max(error) > 0.2
+assert errors["kernel SHAP, ours"][0] < 1e-3 < 0.2 < max(errors["kernel SHAP, captum"])
+assert 2**n - 2 == 30
 
 # %% [markdown]
-# Kernel SHAP adds up, but in each draw some token is off by 0.2 to 0.9 logits. Report the
-# spread over seeds, or take Shapley values when the prompt is short enough. LIME's scores fall 2.3 logits short of the whole; it estimates something else and does not promise to add up.
+# **Question 11.c.** captum's kernel SHAP is off by more than half a logit in some draws. What would you run to find out *why*?
+#
+# - **a** The same with a thousand masks, and see the error shrink.
+# - **b** The same fit with every mask once.
+# - **c** The same with other seeds, and average.
+
+# %% kind="quiz"
+quiz("11.c", "b")
+
+# %% [markdown]
+# Five tokens have only thirty proper masks (all but the empty and the whole one). captum draws 128 *with* replacement, so that some come
+# up many times and some never, and the error is its sampler's, not the method's. `ml.kernel_shap` takes every mask when there are few: then it is exact.
+# When there are too many, it takes the smallest and the largest masks whole and draws the others, as the shap package
+# does. Then report the spread over seeds. LIME's scores fall 2.3 logits short of the whole; it estimates something else
+# and does not promise to add up.
 #
 # ## Slopes: gradients
 #
 # Gradients need no masks: one backward pass tells how fast the metric changes as each embedding moves. The length of
-# this slope is the **gradient norm**: one number a token, without a sign, whatever the token is replaced by. **Gradient ×
-# input** multiplies the slope by the step from the comma to the token, to guess what the whole step does. The trouble is
-# that a slope at one point says little about a step as large as a whole token.
+# this slope is the **gradient norm**: one number a token, without a sign, whatever the token is replaced by.
+#
+# **Gradient × input** (Shrikumar et al. 2016) multiplies the slope by the embedding itself. It guesses what the embedding brings,
+# compared with an embedding of zeros, which no token has. **Gradient × difference** (our name) multiplies by the step from the comma to
+# the token, and so asks what the other methods here ask: what does replacing do? (In the literature both are often called gradient × input.
+# With zeros as the baseline they are the same.) The trouble of both is that a slope at one point says little about a step as large as a whole token.
 #
 # To see it, let the masks hold numbers between 0 and 1: at 0.5 an embedding stands half way between the comma's and the
 # token's. Here all tokens move together.
 
 # %%
-slope = found["gradient × input"]
+slope = found["gradient × difference"]
 along = value(torch.linspace(0, 1, 21)[:, None].expand(-1, n))
-print(f"gradient × input adds up to {slope.values.sum():.1f}; the whole is {slope.whole.item():.1f}")
+print(f"gradient × difference adds up to {slope.values.sum():.1f}; the whole is {slope.whole.item():.1f}")
 ml.Scores(along, ("step",), "metric on the way from commas (0) to the prompt (20) (logits)").plot()
 
 # %% kind="assert"
-claim(model, "sum of gradient × input", slope.values.sum(), says=18.6, within=0.4)
+claim(model, "sum of gradient × difference", slope.values.sum(), says=18.6, within=0.4)
 claim(model, "lowest point on the way", along.min(), says=-1.84, within=0.15)
 assert 8 <= int(along.argmin()) <= 12
 
@@ -329,7 +357,7 @@ check(integrate)
 # </details>
 
 
-# %% kind="wrong" id="11.3" expects="gradient × input"
+# %% kind="wrong" id="11.3" expects="gradient × difference"
 @exercise("11.3")
 def integrate(gradient, x, x_source, steps):
     return (gradient(x) * (x - x_source)).sum(-1)
@@ -383,11 +411,8 @@ claim(model, "France with 64 steps", few[64].values[4], says=3.0, within=0.1)
 #
 # ## By hand equals the library
 #
-# The library asks captum, PyTorch's package of attribution methods, for what captum has. Here is how it does so for
-# integrated gradients. The cell below that compares occlusion and Shapley values by hand with the library's.
-
-# %%
-ml.show_source(ml.integrated_gradients)
+# The library asks captum, PyTorch's package of attribution methods, for what captum does well (`ml.show_source(ml.integrated_gradients)`). Occlusion and
+# Shapley values by hand beside the library's:
 
 # %% kind="assert"
 by_hand = value(torch.ones(1, n)) - value(1 - torch.eye(n))
@@ -518,44 +543,48 @@ assert marks.index[0] == "LIME" and marks.loc["attention rollout", "random order
 claim(model, "LIME better than random by", marks.loc["LIME", "better than random by"], says=3.2, within=0.4)
 
 # %% [markdown]
-# At each step the grey band holds nine in ten random orders. LIME's order beats all twenty, kernel SHAP's eighteen. A fifth of
-# the random orders are at least as good as integrated gradients, and most are better than rollout. But one prompt is an
-# anecdote. So the same was done on 24 prompts: 8 facts, 8 sentences like this one (`IOI` in the table, for indirect
-# object identification) and 8 about feelings. Tokens were replaced in three ways: by a comma; by `<|endoftext|>`, a token that
+# At each step the grey band holds nine in ten random orders. The orders of LIME and of kernel SHAP beat all twenty. A fifth of the random
+# orders are at least as good as the gradients and occlusion, and most are better than rollout. But one prompt is an anecdote. So the same was done on eight facts. Tokens were replaced in three ways: by a comma; by `<|endoftext|>`, a token that
 # marks the end of a text; and by `mean`, the mean of all embeddings, which is no token at all. Below, commas:
 #
 # - `better`: the distance from random orders, in logits,
-# - `low`: the lower end of its 95 % interval; with other prompts of the kind, the mean would hardly lie lower,
+# - `low`: the lower end of its 95 % interval over the eight facts. It says what other facts *chosen in the same way* would give, and nothing of
+#   sentences of another kind,
 # - `chance`: the share of 40 random orders that are at least as good,
 # - `seconds`: the time for one prompt.
 #
-# The sentences (`IOI`) are too long for exact Shapley values.
+# (Sentences like the running one and sentences about feelings wait in `data/prompts/attribution.csv`, balanced, for whoever has an hour:
+# `python -m benchmarks.input_attribution`.)
 
 # %%
 import pandas as pd
 
 page = pd.read_csv(ml.reference.data_dir() / "reference" / "input_attribution.csv", keep_default_na=False)
+page = page[page.kind == "fact"]
 own = page[(page.baseline == page.deletion) | (page.baseline == "")]
-own[own.deletion == ","].pivot(index="method", columns="kind", values=["better", "low", "chance", "seconds"])
+own[own.deletion == ","].set_index("method")[["better", "low", "chance", "seconds"]]
 
 # %% kind="assert"
 wins = own.assign(win=(own.low > 0) & (own.chance <= 0.05)).groupby("method").win.sum()
 print(wins.sort_values(ascending=False).to_string())
-assert wins["LIME"] == wins["kernel SHAP"] == 9 and wins["Shapley values"] == 6
-assert wins["attention rollout"] == wins["gradient × input"] == 0 and wins["gradient norm"] == 3
+print("random orders as good:", marks["random orders as good"].to_dict())
+assert all(wins[name] == 3 for name in ("LIME", "kernel SHAP", "Shapley values", "occlusion"))
+assert wins["gradient norm"] == 2 and wins["gradient × input"] == 1 == wins["integrated gradients"]
+assert wins["attention rollout"] == 0 == wins["gradient × difference"] and len(own) == 27
+tied = own[own.tied == "yes"].groupby("deletion").method.apply(set)
+assert tied[","] == {"LIME", "integrated gradients"}
 
 # %% [markdown]
-# Three kinds of prompts and three replacements make nine tables, each with its own judge. LIME and kernel SHAP beat
-# chance in all nine, and Shapley values in all six for which they were computed. Here "beats" means: the interval lies above
-# 0, and at most one random order in twenty (of 40) does as well. The gradient norm beats chance in three tables, gradient ×
-# input and rollout in none.
+# Three replacements make three tables, each with its own judge. Here "beats chance" means: the interval lies above 0, and at most one random order in twenty (of 40)
+# does as well. By luck alone one or two of the 27 rows would. LIME, kernel SHAP, Shapley values and occlusion beat chance in all three, the gradient norm in two,
+# gradient × input and integrated gradients in one, gradient × difference and rollout in none.
 #
 # Which method is *best* is mostly a tie. Below is every method whose difference to the best, prompt by prompt, has an
-# interval that includes 0. (So on facts with commas LIME is clearly behind, and integrated gradients, with a lower mean,
-# are not: their differences scatter more.)
+# interval that includes 0. (So with commas kernel SHAP is clearly behind LIME, by a hair on nearly every fact, and integrated gradients,
+# hardly different in the mean, are not: their differences scatter more.)
 
 # %%
-best = own[own.tied == "yes"].groupby(["kind", "deletion"]).method.apply(", ".join)
+best = own[own.tied == "yes"].groupby("deletion").method.apply(", ".join)
 best.to_frame("not clearly worse than the best")
 
 # %% [markdown]
@@ -565,41 +594,95 @@ best.to_frame("not clearly worse than the best")
 # with another. Rows: what kernel SHAP replaced tokens by. Columns: what the judge replaced them by.
 
 # %%
-crossed = page[(page.method == "kernel SHAP") & (page.kind == "fact")]
+crossed = page[page.method == "kernel SHAP"]
 crossed.pivot(index="baseline", columns="deletion", values="better")
 
 # %% kind="assert"
 cell = crossed.set_index(["baseline", "deletion"]).better
 assert cell[",", ","] > 1 and abs(cell[",", "<|endoftext|>"]) < 0.5
-gradients = own[(own.method == "integrated gradients") & (own.kind == "fact")].set_index("deletion").better
+gradients = own[own.method == "integrated gradients"].set_index("deletion").better
 assert gradients[","] > 1 and gradients["mean"] < gradients[","] / 2
 foreign = page[(page.baseline != page.deletion) & (page.baseline != "")]
-beat = foreign.assign(beat=(foreign.low > 0) & (foreign.chance <= 0.05)).groupby("deletion").beat.mean()
-print("judged by another replacement, share that beat chance, by judge:", beat.round(2).to_dict())
-assert set(foreign.deletion.value_counts()) == {34} and round(34 * beat["<|endoftext|>"]) == 3
-assert wins["occlusion"] == 5 and wins["integrated gradients"] == 4
-assert beat["<|endoftext|>"] < 0.15 and beat[","] > 0.4 and beat["mean"] > 0.4
+beat = foreign.assign(beat=(foreign.low > 0) & (foreign.chance <= 0.05)).groupby("deletion").beat.sum()
+print("judged by another replacement, how many of twelve beat chance, by judge:", beat.to_dict())
+assert set(foreign.deletion.value_counts()) == {12} and beat["<|endoftext|>"] == 0
+assert beat[","] == 5 and beat["mean"] == 6
 
 # %% [markdown]
-# On facts, kernel SHAP with commas is more than a logit better than chance when commas judge, and no better than chance when
-# `<|endoftext|>` judges. Commas and `mean` agree better with each other. The same holds over all methods and kinds. Judged
-# by another replacement than their own, about half beat chance when commas or `mean` judge, and 3 of 34 when
+# Kernel SHAP with commas is more than a logit better than chance when commas judge, and no better than chance when
+# `<|endoftext|>` judges. Commas and `mean` agree better with each other. The same holds over all methods. Judged
+# by another replacement than their own, about half beat chance when commas or `mean` judge, and *none* of twelve when
 # `<|endoftext|>` does. So "which tokens matter?" is half a question. The other half is: compared with what?
 #
 # What to believe, then? LIME, kernel SHAP and, for short prompts, Shapley values, each with its replacement named and
-# judged by a second one. Occlusion, which is cheap, beat chance in five tables of nine; integrated gradients, which add
-# up, in four.
+# judged by a second one. Occlusion is cheap, and did as well here; what it cannot see comes next.
 
 # %% [markdown]
-# **Question 11.b.** A colleague shows that method A has the best deletion curve. Their method and the deletion both replace
-# tokens by commas. What is the first thing to ask for?
+# **Question 11.b.** A colleague's method beats 39 of 40 random orders on eight facts; it replaced tokens by commas, and so did the deletion.
+# Which one further number could sink it?
 #
-# - **a** Nothing: a deletion curve cannot be fooled.
-# - **b** The curve under another replacement, and the band of random orders.
-# - **c** The curve with another random seed.
+# - **a** Its distance from random orders on 80 more facts, with commas.
+# - **b** Its distance when the deletion replaces by `<|endoftext|>`.
+# - **c** Its distance when tokens come back (insertion) in the place of commas.
 
 # %% kind="quiz"
 quiz("11.b", "b")
+
+# %% [markdown]
+# ## A token that occlusion does not see
+#
+# ### Exercise 11.6 A prompt on which occlusion is blind
+#
+# Difficulty 4 of 5 · 25 minutes · needs 11.1 and 11.2
+#
+# Question 11.a was about a thought. Make it happen in the real model: write a prompt with a token that **matters** (its exact Shapley value is at
+# least 15 % of the whole) and that occlusion **does not see** (at most 5 % of the whole). The check replaces by commas, and then by full stops: the
+# same token must pass both. At most eight tokens may play, and the model must prefer your answer to its rival by a logit or more.
+
+
+# %% kind="exercise" id="11.6"
+@exercise("11.6")
+def blind_spot() -> tuple[str, str, str]:
+    """A prompt, its answer and a rival: ("The capital of France is", " Paris", " Rome"). Both are one token."""
+    # >>> solution
+    return "In Italy, Italians live in", " Rome", " Paris"
+    # <<< solution
+
+
+# %% kind="check"
+check(blind_spot, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The answer must have two reasons, each enough. Then taking one away costs nothing.
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# Say the reason twice in different words, close together: a country and its people, a feeling and its opposite denied. `ml.shapley_values` and `ml.occlusion` side by
+# side show how near you are.
+#
+# </details>
+
+
+# %% kind="wrong" id="11.6" expects="every token that matters"
+@exercise("11.6")
+def blind_spot():
+    return "The capital of France is", " Paris", " Rome"
+
+
+# %% kind="wrong" id="11.6" expects="at most eight"
+@exercise("11.6")
+def blind_spot():
+    return "When John and Mary went to the store, John gave a drink to", " Mary", " John"
+
+
+# %% kind="wrong" id="11.6" expects="prefer"
+@exercise("11.6")
+def blind_spot():
+    return "The capital of France is", " Rome", " Paris"
+
 
 # %% [markdown]
 # ## Following attention: rollout
@@ -668,8 +751,8 @@ assert (hand[-1] - rolled).abs().max() < 1e-4
 complete = [steps for steps, scores in few.items() if scores.gap.abs() < 0.05 * scores.whole]
 yours = {
     "enough steps for integrated gradients to be complete within 5 %": min(complete),  # of 4, 16 and 64
-    "tables (of 9) in which attention rollout beats random orders": int(wins["attention rollout"]),
-    "tables (of 9) in which LIME beats random orders": int(wins["LIME"]),
+    "tables (of 3) in which attention rollout beats random orders": int(wins["attention rollout"]),
+    "tables (of 3) in which LIME beats random orders": int(wins["LIME"]),
 }
 table = ml.reference.table("11", yours)
 assert yours["enough steps for integrated gradients to be complete within 5 %"] == 64
@@ -683,9 +766,10 @@ table
 # | baseline, replacement | what a token is replaced by | `ml.baseline_tokens` | captum `baselines` |
 # | occlusion | fall of the metric without one token | `ml.occlusion` | captum `FeatureAblation` |
 # | Shapley value | what a token adds, over all orders | `ml.shapley_values` | captum `ShapleyValues` |
-# | LIME, kernel SHAP | one slope a token, fitted to random masks | `ml.lime`, `ml.kernel_shap` | captum `Lime`, `KernelShap` |
+# | LIME, kernel SHAP | one slope a token, fitted to masks; with all masks the second is exact | `ml.lime`, `ml.kernel_shap` | captum `Lime`; shap `KernelExplainer` |
 # | gradient norm | length of the slope at the prompt | `ml.gradient_norm` | captum `Saliency` |
-# | gradient × input | that slope times the way | `ml.gradient_x_input` | captum `InputXGradient` |
+# | gradient × input | that slope times the embedding | `ml.gradient_x_input` | captum `InputXGradient` |
+# | gradient × difference | that slope times the way from the baseline | `ml.gradient_x_difference` | one step of integrated gradients |
 # | integrated gradients | mean slope along the way, times the way | `ml.integrated_gradients` | captum `IntegratedGradients` |
 # | completeness | the scores add up to the whole | `Scores.gap` | Sundararajan et al. 2017 |
 # | attention rollout | attention multiplied through the layers | `ml.attention_rollout` | Abnar and Zuidema 2020 |

@@ -1,13 +1,14 @@
 """Checks of notebook 31, activation patching and causal tracing."""
 
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 import mechlab as ml
 from mechlab.runs.hooks import intervene, replace_with
-from mechlab_course.checking import close, declare, must_equal, only_wrong, random, refuse, seeded
+from mechlab.statistics import bootstrap
+from mechlab_course.checking import close, declare, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -100,85 +101,6 @@ class PatchedRun:
             "Your hook is still on the model after the function returns, and would change every later run. "
             "Use `with ml.intervene(...)` or `with model.hooks(...)`.",
         )
-
-
-@checker("31.2")
-def check_share(attempt: Attempt) -> str:
-    cases = (5, 3.0, 0.3, 0), (4, -8.0, 1.0, 4), (16, -2.0, -0.4, 1), (3, 6.0, 1.3, 2), (9, 0.4, 0.6, 3)
-    for n, shift, moved, seed in cases:
-        base, source = random(n, seed=seed), random(n, seed=seed + 10) + shift
-        patched = base + moved * shift + 0.2 * random(n, seed=seed + 20)
-        source[0] = base[0] + 0.01  # a prompt whose two runs nearly agree
-        _share_is_right(attempt, patched, base, source)
-    _share_is_right_for_close_runs(attempt)
-    ends = [-4.0, -5.0], [5.0, 4.0]
-    nothing, everything = (_share(attempt, end, *ends) for end in ends)
-    why = f"Nothing done must give 0 and everything 1; yours gives {nothing:.2f} and {everything:.2f}."
-    refuse(abs(nothing) > 1e-5 or abs(everything - 1) > 1e-5, why)
-    return "0 for nothing, 1 for everything, below 0 and above 1 where it belongs, and never NaN."
-
-
-def _share(attempt: Attempt, *runs, when_nan="Your share is not a number (NaN) or infinite.") -> float:
-    try:
-        value = float(attempt(*map(torch.as_tensor, runs)))
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet("Return one number: the share over all prompts.") from None
-    refuse(value != value or abs(value) == float("inf"), when_nan)
-    return value
-
-
-def _share_is_right(attempt: Attempt, patched, base, source) -> None:
-    change, whole = patched - base, source - base
-    found, share = torch.tensor(_share(attempt, patched, base, source)), change.mean() / whole.mean()
-    sizes = change.abs().mean() / whole.abs().mean()
-    told = {
-        "That is the mean of the ratios. A prompt whose two runs nearly agree rules it. Take the means "
-        "first, then one ratio.": (change / whole).mean(),
-        "Your scale starts from source: 0 must be base (the patch did nothing), 1 source.": 1 - share,
-        "base is missing in the denominator: the whole way is source − base.": change.mean() / source.mean(),
-        "base is missing in the numerator: the way gone is patched − base.": patched.mean() / whole.mean(),
-        "That is patched / source. Measure both from base.": patched.mean() / source.mean(),
-        "That is the change in the metric's own unit. Divide by source − base.": change.mean(),
-        "The sign is turned round.": -share,
-        "You took the sizes of the changes. Signs matter: a patch can go the wrong way.": sizes,
-        "You took the absolute value. A patch can go the wrong way, and then it is below 0.": share.abs(),
-        "You used medians. The scale is of means.": change.median() / whole.median(),
-    }
-    must_equal(found, share, told, 1e-3, lambda: _unknown_share(found, share, base, source))
-
-
-def _unknown_share(found, share, base, source) -> str:
-    if found == 0 and source.mean() < base.mean() and share > 0:
-        return (
-            "Here source lies below base, and you return 0. Only where the two are equal is it 0: `.abs()`."
-        )
-    if abs(found - share.clamp(0, 1)) < 1e-3:
-        return (
-            f"The share is {share:.2f} and you return {found:.2f}. It can be above 1 (too far) and below 0 "
-            "(the wrong way): do not cut it off."
-        )
-    return f"On {len(base)} random prompts the share is {share:.3f}, and yours is {found:.3f}."
-
-
-def _share_is_right_for_close_runs(attempt: Attempt) -> None:
-    small = _share(attempt, *([x * 1e-6] for x in (3, 1, 5)))
-    refuse(
-        abs(small - 0.5) > 2e-2,
-        "From 0.000001 to 0.000005 the way is short, but not zero: 0.000003 is half of it, and yours is "
-        f"{small:.3f}. Probabilities are that small.",
-    )
-    nan = "With base and source equal your share is not a number (0 / 0). There it is 0."
-    for base in ([1.0, 2.0, 4.0], [0.0, 0.0]):
-        same = _share(attempt, base, base, base, when_nan=nan)
-        equal = f"With base, source and patched equal the share is 0, and yours is {same:.3f}."
-        refuse(abs(same) > 1e-6, equal)
-    nan = (
-        "The means of base and source can be equal although the prompts differ; then your share is not a "
-        "number. There it is 0."
-    )
-    crossed = _share(attempt, [1.0, 3.0], [1.0, 3.0], [3.0, 1.0], when_nan=nan)
-    equal = "Where the means of base and source are equal and nothing changed, the share is 0."
-    refuse(abs(crossed) > 1e-6, equal)
 
 
 def _streams(seed: int, prompts: int, count: int, d_model: int, positions: list[int]):
@@ -274,60 +196,145 @@ class PatchedStream:
         return _put(base, source[0, positions[0]].expand_as(base), positions)
 
 
-@checker("31.4")
-def check_output_with_values(attempt: Attempt) -> str:
-    sizes = (9, 3, 5, 4), (4, 2, 6, 3), (6, 6, 4, 5), (8, 1, 5, 5), (8, 4, 3, 2)
-    for seed, (heads, kv, count, d) in enumerate(sizes):
-        future = torch.ones(count, count, dtype=torch.bool).triu(1)
-        pattern = (3 * random(heads, count, count, seed=seed)).masked_fill(future, float("-inf")).softmax(-1)
-        _outputs_are_right(attempt, pattern, random(count, kv, d, seed=seed + 9))
-    return (
-        "Right for nine heads on three, for two on one, for one on one, and where all share a single value "
-        "head."
+GATES = {  # neither, only a, only b, both
+    (0.0, 0.0, 0.0, 1.0): "AND",
+    (0.0, 1.0, 1.0, 1.0): "OR",
+    (-4.5, -4.4, -4.3, 0.3): "AND",
+    (2.0, 8.9, 9.1, 9.2): "OR",
+    (5.0, 4.9, 5.1, -3.0): "AND",
+    (5.0, -3.0, -2.9, -3.0): "OR",
+    (0.001, 0.0011, 0.0012, 0.004): "AND",
+    (0.002, 0.0041, 0.0039, 0.004): "OR",
+    (1.0, 3.0, 4.0, 6.0): "neither",
+    (0.0, 0.3, 0.3, 1.0): "neither",
+    (-2.0, 7.0, -2.0, 7.0): "neither",
+    (0.0, 0.05, 0.9, 1.0): "neither",
+    (0.0, 0.8, -0.9, 1.0): "AND",
+    (3.0, 4.0, 2.0, 3.0): "neither",
+}
+
+
+def _verdict(extra: float) -> str:
+    return "AND" if extra > 0.5 else "OR" if extra < -0.5 else "neither"
+
+
+def _brought(neither, a, b, both) -> tuple[float, float, float]:
+    """What each part brings alone, as a share of what both bring; and whether they bring anything."""
+    whole = both - neither
+    return ((a - neither) / whole, (b - neither) / whole, whole) if abs(whole) > 1e-6 else (0.5, 0.5, 0.0)
+
+
+WRONG_GATES = {
+    "You compare with a half in the metric's own unit, and a metric may have any scale: divide by what both "
+    "parts bring.": lambda n, a, b, ab: _verdict(ab - a - b + n),
+    "Measure everything from `neither`: what part a brings alone is only_a − neither.": lambda n, a, b, ab: (
+        _verdict((ab - a - b) / (ab - n)) if abs(ab - n) > 1e-6 else "neither"
+    ),
+    "AND and OR are exchanged. Where each alone does nothing, both are needed.": lambda *four: {
+        "AND": "OR",
+        "OR": "AND",
+        "neither": "neither",
+    }[_verdict(1 - sum(_brought(*four)[:2]))],
+    "Where the metric falls instead of rising, you take one gate for the other. Divide by both − neither, "
+    "sign and all.": lambda n, a, b, ab: (
+        _verdict((ab - a - b + n) / abs(ab - n)) if abs(ab - n) > 1e-6 else "neither"
+    ),
+    "Where one part does it all and the other nothing there is no gate: they add up, and that is "
+    '"neither".': lambda *four: (
+        "neither" if not _brought(*four)[2] else "OR" if max(_brought(*four)[:2]) > 0.5 else "AND"
+    ),
+    "You look at each part alone. With a share of 0.3 each, 0.4 needs both together, less than "
+    "half: compare the sum of the two.": lambda *four: (
+        "AND" if max(_brought(*four)[:2]) < 0.5 else "OR" if min(_brought(*four)[:2]) > 0.5 else "neither"
+    ),
+    'Where both together bring nothing there is no gate to speak of: "neither".': lambda n, a, b, ab: (
+        _verdict((ab - a - b + n) / (ab - n) if abs(ab - n) > 1e-6 else 1)
+    ),
+}
+
+
+@checker("31.6")
+def check_gate(attempt: Attempt) -> str:
+    found = {four: attempt(*four) for four in GATES}
+    for said in found.values():
+        known = type(said) is str and said in ("AND", "OR", "neither")
+        refuse(not known, f'Return "AND", "OR" or "neither"; you returned {said!r:.40}.')
+    for why, wrong in WRONG_GATES.items():
+        refuse(found != GATES and all(wrong(*four) == said for four, said in found.items()), why)
+    for four, said in found.items():
+        refuse(said != GATES[four], f"For the four values {four} you say {said}; it is {GATES[four]}.")
+    return "Right for metrics that rise and fall, of any scale, and where there is no gate."
+
+
+COUPLES = 12  # balanced pairs that no notebook shows
+LEAST = 0.15, 0.1  # of 23.1: its share, and the low end of its interval
+
+
+@checker("31.7")
+def check_corruption(attempt: Attempt, model) -> str:
+    prompts = ml.ioi_prompts(model, 2 * COUPLES, seed=2027)
+    given = replace(prompts, tokens=prompts.tokens.clone())
+    corrupted = _tokens(attempt(given), prompts.tokens)
+    refuse(
+        not torch.equal(given.tokens, prompts.tokens),
+        "Your function changes `prompts.tokens` in place. Begin with `tokens = prompts.tokens.clone()`.",
     )
+    rows, end = torch.arange(len(prompts)), prompts.positions["end"]
+    refuse(
+        bool((corrupted[rows, end] != prompts.tokens[rows, end]).any()),
+        "You changed the last token. The patch is there: it must stay as it is.",
+    )
+    same = (corrupted == prompts.tokens).all(1).float().mean().item()
+    refuse(same == 1, "Nothing is corrupted: these are the clean prompts.")
+    refuse(same > 0, f"{same:.0%} of your prompts are not corrupted at all. Change something in each.")
+    found = _heads_of_23(model, corrupted, prompts)
+    low, high = bootstrap(found, prompts.pairs)
+    share = found.mean(0)
+    mover = f"23.1 brings back {share[1]:.2f} [{low[1]:.2f}, {high[1]:.2f}]"
+    repeated = corrupted[rows, prompts.positions["S2"]] != prompts.tokens[rows, prompts.positions["S2"]]
+    told = f"On {COUPLES} other couples {mover} and 23.3 {share[3]:.2f}. "
+    refuse(
+        share[1] <= share[3] and repeated.float().mean() > 0.5,
+        told + "You changed who is named again, and that is what 23.3 carries. Leave it alone.",
+    )
+    refuse(share[1] <= share[3], told + "What does 23.3 carry? Leave that as it is.")
+    refuse(
+        share[1] < LEAST[0] or low[1] < LEAST[1],
+        told
+        + f"Ask for {LEAST[0]} and an interval above {LEAST[1]}. What does a name mover carry? Change that.",
+    )
+    return f"On {COUPLES} couples that you have not seen, {mover}, and 23.3 {share[3]:.2f}."
 
 
-def _outputs_are_right(attempt: Attempt, pattern, values) -> None:
-    """Ask for every head, and judge all of them together."""
-    heads, (count, kv, d) = len(pattern), values.shape
-    run = lambda head: attempt.tensor(pattern, values, head, shape=(count, d), axes="query, d_head")
-    found, expected = torch.stack([run(head) for head in range(heads)]), _output(pattern, values)
-    where = f"With {heads} query heads and {kv} value heads (head, query, coordinate): "
-    otherwise = lambda: where + only_wrong(found, expected)
-    must_equal(found, expected, _wrong_outputs(pattern, values), otherwise=otherwise)
+def _tokens(returned, clean: Tensor) -> Tensor:
+    """What was returned, as tokens of the clean prompts' shape."""
+    returned = getattr(returned, "tokens", returned)
+    shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+    refuse(shape != tuple(clean.shape), f"Return tokens of shape {tuple(clean.shape)}; yours: {shape}.")
+    refuse(
+        returned.is_floating_point() or returned.dtype == torch.bool or returned.is_complex(),
+        f"Token ids are whole numbers; yours are {str(returned.dtype).removeprefix('torch.')}.",
+    )
+    return returned.detach().to(clean)
 
 
-def _output(pattern, values, which=None) -> Tensor:
-    """Each head's pattern, with the value heads of these numbers (None: those it reads)."""
-    heads, kv = len(pattern), values.shape[1]
-    which = torch.arange(heads) // (heads // kv) if which is None else which.clamp(max=kv - 1)
-    return pattern @ values.transpose(0, 1)[which]
-
-
-def _wrong_outputs(pattern, values) -> dict[str, Tensor]:
-    heads, kv = len(pattern), values.shape[1]
-    read, own = partial(_output, pattern, values), torch.arange(heads)
-    number = own // (heads // kv)
-    others, mean = _output(pattern[number], values), _output(pattern.mean(0).expand_as(pattern), values)
-    return {
-        "You took the remainder: heads 0, 3, 6 would share. Neighbours share a value head: a whole-number "
-        "division.": read(own % kv),
-        "The pattern is turned: for each query, add up over the keys.": _output(pattern.mT, values),
-        "That is not this head's pattern, but the one that bears the value head's number.": others,
-        "That is always value head 0. Which one does this query head read?": read(own * 0),
-        "That is always the last value head. Which one does this query head read?": read(own * 0 + kv),
-        "The number of the query head is no number of a value head: several share one.": read(own),
-        "The value heads are in the reverse order.": read(kv - 1 - number),
-        "You averaged over the value heads. The head reads one of them.": pattern @ values.mean(1),
-        "You added up the value heads. The head reads one of them.": pattern @ values.sum(1),
-        "You took the mean of the heads' patterns. This head keeps its own.": mean,
-        "These are the values themselves, without the pattern.": values.transpose(0, 1)[number],
-        "You divided by the number of value heads. Divide by how many query heads share one.": read(
-            own // kv
-        ),
-        f"Do always three query heads share a value head? Here are {heads} and {kv}: read it off the "
-        "shapes.": read(own // 3),
-    }
+@torch.no_grad()
+def _heads_of_23(model, corrupted: Tensor, prompts) -> Tensor:
+    """The share of the way of each head of layer 23, patched at the end, for each prompt."""
+    refuse(
+        bool((corrupted < 0).any() or (corrupted >= model.cfg.d_vocab).any()),
+        f"A token id lies outside 0 to {model.cfg.d_vocab - 1}.",
+    )
+    before, after = (prompts.metric(model(tokens)) for tokens in (corrupted, prompts.tokens))
+    refuse(
+        bool((after - before).mean().abs() < 1),
+        f"Clean, the logit difference is {after.mean():.1f}, and corrupted {before.mean():.1f}: so little is "
+        "lost that no head can bring it back. Corrupt something that the answer rests on.",
+    )
+    patched = ml.activation_patching(
+        model, corrupted, prompts.tokens, prompts.metric, "z", layers=[23], positions=[corrupted.shape[1] - 1]
+    )
+    return patched.per_prompt[:, 0]
 
 
 @checker("31.5")
@@ -335,32 +342,32 @@ def check_noise(attempt: Attempt) -> str:
     cases = (6, 40, [1, 3], 3.0, 50, 0.13), (4, 64, [3], 1.5, 80, 2.0), (7, 32, [2, 3, 4], 0.5, 60, 0.5)
     for seed, (count, d, subject, level, samples, spread) in enumerate(cases):
         clean = random(count, d, seed=seed) + 1
-        W_E = spread * random(200, d, seed=seed + 9) * torch.linspace(0.2, 1.8, d) + 0.3
-        W_E *= torch.linspace(0.2, 1.8, 200)[:, None]  # some rows are longer than others, as in a model
-        found = _noisy(attempt, clean, subject, W_E, level, samples, seed)
+        every = spread * random(200, d, seed=seed + 9) * torch.linspace(0.2, 1.8, d) + 0.3
+        every *= torch.linspace(0.2, 1.8, 200)[:, None]  # some rows are longer than others, as in a model
+        found = _noisy(attempt, clean, subject, every, level, samples, seed)
         noise = (found - clean)[:, subject]
         _noise_is_on_the_subject_only(found, clean, subject)
         _noise_is_everywhere(noise)
         _noise_is_new_everywhere(noise)
         _noise_is_added(noise, clean[subject])
-        _noise_has_the_right_size(noise, clean[subject], W_E, level)
-        _noise_is_normal(noise, W_E, level)
+        _noise_has_the_right_size(noise, clean[subject], every, level)
+        _noise_is_normal(noise, every, level)
         _noise_has_no_copies(noise)
-        again, other = (_noisy(attempt, clean, subject, W_E, level, samples, s) for s in (seed, seed + 1))
+        again, other = (_noisy(attempt, clean, subject, every, level, samples, s) for s in (seed, seed + 1))
         refuse(
             not torch.equal(found, again) or close(found, other),
             "The same generator must give the same noise, and another one another: draw with "
             "`generator=generator`.",
         )
-        copies = _noisy(attempt, clean, subject, W_E, 0.0, 3, seed=1)
+        copies = _noisy(attempt, clean, subject, every, 0.0, 3, seed=1)
         refuse(
             not close(copies, clean.expand_as(copies)), "With level 0 every copy must be the clean prompt."
         )
     return "On the subject only, new for each copy, normal, as strong as it should be, three times."
 
 
-def _noisy(attempt: Attempt, clean, subject, W_E, level: float, samples: int, seed: int) -> Tensor:
-    given = (clean, subject, W_E, level, samples, seeded(seed))
+def _noisy(attempt: Attempt, clean, subject, every, level: float, samples: int, seed: int) -> Tensor:
+    given = (clean, subject, every, level, samples, seeded(seed))
     return attempt.tensor(*given, shape=(samples, *clean.shape), axes="sample, pos, d_model")
 
 
@@ -400,32 +407,32 @@ def _noise_is_added(noise, clean) -> None:
     refuse(grows, "The noise grows from copy to copy: each begins with the clean prompt.")
 
 
-def _noise_has_the_right_size(noise, clean, W_E, level: float) -> None:
-    strength, sd = noise.std(), W_E.std()
+def _noise_has_the_right_size(noise, clean, every, level: float) -> None:
+    strength, sd = noise.std(), every.std()
     mean = f"The noise has mean {noise.mean():.3f}; it must be 0. `torch.randn`, not `torch.rand`?"
     refuse(noise.mean().abs() > 5 * level * sd / noise.numel() ** 0.5, mean)
     near = lambda value: (strength - value).abs() < 0.05 * value
     if near(level * sd):
         return
     for why, value in {
-        "`level` counts standard deviations of W_E: multiply by `W_E.std()`.": level,
-        "Where is `level`? The noise has one standard deviation of W_E.": sd,
+        "`level` counts standard deviations of `all_subjects`: multiply by `all_subjects.std()`.": level,
+        "Where is `level`? The noise has one standard deviation of `all_subjects`.": sd,
         "That is the variance. Multiply by the standard deviation.": level * sd**2,
-        "You divided by the standard deviation of W_E. Multiply.": level / sd,
-        "That is the standard deviation of this prompt's embeddings, not of W_E.": level * clean.std(),
+        "You divided by the standard deviation of `all_subjects`. Multiply.": level / sd,
+        "That is the standard deviation of this prompt's embeddings, not all subjects'.": level * clean.std(),
         "You scaled with the mean length of the embeddings, not with the standard deviation of their "
-        "entries.": level * W_E.norm(dim=1).mean(),
+        "entries.": level * every.norm(dim=1).mean(),
     }.items():
         refuse(near(value), why)
-    wanted = f"level × the standard deviation of W_E is {level * sd:.3f}"
+    wanted = f"level × the standard deviation of `all_subjects` is {level * sd:.3f}"
     raise NotYet(f"The noise has standard deviation {strength:.3f}; {wanted}.")
 
 
-def _noise_is_normal(noise, W_E, level: float) -> None:
-    alike = torch.corrcoef(torch.stack([noise.std((0, 1)), W_E.std(0)]))[0, 1]
-    own = "Each coordinate has a strength of its own. One standard deviation, of all entries of W_E."
+def _noise_is_normal(noise, every, level: float) -> None:
+    alike = torch.corrcoef(torch.stack([noise.std((0, 1)), every.std(0)]))[0, 1]
+    own = "Each coordinate has a strength of its own. One for all: that of all entries of `all_subjects`."
     refuse(alike > 0.8, own)
-    tails = (noise.abs() > 2 * level * W_E.std()).float().mean().item()
+    tails = (noise.abs() > 2 * level * every.std()).float().mean().item()
     refuse(
         not 0.03 < tails < 0.06,
         f"The noise is not normally distributed: {tails:.1%} of it lies beyond two standard deviations, and "

@@ -6,10 +6,10 @@
 # After this notebook you will be able to
 #
 # - put one activation of one run into another run, and say how much of the answer came with it,
-# - say which question denoising asks, which one noising asks, and on which heads they must disagree,
-# - trace a fact through the model with noise, and name four ways in which such a map misleads.
+# - tell an AND from an OR, say which of denoising and noising can see it, and design a corruption for what you look for,
+# - trace facts through the model with noise, and name four ways in which such a map misleads.
 #
-# Time: 90 minutes. The cells take about 85 seconds in all. Memory: 2.0 GB.
+# Time: 100 minutes. The cells take about 90 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 12 and 24.
 
 # %% kind="setup"
@@ -18,45 +18,38 @@
 # %% [markdown]
 # ## The picture
 #
-# The sixteen sentences of notebooks 12 and 24, **clean**: "When John and Mary went to the store, **John** gave a drink to". And **corrupted**: the
-# second sentence half names the other one, "When John and Mary went to the store, **Mary** gave a drink to". One token differs, and the answer turns round.
+# Thirty-two sentences like "When Laura and Larry walked to the school, **Laura** gave a ring to". They are balanced: sixteen couples in eight
+# templates, and in each couple either person is once the one who is named again. These are the **clean** prompts. In the **corrupted** ones the *other*
+# person is named again: "... **Larry** gave a ring to". One token differs, and the answer turns round.
 #
 # Now run the model on the corrupted sentence, but take *one* vector of its residual stream, on entering one layer, at one position, from the clean run.
-# How far does the logit difference come back? 0: not at all, 1: all the way. Each square is one such patch, on all sixteen sentences. ("position 2",
-# "position 4" and "position 10" hold the names, which differ from sentence to sentence.)
+# How far does the logit difference come back? 0: not at all, 1: all the way. Each square is one such patch, on all the sentences.
 
 # %%
-import random
-
-couples = [("John", "Mary"), ("Tom", "Laura"), ("Mark", "Anna"), ("Peter", "Sarah")]
-couples += [("Paul", "Jane"), ("David", "Emma"), ("Mary", "John"), ("Laura", "Tom")]
-asked = [(s, io, first) for s, io in couples for first in ((s, io), (io, s))]
-sentence = "When {} and {} went to the store, {} gave a drink to"
-clean = model.to_tokens([sentence.format(a, b, s) for s, _, (a, b) in asked])
-corrupted = model.to_tokens([sentence.format(a, b, io) for _, io, (a, b) in asked])
-answers = [ml.single_token(model, f" {io}") for _, io, _ in asked]
-metric = ml.logit_difference(answers, [ml.single_token(model, f" {s}") for s, _, _ in asked])
-assert ((clean != corrupted).sum(1) == 1).all()
-
-# %%
-shown = [0, 10, *range(18, 30)]
-stream = ml.activation_patching(model, corrupted, clean, metric, layers=shown)
-stream.plot(height=560)
+prompts = ml.ioi_prompts(model, 32)
+corrupted, metric = prompts.corrupted("flip"), prompts.metric
+print(prompts.text(0), corrupted.text(0), sep="\n")
+assert ((prompts.tokens != corrupted.tokens).sum(1) == 1).all()
+shown = [0, 10, *range(19, 26)]
+places = {"other name": prompts.positions["IO"], "name, first time": prompts.positions["S1"]}
+places |= {"name, again": prompts.positions["S2"], "end": prompts.positions["end"]}
+stream = ml.activation_patching(model, corrupted, prompts, metric, layers=shown, positions=places)
+stream.plot(height=420)
 
 # %% kind="assert"
-at = {layer: stream.values[row] for row, layer in enumerate(shown)}
+assert prompts.pairs.unique(return_counts=True)[1].tolist() == [2] * 16
+at = {layer: stream.values[row].tolist() for row, layer in enumerate(shown)}
 claim(model, "corrupted", stream.baselines["base"], says=-4.5, within=0.1)
-claim(model, "clean", stream.baselines["source"], says=5.1, within=0.05)
-claim(model, "second name, entering layer 19", at[19][10], says=1.0, within=0.02)
-claim(model, "second name, entering layer 21", at[21][10], says=0.51, within=0.03)
-claim(model, "last token, entering layer 21", at[21][14], says=0.46, within=0.03)
-claim(model, "last token, entering layer 25", at[25][14], says=0.88, within=0.03)
-assert stream.values[:, :10].abs().max() == 0 and stream.values[:, 11:14].abs().max() < 0.1
+claim(model, "clean", stream.baselines["source"], says=4.5, within=0.1)
+assert stream.values[:, :2].abs().max() == 0
+assert at[19][2] > 0.97 and at[21][3] > 0.5 and at[25][3] > 0.9 and abs(at[25][2]) < 0.03
 
 # %% [markdown]
-# The clean model says 5.1 logits for the right name, the corrupted one −4.5. Up to the input of layer 19 everything that matters is in one place, the
-# second name (position 10). Then it moves to the last token: on entering layer 21 about half (0.51 and 0.46), on entering layer 25 nearly all (0.88).
-# What carries it across must be attention, in layers 19 to 24. Which heads?
+# The clean model prefers the right name by 4.5 logits, the corrupted one the wrong name by exactly as much. That is no result: each corrupted
+# prompt is its partner's clean one.
+#
+# The figure is a result. Up to layer 19 everything that matters is in one place, where the name comes again. Then it moves to the end. What carries it across must be
+# attention, in layers 19 to 24. Which heads?
 #
 # ## By hand
 #
@@ -124,157 +117,83 @@ def patched_run(model, base, source, layer, head):
 
 
 # %% [markdown]
-# The change in logits depends on how far apart the two runs were. So it is put on a scale from 0 to 1.
+# The change in logits depends on how far apart the two runs were. So it is put on a scale, the **recovered** (or normalized) logit difference:
+# (patched − base) / (source − base), of the means over the prompts. We also call it the share of the way. It can leave the scale: a patch can go the wrong way.
 #
-# ### Exercise 31.2 The share of the way
-#
-# Difficulty 2 of 5 · 5 minutes · needs nothing
-
-
-# %% kind="exercise" id="31.2"
-@exercise("31.2")
-def share(
-    patched: Float[Tensor, "prompt"], base: Float[Tensor, "prompt"], source: Float[Tensor, "prompt"]
-) -> float:
-    """How much of the way from base to source the patch went: 0 = none, 1 = all; below 0 and above 1 can happen.
-
-    Each tensor holds the metric, one number a prompt. Take means over the prompts first, and one ratio of them.
-    Where the means of base and source differ by less than 1e-6 there is no way to go: return 0.
-    """
-    # >>> solution
-    change = patched.mean() - base.mean()
-    whole = source.mean() - base.mean()
-    return 0.0 if whole.abs() < 1e-6 else (change / whole).item()
-    # <<< solution
-
-
-# %% kind="check"
-check(share)
-
-# %% [markdown]
-# <details><summary>Hint 1: a nudge</summary>
-#
-# The numerator is how far the patch went from base, the denominator how far source lies from base.
-#
-# </details>
-# <details><summary>Hint 2: the method</summary>
-#
-# `(patched.mean() - base.mean()) / (source.mean() - base.mean())`. One prompt whose two runs happen to agree would make its own ratio huge; in the
-# ratio of the means it hardly counts.
-#
-# </details>
-
-
-# %% kind="wrong" id="31.2" expects="mean of the ratios"
-@exercise("31.2")
-def share(patched, base, source):
-    return ((patched - base) / (source - base)).mean().item()
-
-
-# %% kind="wrong" id="31.2" expects="starts from source"
-@exercise("31.2")
-def share(patched, base, source):
-    return ((source.mean() - patched.mean()) / (source.mean() - base.mean())).item()
-
-
-# %% kind="wrong" id="31.2" expects="not a number"
-@exercise("31.2")
-def share(patched, base, source):
-    return ((patched.mean() - base.mean()) / (source.mean() - base.mean())).item()
-
-
-# %% kind="wrong" id="31.2" expects="above 1"
-@exercise("31.2")
-def share(patched, base, source):
-    whole = source.mean() - base.mean()
-    if whole == 0:
-        return 0.0
-    return float(((patched.mean() - base.mean()) / whole).clamp(0, 1))
-
-
-# %% [markdown]
-# Now head 23.3, with the library's parts. Before you believe any patching code, three things must hold: everything patched gives 1, nothing patched
-# gives 0, and a run patched with its own activations stays as it is.
+# Before you believe any patching code, three things must hold: everything patched gives 1, nothing patched gives 0, and a run patched with its own
+# activations stays as it is. Here is one head, with the library's parts.
 
 # %%
 ends_in_z = lambda name: name.endswith("hook_z")
 with torch.no_grad():
-    logits, cache = model.run_with_cache(clean, names_filter=ends_in_z)
-    start, end = metric(model(corrupted)), metric(logits)
+    logits, cache = model.run_with_cache(prompts.tokens, names_filter=ends_in_z)
+    start, end = metric(model(corrupted.tokens)), metric(logits)
     with ml.intervene(model, ml.replace_head(model, (23, 3), cache)):
-        after = metric(model(corrupted))
+        after = metric(model(corrupted.tokens))
     with ml.intervene(model, ml.replace_head(model, (23, 3), cache)):
-        own = metric(model(clean))
+        own = metric(model(prompts.tokens))
 by_hand = ml.recovered(after.mean(), start.mean(), end.mean())
 print(f"{start.mean():.2f} → {after.mean():.2f}, of {end.mean():.2f}: a share of {by_hand:.2f}")
 
 # %% kind="assert"
-claim(model, "the logit difference with 23.3 patched", after.mean(), says=0.1, within=0.1)
 claim(model, "share of 23.3", by_hand, says=0.48, within=0.02)
 assert (own - end).abs().max() < 1e-3
 # by=() patches all positions at once
-everything = ml.activation_patching(model, corrupted, clean, metric, by=(), layers=[29])
+everything = ml.activation_patching(model, corrupted, prompts, metric, by=(), layers=[29])
 assert abs(everything.values - 1).max() < 1e-4
-assert stream.values[:, :10].abs().max() == 0  # there the two runs are equal: a run patched with itself
 
 # %% [markdown]
-# Head 23.3 alone brings the model from −4.5 to 0.1: nearly half of the way.
+# This one head brings back nearly half.
 #
-# ## All 270 heads
+# ## From layers to heads
 #
-# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. `site="z"` is what a head hands on. It says only what is
-# edited: these values, at these places. An engine carries that out. The plain one is your exercise 31.1 for any site: each edit is a hook, each patch a
-# full run. The fast one takes a short way to the same numbers (next section).
+# `ml.activation_patching(model, base, source, metric, site)` does this for every layer and head. It says only what is edited: these values, at these
+# places. An engine carries that out. The plain one is your exercise 31.1 for any site: each edit is a hook, each patch a full run.
 
 # %%
 from mechlab.runs.plain import Plain
 
 ml.show_source(Plain.edited)
 
-# %%
-heads = ml.activation_patching(model, corrupted, clean, metric, "z")
-heads.plot(height=560)
+# %% [markdown]
+# First whole layers: all that attention writes, at all positions at once. Only layers that bring something are opened. They are **chosen on other
+# sentences** than those they are then measured on; else the largest of thirty would look larger than it is.
 
 # %%
-heads.top(8)
+draw = ml.ioi_prompts(model, 16, seed=1)
+scout = ml.activation_patching(model, draw.corrupted("flip"), draw, draw.metric, "attn_out", by=())
+opened = [layer for layer, share in enumerate(scout.values.tolist()) if abs(share) > 0.05]
+print("layers whose attention brings something:", {n: round(scout.values[n].item(), 2) for n in opened})
+heads = ml.activation_patching(model, corrupted, prompts, metric, "z", layers=opened)
+heads.plot(height=330)
+
+# %%
+heads.top(10)
 
 # %% kind="assert"
-for (layer, head), says in {(23, 3): 0.48, (20, 0): 0.33, (29, 1): 0.30, (17, 4): 0.28}.items():
-    claim(model, f"share of {layer}.{head}", heads.values[layer, head], says=says, within=0.02)
-for (layer, head), says in {(29, 0): -0.25, (19, 2): 0.14, (24, 4): -0.12}.items():
-    claim(model, f"share of {layer}.{head}", heads.values[layer, head], says=says, within=0.02)
-assert abs(heads.values[23, 3] - by_hand) < 1e-4
-assert heads.values[:17].abs().max() < 0.05
+assert opened == [17, 19, 20, 23, 24, 29]
+share = {(layer, head): heads.values[opened.index(layer), head].item() for layer in opened for head in range(9)}
 low, high = heads.interval()
-assert all(low[head] * high[head] > 0 for head in [(23, 3), (20, 0), (17, 4), (24, 4)])
+for head, says in {(23, 3): 0.48, (20, 0): 0.47, (17, 4): 0.26, (24, 4): -0.19}.items():
+    claim(model, f"share of {head[0]}.{head[1]}", share[head], says=says, within=0.02)
+    row = opened.index(head[0])
+    assert low[row, head[1]] * high[row, head[1]] > 0
+assert abs(share[23, 3] - by_hand) < 1e-4 and len(heads.units.unique()) == 16
 
 # %% [markdown]
-# Four heads with a large share: 23.3, which speaks against the repeated name (notebook 12), and 29.1, which direct attribution found too. And two
-# that it could not find, since no head before layer 23 writes as much as 0.2 logits itself: **20.0** (0.33) and **17.4** (0.28) act *through* later
-# heads. Heads 29.0 (−0.25) and 24.4 (−0.12) pull the other way. The shares of heads need not add up to 1: a signal that passes through 17.4, 20.0 and
-# 23.0 in turn is counted three times. Two heads lie outside layers 19 to 24: 17.4 acts before the handover, at the second name itself (notebook 41), and
-# 29.1 speaks at the end.
+# The intervals are over couples: other people in the same eight templates. In brackets each head's share.
 #
-# ## What had to be computed
+# - **23.3** (0.48) speaks against the repeated name (notebook 12). **29.1** too was found there.
+# - **20.0** (0.47) and **17.4** (0.26) could *not* be found there: they write next to nothing in the answer's direction. They act *through* later heads.
+# - 29.0 and **24.4** (−0.19) pull the other way.
 #
-# A patch in layer L leaves layers 0 to L − 1 as they were. And the two runs are equal up to position 9, so a patch changes nothing there, even one at all
-# positions. So only layer L and the later ones are run, from position 10 on, and only the two logits of the metric are read. How much is left?
-
-# %%
-cfg, later = model.cfg, 15 - 10
-width = cfg.d_model * cfg.d_head * (2 * cfg.n_heads + 2 * cfg.n_key_value_heads)
-a_layer = width + 3 * cfg.d_model * cfg.d_mlp
-full = 15 * (cfg.n_layers * a_layer + cfg.d_model * cfg.d_vocab)
-short = sum(later * (cfg.n_layers - layer) * a_layer for layer in range(cfg.n_layers)) / cfg.n_layers
-print(f"{short / 1e6:.0f} of {full / 1e6:.0f} million multiplications a patch: {short / full:.1%}")
-
-# %% kind="assert"
-claim(model, "share of the multiplications", short / full, says=0.14, within=0.005)
-
-# %% [markdown]
-# About one in seven. Nothing is approximated: the share of 23.3 equals the one from two full runs (asserted above to 1e-4).
+# Shares of heads need not add up to 1: a signal that passes through three heads in turn is counted three times. And a layer that was left shut may hold two
+# heads that cancel.
 #
-# In these sentences the second name is always at position 10. In others it is not, and then each prompt needs its own position.
+# A patch in layer L leaves the layers before it as they were, and the two runs are equal up to the name that differs. So the fast engine runs only the rest: about
+# a seventh of the multiplications, and the same numbers (asserted for 23.3).
+#
+# In these sentences the repeated name is always at the same position. In others it is not, and then each prompt needs its own.
 #
 # ### Exercise 31.3 A place for each prompt
 #
@@ -328,20 +247,20 @@ def patched_stream(base, source, positions):
 # ## Where it looks, or what it finds there?
 #
 # A head hands on its values, weighted by its attention pattern. Either can carry the signal, and each can be patched alone. Head 20.0 as a whole brings
-# 0.33 of the way. Take only its *pattern* from the clean run, with the values of the corrupted one. How much?
+# nearly half. Take only its *pattern* from the clean run, with the values of the corrupted one. What share will that bring?
 
 # %% kind="predict"
 predict("31.p", 0.3)
 
 # %%
-inside = [17, 20, 23, 24]
+inside = [17, 20, 24]
 found = {
-    site: ml.activation_patching(model, corrupted, clean, metric, site, layers=inside).values
+    site: ml.activation_patching(model, corrupted, prompts, metric, site, layers=inside).values
     for site in ("pattern", "v")
 }
-some = [(17, 4), (20, 0), (23, 0), (23, 3), (24, 4)]
+some = [(17, 4), (20, 0), (24, 4)]
 rows = {
-    "output": [heads.values[layer, head] for layer, head in some],
+    "output": [share[head] for head in some],
     "pattern": [found["pattern"][inside.index(layer), head] for layer, head in some],
     "shared value head": [found["v"][inside.index(layer), head // 3] for layer, head in some],
 }
@@ -350,212 +269,329 @@ values = torch.tensor(list(rows.values()))
 ml.Scores(values, tuple(labels), "share of the way: whole output, pattern, values", labels).plot(height=300)
 
 # %% kind="assert"
-for name, place, says in [
-    ("20.0, pattern", (1, 1), 0.02),
-    ("20.0, values", (2, 1), 0.32),
-    ("17.4, pattern", (1, 0), 0.28),
-    ("17.4, values", (2, 0), 0.0),
-    ("23.3, values", (2, 3), 0.45),
-    ("24.4, pattern", (1, 4), -0.23),
-    ("24.4, values", (2, 4), 0.14),
-]:
-    claim(model, name, values[place], says=says, within=0.02)
+assert abs(values[1, 1]) < 0.03 and values[2, 1] > 0.4  # 20.0
+assert values[1, 0] > 0.2 and abs(values[2, 0]) < 0.02  # 17.4
+assert values[1, 2] < -0.2 and values[2, 2] > 0.05  # 24.4
 reveal("31.p", round(values[1, 1].item(), 2))
 
 # %% [markdown]
-# 17.4 is all pattern: with another second name it looks at another place. 20.0 looks at the second name in both runs (notebook 41 shows it), and finds
-# something else there: nothing in its pattern (0.02), all in its values (0.32). At 24.4 the two go against each other: −0.23 by where it looks, +0.14 by what
-# its value head finds. The −0.12 of its output is small because larger effects cancel.
+# 17.4 is all pattern: with another repeated name it looks at another place. 20.0 looks at the same place in both runs, and finds something else there: nothing
+# in its pattern, all in its values. At 24.4 the two go against each other, so its small share hides two larger effects. (Query heads share value heads here,
+# notebook 02: a value patch belongs to all the heads that read it.)
 #
-# But one key and value head serves three query heads here (**grouped queries**): query heads 3, 4 and 5 share value head 1. Patching it changes all three, so
-# the +0.14 belongs to them together. To see one head alone, take its own pattern and the values of the other run:
+# ## Enough, or needed?
 #
-# ### Exercise 31.4 One head's values
-#
-# Difficulty 3 of 5 · 10 minutes · needs notebook 02, grouped queries
+# **Denoising** asks: is this part *enough* to bring the answer back? **Noising** (base clean, source corrupted) asks: is it *needed*? First on toys. Two
+# parts, each 1 in the clean run and 0 in the corrupted one. The answer needs **both** (AND), or **either** (OR).
+
+# %%
+gates = {"AND": lambda a, b: min(a, b), "OR": lambda a, b: max(a, b)}
 
 
-# %% kind="exercise" id="31.4"
-@exercise("31.4")
-def output_with_values(
-    pattern: Float[Tensor, "head query key"], values: Float[Tensor, "key value_head d_head"], head: int
-) -> Float[Tensor, "query d_head"]:
-    """What one query head hands on when it keeps its own pattern (base) and reads these values (source).
+def toy_share(gate, base, source):
+    """Part a comes from source, part b stays as in base."""
+    start, goal = gate(base, base), gate(source, source)
+    return (gate(source, base) - start) / (goal - start)
 
-    Neighbouring query heads share a value head, the same number of them for each.
+
+# %% [markdown]
+# Four shares: AND denoised, AND noised, OR denoised, OR noised. Write them down first.
+
+# %% kind="predict"
+predict("31.q", [0, 0, 0, 0])
+
+# %% kind="assert"
+ways = {"denoised": (0, 1), "noised": (1, 0)}
+toys = {f"{name}, {way}": toy_share(gates[name], *ways[way]) for name in gates for way in ways}
+print(toys)
+reveal("31.q", list(toys.values()))
+assert list(toys.values()) == [0, 1, 1, 0]
+
+# %% [markdown]
+# Denoising cannot see an AND: one part alone is not enough. Noising cannot see an OR: the other one still stands in. A head that "does nothing" in one sweep may
+# be half of a gate. To tell, patch **both** parts.
+#
+# ### Exercise 31.6 AND, OR or neither
+#
+# Difficulty 3 of 5 · 15 minutes · needs the toys
+
+
+# %% kind="exercise" id="31.6"
+@exercise("31.6")
+def gate(neither: float, only_a: float, only_b: float, both: float) -> str:
+    """"AND", "OR" or "neither": what two parts make together, told from four values of a metric.
+
+    The values: with neither part from the clean run, with one of the two, with both. The metric may have any scale
+    and may fall instead of rise. What both bring is compared with the sum of what each brings alone: where more than
+    half of it needs both together, say "AND"; where the sum is too large by more than half of it, "OR"; else "neither".
+    Where both together bring nothing (less than 1e-6): "neither".
     """
     # >>> solution
-    group = pattern.shape[0] // values.shape[1]
-    return pattern[head] @ values[:, head // group]
+    whole = both - neither
+    if abs(whole) < 1e-6:
+        return "neither"
+    extra = 1 - (only_a - neither + only_b - neither) / whole
+    return "AND" if extra > 0.5 else "OR" if extra < -0.5 else "neither"
     # <<< solution
 
 
 # %% kind="check"
-check(output_with_values)
+check(gate)
 
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# How many query heads share one value head? The shapes tell.
+# What would `both` be if the two parts had nothing to do with one another? Try it on the toys' four values.
 #
 # </details>
 # <details><summary>Hint 2: the method</summary>
 #
-# With nine query heads and three value heads, heads 0, 1, 2 read value head 0, heads 3, 4, 5 read value head 1. That is `head // 3`. Then a sum over keys.
+# Measure everything from `neither`. Divide by what both bring, so that scale and sign drop out. Then one number tells: 1 for a pure AND, −1 for a pure OR, 0
+# where the parts simply add up.
 #
 # </details>
 
 
-# %% kind="wrong" id="31.4" expects="remainder"
-@exercise("31.4")
-def output_with_values(pattern, values, head):
-    return pattern[head] @ values[:, head % values.shape[1]]
+# %% kind="wrong" id="31.6" expects="scale"
+@exercise("31.6")
+def gate(neither, only_a, only_b, both):
+    extra = both - only_a - only_b + neither
+    return "AND" if extra > 0.5 else "OR" if extra < -0.5 else "neither"
 
 
-# %% kind="wrong" id="31.4" expects="always three"
-@exercise("31.4")
-def output_with_values(pattern, values, head):
-    return pattern[head] @ values[:, head // 3]
+# %% kind="wrong" id="31.6" expects="from `neither`"
+@exercise("31.6")
+def gate(neither, only_a, only_b, both):
+    if abs(both - neither) < 1e-6:
+        return "neither"
+    extra = (both - only_a - only_b) / (both - neither)
+    return "AND" if extra > 0.5 else "OR" if extra < -0.5 else "neither"
 
 
-# %% kind="wrong" id="31.4" expects="over the keys"
-@exercise("31.4")
-def output_with_values(pattern, values, head):
-    group = pattern.shape[0] // values.shape[1]
-    return pattern[head].T @ values[:, head // group]
+# %% kind="wrong" id="31.6" expects="one part does it all"
+@exercise("31.6")
+def gate(neither, only_a, only_b, both):
+    whole = both - neither
+    if abs(whole) < 1e-6:
+        return "neither"
+    a, b = (only_a - neither) / whole, (only_b - neither) / whole
+    return "OR" if max(a, b) > 0.5 else "AND"
 
 
 # %% [markdown]
-# ## Enough, or needed?
+# ## Two corruptions
 #
-# **Denoising** asks: is this part enough to bring the answer back? **Noising** (base clean, source corrupted) asks: is it needed? Where two parts are both
-# needed (AND), noising either one breaks the answer, and denoising either one alone does nothing. Where one of two is enough (OR), it is the other way
-# round.
-#
-# But what is corrupted decides too. Three corruptions: the second name exchanged, as so far; a **third** name in its place; **three unrelated** names. Six
-# heads, patched at the last token:
+# What is corrupted decides too. The name **exchanged**, as so far; or **three unrelated** people in the places of the names (the paper's "ABC"). Six heads, patched at the end. 23.0, 23.1 and
+# 23.2 are **name movers** (notebook 12): they copy a name to the end.
 
 # %%
-draw = random.Random(0)
-others = "Alice Kate Sam James Robert Ben Lisa Susan Jack Alan Simon George".split()
-third = model.to_tokens([sentence.format(a, b, draw.choice(others)) for _, _, (a, b) in asked])
-unrelated = model.to_tokens([sentence.format(*draw.sample(others, 3)) for _ in asked])
+unrelated = prompts.corrupted("abc")
 six = [(19, 2), (20, 0), (23, 3), (23, 0), (23, 1), (23, 2)]
-assert clean.shape == third.shape == unrelated.shape
 runs = {
-    "exchanged, denoising": (corrupted, clean),
-    "exchanged, noising": (clean, corrupted),
-    "third, denoising": (third, clean),
-    "unrelated, denoising": (unrelated, clean),
-    "unrelated, noising": (clean, unrelated),
+    "exchanged": (corrupted, prompts),
+    "unrelated, denoising": (unrelated, prompts),
+    "unrelated, noising": (prompts, unrelated),
 }
-rows = {}
-for name, (base, source) in runs.items():
-    swept = ml.activation_patching(model, base, source, metric, "z", layers=[19, 20, 23], positions=[14])
-    rows[name] = [swept.values[(19, 20, 23).index(layer), head] for layer, head in six]
-
-# %%
-ways = torch.tensor(list(rows.values()))
+last = {"layers": [19, 20, 23], "positions": prompts.positions["end"][:1].tolist()}
+swept = {name: ml.activation_patching(model, *pair, metric, "z", **last) for name, pair in runs.items()}
+pick = lambda scores: torch.stack([scores.per_prompt[:, (19, 20, 23).index(n), head] for n, head in six], 1)
 labels = {"corruption": list(runs), "head": [f"{layer}.{head}" for layer, head in six]}
-ml.Scores(ways, ("corruption", "head"), "share of the way, with three corruptions", labels).plot(height=350)
+each = torch.stack([pick(scores) for scores in swept.values()], 1)
+ways = ml.Scores.over_prompts(
+    each, tuple(labels), "share of the way, with two corruptions", labels=labels, units=prompts.pairs
+)
+ways.plot(height=330)
 
 # %% kind="assert"
-assert (ways[0] - ways[1]).abs().max() < 0.05
-for name, place, says in [
-    ("19.2, unrelated names, denoising", (3, 0), 0.0),
-    ("19.2, unrelated names, noising", (4, 0), 0.09),
-    ("20.0, third name, denoising", (2, 1), 0.37),
-    ("20.0, unrelated names, denoising", (3, 1), 0.0),
-    ("20.0, unrelated names, noising", (4, 1), 0.26),
-    ("23.0, unrelated names, denoising", (3, 3), 0.22),
-    ("23.1, unrelated names, denoising", (3, 4), 0.14),
-    ("23.2, unrelated names, denoising", (3, 5), 0.11),
-    ("23.1, exchanged, denoising", (0, 4), 0.02),
-    ("23.2, exchanged, denoising", (0, 5), 0.03),
-]:
-    claim(model, name, ways[place], says=says, within=0.02)
-assert ways[4, 3:].max() < 0
+low, high = ways.interval()
+assert {*map(tuple, prompts.tokens.tolist())} == {*map(tuple, corrupted.tokens.tolist())}  # the same 32
+assert (low[1, :2] <= 0).all() and (low[2, :2] > 0.05).all()  # 19.2, 20.0: not enough, needed
+assert (low[1, 3:] > 0.05).all() and (high[2, 3:] < 0.02).all()  # movers: bring some back, not needed
+claim(model, "20.0, unrelated, denoising", ways.values[1, 1], says=0.03, within=0.03)
+claim(model, "20.0, unrelated, noising", ways.values[2, 1], says=0.42, within=0.03)
+claim(model, "23.1, exchanged", ways.values[0, 4], says=0.03, within=0.02)
 
 # %% [markdown]
-# With the names *exchanged* the two directions nearly agree, within 0.05, and they should: each corrupted sentence is itself a sentence of the task, with
-# the roles turned round. Noising one is denoising its partner. (For half of the sixteen the partner is among them.) To see a difference one needs a
-# corruption that is no such sentence.
+# With the name exchanged, clean and corrupted are the same 32 prompts in another order, so denoising and noising give the same numbers. To see a difference one needs a
+# corruption that is no sentence of the task. With unrelated names there are two surprises.
 #
-# - **AND.** With unrelated names, 19.2 and 20.0 bring nothing back (0.00), yet they are needed (0.09 and 0.26). One reading: they tell later heads
-#   *which place* holds the repeated name, and that helps only if the right name stands at the other place. The third row agrees: there both names do
-#   stand at their places, and 20.0 alone brings 0.37.
-# - **OR.** The name movers 23.0, 23.1 and 23.2 bring 0.22, 0.14 and 0.11 back. Noised, each one costs nothing; without it the model does even a
-#   little better.
+# - 19.2 and **20.0** bring nothing back (0.03 for 20.0), and yet are needed (0.42). Half of an **AND**?
+# - The three **movers** bring something back, and are not needed: noised alone, none costs anything. One of an **OR**?
 #
-# Four other draws of the names gave the same picture. Is it OR? Then the movers together must be needed, although each one is not:
+# Both are guesses. Patch them before you believe them.
+#
+# **The AND.** Perhaps 20.0 says *which place* holds the repeated name. That helps only if the right names stand at their places. So part a is 20.0, part b the two
+# names of the first clause. What do you expect?
+
+# %% kind="assert"
+with_names = unrelated.tokens.clone()
+with_names[:, :10] = prompts.tokens[:, :10]  # the first clause of the clean prompt
+with torch.no_grad():
+    clean_20 = ml.replace_head(model, (20, 0), cache, positions=[14])
+    four = [metric(model(tokens)).mean().item() for tokens in (unrelated.tokens, with_names)]
+    with ml.intervene(model, clean_20):
+        four += [metric(model(tokens)).mean().item() for tokens in (unrelated.tokens, with_names)]
+nothing, names, head, both = four
+print(f"neither {nothing:.2f}, only 20.0 {head:.2f}, only the names {names:.2f}, both {both:.2f}")
+extra = 1 - (head + names - 2 * nothing) / (both - nothing)  # exercise 31.6
+assert extra > 0.8 and both - nothing > 1.5 and max(head, names) - nothing < 0.3
+
+# %% [markdown]
+# Alone, neither brings anything; together they bring nearly half of the way. An AND, by your own rule. (On sixteen other couples too.) So the reading holds: 20.0 says which place, and that
+# is worth something only where the names are. A sweep that patches one part at a time cannot see it.
+#
+# **The OR.** If the movers stood in for one another, noising all three would cost much. And if not they, who makes the loss good? Four later heads pull *down* the answer
+# in the sweep above. Perhaps they push against what the movers bring, and stop when nothing comes. Then, with these four **held** at their clean values, the movers' loss must
+# show. Beside it, twenty sets of four other later heads.
 
 # %%
-with torch.no_grad():
-    other, cache = model.run_with_cache(unrelated, names_filter="blocks.23.attn.hook_z")
-    hooks = [hook for head in six[3:] for hook in ml.replace_head(model, head, cache, positions=[14])]
-    with ml.intervene(model, hooks):
-        without = metric(model(clean))
-together = ml.recovered(without.mean(), end.mean(), metric(other).mean())
-print(f"noised one at a time, added up: {ways[4, 3:].sum():+.2f}; together: {together:+.2f}")
+import random
+
+from mechlab.runs.engines import run_of
+from mechlab.runs.run import Put
+from mechlab.statistics import estimate
+
+clean, away = run_of(model, prompts), run_of(model, unrelated)
+
+
+def noised_movers(sets):
+    """How much the three movers' noise costs, while each set of later heads is held at its clean values."""
+    where = torch.zeros(30, len(sets), 1, 15, 9, dtype=torch.bool)
+    where[23, :, :, 14, :3] = True
+    for n, held in enumerate(sets):
+        for layer, head in held:
+            where[layer, n, :, 14, head] = True
+    values = {layer: (away if layer == 23 else clean).at("z", layer)[None] for layer in range(23, 30)}
+    edits = [Put("z", layer, values[layer], where[layer]) for layer in values]
+    begin, goal = clean.value(metric), away.value(metric)
+    return (clean.edited(metric, edits) - begin) / (goal.mean() - begin.mean())
+
+
+against = [head for head in share if share[head] < -0.03]  # in the sweep with the name exchanged
+others = [(layer, head) for layer in range(24, 30) for head in range(9) if (layer, head) not in against]
+dice = random.Random(0)
+cost = noised_movers([[], against] + [dice.sample(others, 4) for _ in range(20)])
+print("against:", against)
+for name, row in {"nothing held": cost[0], "these four held": cost[1]}.items():
+    print(f"{name}: {estimate(row, prompts.pairs)}")
+print("four others held, the largest of twenty:", round(cost[2:].mean(1).max().item(), 2))
 
 # %% kind="assert"
-claim(model, "noised one at a time, added up", ways[4, 3:].sum(), says=-0.1, within=0.03)
-claim(model, "noised together", together, says=0.09, within=0.03)
+assert against == [(24, 4), (24, 5), (24, 7), (29, 0)]
+claim(model, "movers noised", cost[0].mean(), says=0.08, within=0.03)
+claim(model, "movers noised, the four held", cost[1].mean(), says=0.48, within=0.05)
+assert cost[2:].mean(1).max() < cost[1].mean() / 2
 
 # %% [markdown]
-# Together they are needed, though not much: 0.09, where one at a time they add up to −0.1. Other heads still hold the answer up, 23.3 first of all.
+# The three movers together cost 0.08 as they are, and 0.48 when the four cannot let go; no set of four others does the like. So it is **no OR of movers**. It is self-repair
+# (notebook 12), and not by backups that jump in: heads that push against the answer stop pushing. McDougall et al. (2023) found this in GPT-2 small and called it **copy suppression**.
+# "Not needed" was a statement about one way of asking.
 #
-# **The corruption chooses the circuit.** With the name exchanged, a report of "the heads that matter" lists 20.0 and leaves out two of three name
-# movers (0.02 and 0.03). With unrelated names and denoising it lists the movers and leaves out 20.0. Zhang and Nanda (2024) report the like for GPT-2
-# small: with the second name exchanged most movers are missed; with the first two names exchanged they are found, and the heads that do what 20.0
-# does are missed. A corruption finds what carries *what it changed*; name it in every result.
+# **The corruption chooses the circuit.** With the name exchanged, a list of "the heads that matter" has 20.0 on top and 23.1 nowhere. With unrelated names and denoising it has
+# the movers and not 20.0. Zhang and Nanda (2024) report the like for GPT-2 small. A corruption finds what carries *what it changed*; name it in every result.
 #
-# **Question 31.a.** Base corrupted, source clean. A head's share is 0.00 (interval −0.02 to 0.02). Which conclusion is safe?
+# ### Exercise 31.7 A corruption that finds 23.1
 #
-# - **a** The head plays no part in the task.
-# - **b** This head's output, alone, does not bring back what this corruption took away.
-# - **c** The head does not change between the two runs.
+# Difficulty 4 of 5 · 25 minutes · needs this section
+#
+# Both corruptions show 23.3 far better than 23.1. Design one that does the reverse: denoised at the end, 23.1 brings back at least 0.15 (its interval over
+# couples above 0.1), and more than 23.3. The check tries it on other couples. The last token must stay, since the patch is there.
+
+
+# %% kind="exercise" id="31.7"
+@exercise("31.7")
+def corruption(prompts: ml.IOIPrompts) -> Int[Tensor, "prompt pos"]:
+    """The tokens of corrupted prompts, one for each of `prompts`, of the same length.
+
+    Of use: `prompts.tokens`, `prompts.io`, `prompts.s` (token ids of the two names), `prompts.positions` ("IO", "S1",
+    "S2", "end" -> one position a prompt), `prompts.names` (ids of many names), `prompts.corrupted(...)`.
+    """
+    # >>> solution
+    tokens, rows = prompts.tokens.clone(), torch.arange(len(prompts))
+    tokens[rows, prompts.positions["IO"]] = prompts.io.roll(2)  # the next couple's name
+    return tokens
+    # <<< solution
+
+
+# %% kind="check"
+check(corruption, model=model)
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# A head is found when the corruption changes what it carries. 23.3 carries *which name is repeated*. What does a name mover carry?
+#
+# </details>
+# <details><summary>Hint 2: the method</summary>
+#
+# The movers copy the name that is *not* repeated. Let another one stand there, and leave the repetition alone. `tokens[rows, positions] = new` writes one token
+# into each prompt. `ml.activation_patching(model, your_tokens, prompts, prompts.metric, "z", layers=[23], positions=[14])` shows what you would find.
+#
+# </details>
+
+
+# %% kind="wrong" id="31.7" expects="named again"
+@exercise("31.7")
+def corruption(prompts):
+    return prompts.corrupted("flip").tokens
+
+
+# %% kind="wrong" id="31.7" expects="named again"
+@exercise("31.7")
+def corruption(prompts):
+    return prompts.corrupted("abc").tokens
+
+
+# %% kind="wrong" id="31.7" expects="Nothing is corrupted"
+@exercise("31.7")
+def corruption(prompts):
+    return prompts.tokens
+
+
+# %% kind="wrong" id="31.7" expects="last token"
+@exercise("31.7")
+def corruption(prompts):
+    return prompts.tokens.roll(1, 1)
+
+
+# %% [markdown]
+# **Question 31.a.** A colleague denoises with the name exchanged, finds 0.03 for 23.1 with a narrow interval, and writes "23.1 plays no part". Which one run
+# could show that this is wrong?
+#
+# - **a** The same on ten times as many prompts.
+# - **b** Noising with the same corruption.
+# - **c** Denoising with another person in the place of the right answer.
 
 # %% kind="quiz"
-quiz("31.a", "b")
+quiz("31.a", "c")
 
 # %% [markdown]
 # ## Probability saturates
 #
-# Again with the exchanged name, patched at the last token. Read with the logit difference as before, and with the *probability* of the right name (0.01
-# corrupted, 0.59 clean):
+# Again the name exchanged and 23.3 patched at the end, read with the *probability* of the right name instead of the logit difference.
 
 # %%
-read = {}
-for what, used in {"logit difference": metric, "probability": ml.probability(answers)}.items():
-    for way, (base, source) in {"denoising": (corrupted, clean), "noising": (clean, corrupted)}.items():
-        swept = ml.activation_patching(model, base, source, used, "z", layers=[20, 23, 24], positions=[14])
-        read[f"{what}, {way}"] = swept.values[[0, 1, 2], [0, 3, 4]]
-seen = torch.stack(list(read.values()))
-labels = {"metric": list(read), "head": ["20.0", "23.3", "24.4"]}
-ml.Scores(seen, tuple(labels), "share of the way, with two metrics", labels).plot(height=320)
+used = ml.probability(prompts.io)
+seen = {"logit difference, both ways": ways.values[0, 2]}
+for way, pair in {"denoising": (corrupted, prompts), "noising": (prompts, corrupted)}.items():
+    found = ml.activation_patching(model, *pair, used, "z", layers=[23], positions=[14])
+    seen[f"probability, {way}"] = found.values[0, 3]
+rows = torch.stack([*seen.values()])
+ml.Scores(rows, ("metric",), "share of the way of 23.3", {"metric": [*seen]}).plot(height=260)
 
 # %% kind="assert"
-claim(model, "probability, corrupted", swept.baselines["source"], says=0.01, within=0.005)
-claim(model, "probability, clean", swept.baselines["base"], says=0.59, within=0.02)
-claim(model, "23.3 in logits, denoising", seen[0, 1], says=0.45, within=0.02)
-claim(model, "23.3 in logits, noising", seen[1, 1], says=0.47, within=0.02)
-claim(model, "23.3 in probability, denoising", seen[2, 1], says=0.27, within=0.03)
-claim(model, "23.3 in probability, noising", seen[3, 1], says=0.69, within=0.03)
-claim(model, "24.4 in probability, denoising", seen[2, 2], says=0.0, within=0.01)
-claim(model, "24.4 in probability, noising", seen[3, 2], says=-0.11, within=0.02)
+assert rows[2] > 2.5 * rows[1] and rows[1] < rows[0] < rows[2] and found.baselines["source"] < 0.02
 
 # %% [markdown]
-# Near 0 a probability hardly moves, whatever the logits do. So 23.3 has 0.27 one way and 0.69 the other (in logits 0.45 and 0.47). And 24.4, which pulls the
-# answer down, cannot be seen at all when denoising (0.00; noising, −0.11): there is nothing to pull down. Use logit differences; where only a probability will
-# do, look from both ends.
+# In probabilities the head counts three times as much one way as the other: near 0 a probability hardly moves, whatever the
+# logits do. Use logit differences; else look from both ends.
 #
 # ## Causal tracing
 #
-# For a fact there is often no second prompt. **Causal tracing** (Meng et al. 2022) corrupts with noise: on the embeddings of the subject's tokens,
-# normally distributed, with three times the standard deviation of the model's embeddings. Then one clean state is restored: the stream on entering one
-# layer, at one position. The **indirect effect** of this state is the probability of the answer after that, minus the corrupted one, averaged over ten draws
-# of the noise. (In notebook 12 the word was used of a head: what it makes later parts say.)
+# For a fact there is often no second prompt. **Causal tracing** (Meng et al. 2022) corrupts with noise: on the embeddings of the subject's tokens, normally
+# distributed, with three times the standard deviation of the *subjects'* embeddings (of all the facts together). Then one clean state is restored: the stream on entering one
+# layer, at one position. The **indirect effect** of this state is the probability of the answer after that, minus the corrupted one, averaged over draws
+# of the noise; the **average** indirect effect is its mean over facts, in the paper a thousand.
 #
 # ### Exercise 31.5 Noise on the subject
 #
@@ -567,19 +603,20 @@ claim(model, "24.4 in probability, noising", seen[3, 2], says=-0.11, within=0.02
 def noisy_copies(
     embeddings: Float[Tensor, "pos d_model"],
     subject: list[int],
-    W_E: Float[Tensor, "d_vocab d_model"],
+    all_subjects: Float[Tensor, "token d_model"],
     level: float,
     samples: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "sample pos d_model"]:
     """Copies of one prompt's embeddings with normal noise added at the subject's positions, a new draw for each copy.
 
-    Its standard deviation is `level` times the standard deviation of all entries of W_E. Draw with `generator`.
+    Its standard deviation is `level` times that of all the entries of `all_subjects`: the embeddings of the tokens of
+    every fact's subject. Draw with `generator`.
     """
     # >>> solution
     shape = (samples, len(subject), embeddings.shape[1])
     copies = embeddings.repeat(samples, 1, 1)
-    copies[:, subject] += level * W_E.std() * torch.randn(shape, generator=generator)
+    copies[:, subject] += level * all_subjects.std() * torch.randn(shape, generator=generator)
     return copies
     # <<< solution
 
@@ -595,30 +632,30 @@ check(noisy_copies)
 # </details>
 # <details><summary>Hint 2: the method</summary>
 #
-# `embeddings.repeat(samples, 1, 1)` makes the copies. Add `level * W_E.std() * torch.randn(..., generator=generator)` to `copies[:, subject]`.
+# `embeddings.repeat(samples, 1, 1)` makes the copies. Add `level * all_subjects.std() * torch.randn(..., generator=generator)` to `copies[:, subject]`.
 #
 # </details>
 
 
 # %% kind="wrong" id="31.5" expects="same noise"
 @exercise("31.5")
-def noisy_copies(embeddings, subject, W_E, level, samples, generator):
+def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
     changed = embeddings.clone()
     drawn = torch.randn(len(subject), embeddings.shape[1], generator=generator)
-    changed[subject] += level * W_E.std() * drawn
+    changed[subject] += level * all_subjects.std() * drawn
     return changed.repeat(samples, 1, 1)
 
 
 # %% kind="wrong" id="31.5" expects="outside the subject"
 @exercise("31.5")
-def noisy_copies(embeddings, subject, W_E, level, samples, generator):
+def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
     drawn = torch.randn(samples, *embeddings.shape, generator=generator)
-    return embeddings + level * W_E.std() * drawn
+    return embeddings + level * all_subjects.std() * drawn
 
 
 # %% kind="wrong" id="31.5" expects="standard deviation"
 @exercise("31.5")
-def noisy_copies(embeddings, subject, W_E, level, samples, generator):
+def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
     copies = embeddings.repeat(samples, 1, 1)
     copies[:, subject] += level * torch.randn(copies[:, subject].shape, generator=generator)
     return copies
@@ -626,105 +663,135 @@ def noisy_copies(embeddings, subject, W_E, level, samples, generator):
 
 # %% kind="wrong" id="31.5" expects="in the place of"
 @exercise("31.5")
-def noisy_copies(embeddings, subject, W_E, level, samples, generator):
+def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
     copies = embeddings.repeat(samples, 1, 1)
-    copies[:, subject] = level * W_E.std() * torch.randn(copies[:, subject].shape, generator=generator)
+    copies[:, subject] = level * all_subjects.std() * torch.randn(copies[:, subject].shape, generator=generator)
     return copies
 
 
+# %% [markdown]
+# Eleven facts with eleven answers, which the model knows: its likeliest next token is right. (The paper, too, takes only such facts.) Two places are restored: the last token of the subject,
+# and the last token of all. `noise_of="subjects"` is the paper's noise.
+
 # %%
-prompt = "The Eiffel Tower is located in the city of"
-fact, subject = model.to_tokens(prompt), ml.subject_positions(model, prompt, "Eiffel Tower")
-paris = ml.probability(ml.single_token(model, " Paris"))
-traced = [0, 10, 20, 22, 24, 27]
-trace = ml.causal_tracing(model, fact, paris, subject=subject, layers=traced)
-trace.plot(height=380)
+cities = {"The Eiffel Tower": "Paris", "The Colosseum": "Rome", "The Acropolis": "Athens"}
+cities |= {"The Brandenburg Gate": "Berlin", "The Hagia Sophia": "Istanbul", "The Rijksmuseum": "Amsterdam"}
+cities |= {"The Statue of Liberty": "New", "The Golden Gate Bridge": "San"}
+countries = {"The Taj Mahal": "India", "Machu Picchu": "Peru", "The Great Barrier Reef": "Australia"}
+facts = [(f"{name} is located in the city of", name, answer) for name, answer in cities.items()]
+facts += [(f"{name} is located in the country of", name, answer) for name, answer in countries.items()]
+texts, names, words = zip(*facts, strict=True)
+subjects = [ml.subject_positions(model, text, name) for text, name in zip(texts, names, strict=True)]
+answers = [ml.single_token(model, f" {word}") for word in words]
+with torch.no_grad():
+    assert [int(model(text)[0, -1].argmax()) for text in texts] == answers
+traced = [0, 4, 8, 12, 16, 20, 22, 24]
+asked = {"metric": [ml.probability(each) for each in answers], "subject": subjects, "samples": 3}
+places = {"last token of the subject": [at[-1] for at in subjects], "last token": [-1] * len(texts)}
+trace = ml.causal_tracing(model, texts, **asked, positions=places, layers=traced, noise_of="subjects")
+swap = ml.Scores.over_prompts(
+    trace.per_prompt.mT, ("pos", "layer"), "average indirect effect (probability)", labels=trace.labels
+)
+ml.plots.scores(swap, lines=True, title="What one restored state brings back, mean of 11 facts")
 
 # %% kind="assert"
-claim(model, "probability of Paris, clean", trace.baselines["clean"], says=0.30, within=0.02)
-claim(model, "probability of Paris, corrupted", trace.baselines["corrupted"], says=0.01, within=0.02)
-claim(model, "'iffel', layer 10", trace.values[1, 3], says=0.29, within=0.06)
-claim(model, "'iffel', layer 24", trace.values[4, 3], says=0.01, within=0.03)
-claim(model, "last token, layer 22", trace.values[3, -1], says=0.01, within=0.03)
-claim(model, "last token, layer 24", trace.values[4, -1], says=0.33, within=0.06)
-assert trace.values[:, 4].abs().max() < 0.05
-assert trace.values[4, -1] + trace.baselines["corrupted"] > trace.baselines["clean"]
+low, high = trace.interval()
+level = dict(zip(traced, trace.values.tolist(), strict=True))
+claim(model, "clean", trace.baselines["clean"], says=0.5, within=0.08)
+claim(model, "with noise", trace.baselines["corrupted"], says=0.02, within=0.02)
+assert (low[1:5, 0] > 0.03).all() and high[7, 0] < 0.08 and low[7, 1] > 0.15 and high[6, 1] < 0.2
+lost = trace.per_prompt[:, 7, 1]  # what the last token at layer 24 brings back: nearly everything
+half = trace.per_prompt[:, 2, 0] > lost / 2  # the subject's last token on entering layer 8
+print({name: f"{share:.2f}" for name, share in zip(names, (trace.per_prompt[:, 2, 0] / lost).tolist(), strict=True)})
+assert 4 <= half.sum() <= 7 and 3 <= (trace.per_prompt[:, 2, 0] < 0.25 * lost).sum() <= 6
 
 # %% [markdown]
-# Two sites, as in the paper: an early one at the subject, a late one at the last token, handed over between layers 22 and 24. (0.33 on top of 0.01 is even
-# more than the clean 0.30. That can happen here too.) But the early site is the token "iffel", not the subject's last token " Tower" (below 0.05 at every
-# layer): it is where one can first tell *which* tower. The map is of one fact; do not take it for a law.
+# Two sites, as in the paper: an early one at the subject's last token, a late one at the last token of all. The hand-over is sharp: between the inputs of layers 22 and 24 nearly all of it moves.
+# (The early curve falls before that while nothing else rises. An AND of several tokens, we guess, and have not tested.)
 #
-# The paper goes on to say which *parts* wrote the early site: MLPs of middle layers. It restores **windows** of ten layers at once. Here each of the 30
-# MLPs alone, at "iffel", and one window of seven:
+# The mean hides a split. Above you see each fact's share at layer 8. In about half of them the subject's last token alone brings back more than half, in
+# others next to nothing. The Eiffel Tower is one of these: where does its answer lie?
 
 # %%
-at_iffel = {"site": "mlp_out", "positions": [3]}
-one = ml.causal_tracing(model, fact, paris, subject=subject, layers=range(30), **at_iffel)
-seven = ml.causal_tracing(model, fact, paris, subject=subject, window=7, layers=[3], **at_iffel)
-draws = torch.cat([one.per_prompt[:, [0, 3], 0], seven.per_prompt[:, :, 0]], 1)
-labels = {"restored at 'iffel'": ["MLP 0", "MLP 3", "MLPs 0 to 6, around 3"]}
-ml.Scores.over_prompts(draws, tuple(labels), "indirect effect (probability)", labels=labels).plot(height=300)
+one = {"subject": subjects[0], "noise_of": "subjects", "samples": 5}
+eiffel = ml.causal_tracing(model, texts[0], asked["metric"][0], **one, layers=[0, 10, 22, 24])
+eiffel.plot(height=330)
 
 # %% kind="assert"
-claim(model, "MLP 0 alone", draws.mean(0)[0], says=0.22, within=0.05)
-claim(model, "MLP 3 alone", draws.mean(0)[1], says=0.0, within=0.02)
-assert one.values[1:].abs().max() < 0.1
-claim(model, "seven MLPs around 3", draws.mean(0)[2], says=0.30, within=0.05)
-claim(model, "MLP 0 alone, smallest draw", draws[:, 0].min(), says=0.1, within=0.1)
-claim(model, "MLP 0 alone, largest draw", draws[:, 0].max(), says=0.4, within=0.1)
+assert eiffel.values[1].argmax() == 3 and eiffel.values[1, 3] > 0.2  # "iffel"
+assert eiffel.values[:, 4].abs().max() < 0.1  # " Tower"
 
 # %% [markdown]
-# Seven MLPs around layer 3 bring back 0.30. MLP 3 alone brings back 0.00. The window *contains* MLP 0, which alone brings 0.22, and no other MLP alone brings
-# as much as 0.1. So **a window inflates**: it credits its middle with what all its members do. For this fact most of the early site is written by the first
-# layer. That is not what the paper reports for GPT-2 XL (48 layers, a peak around 17). And Hase et al. (2023) showed that such a peak does not tell where to
+# At "iffel", where one can first tell *which* tower; the subject's last token has nothing. A map of one fact is no law, and a mean may describe none of them.
+#
+# The paper goes on to say which *parts* wrote the early site: MLPs of middle layers. It restores **windows** of ten layers at once. Here single MLPs at the subject's
+# last token, and one window of seven:
+
+# %%
+at_subject = {"positions": {"last token of the subject": places["last token of the subject"]}, "site": "mlp_out"}
+at_subject |= {"noise_of": "subjects"}
+single = ml.causal_tracing(model, texts, **asked, **at_subject, layers=[0, 1, 2, 3])
+window = ml.causal_tracing(model, texts, **asked, **at_subject, window=7, layers=[3])
+both = torch.cat([single.per_prompt, window.per_prompt], 1)[..., 0]
+labels = {"restored": [f"MLP {layer}" for layer in single.labels["layer"]] + ["MLPs 0 to 6"]}
+ml.Scores.over_prompts(both, tuple(labels), "average indirect effect (probability)", labels=labels).plot(height=300)
+
+# %% kind="assert"
+mean = both.mean(0)
+assert mean[:4].argmax() == 0 and mean[1:4].abs().max() < 0.05 and mean[4] > mean[0] > 0.03
+
+# %% [markdown]
+# Seven MLPs, centred at MLP 3, have a clear effect. MLP 3 alone has none. So **a window inflates**: it credits its middle with what its members do, and the member that does
+# something alone is MLP 0. That is not what the paper reports for GPT-2 XL (a peak in the middle of the network). And Hase et al. (2023) showed that such a peak does not tell where to
 # edit either (notebook 34).
 #
-# One draw of the noise is not enough: for MLP 0 the ten lie between 0.1 and 0.4. (The whiskers in the figure are 95 % intervals of the mean.)
+# **Question 31.b.** You want to say "the MLP of layer 3 stores these facts", and a window of seven around it has a large effect. Which one measurement could refute you?
 #
-# And the noise? Look at the streams it makes, and at other levels:
+# - **a** The same window with other draws of the noise.
+# - **b** The window without layer 3.
+# - **c** A wider window.
 
+# %% kind="quiz"
+quiz("31.b", "b")
+
+# %% [markdown]
+# And the noise? Here is what it does to the stream at the subject's last token, and what noise of three standard deviations of *all* the model's embeddings would have shown:
 
 # %%
+spread = model.W_E[torch.cat([model.to_tokens(t)[0, at] for t, at in zip(texts, subjects, strict=True)])].std()
+
+
 def add_noise(x, hook):
-    drawn = torch.randn(10, 3, x.shape[-1], generator=torch.Generator().manual_seed(0))
-    return torch.cat([x[:, :2], x[:, 2:5] + 3 * model.W_E.std() * drawn, x[:, 5:]], 1)
+    drawn = torch.randn(10, 4, x.shape[-1], generator=torch.Generator().manual_seed(0))
+    return torch.cat([x[:, :1], x[:, 1:5] + 3 * spread * drawn, x[:, 5:]], 1)
 
 
 norms = {}
 for name, hooks in {"clean": [], "noise": [("blocks.0.hook_resid_pre", add_noise)]}.items():
     with torch.no_grad(), ml.intervene(model, hooks):
-        _, cache = model.run_with_cache(fact.expand(10, -1), names_filter=ml.only("resid_mid", "resid_post"))
-    norms[name] = [cache["resid_mid", 0][:, 3].norm(dim=-1).mean().item()]
-    norms[name] += [cache["resid_post", layer][:, 3].norm(dim=-1).mean().item() for layer in (0, 2, 10)]
-print("norm of the stream at 'iffel', before MLP 0 and after layers 0, 2, 10:")
-print(*(f"  {name}: {[round(length, 1) for length in lengths]}" for name, lengths in norms.items()), sep="\n")
+        tokens = model.to_tokens(texts[0]).expand(10, -1)
+        _, seen = model.run_with_cache(tokens, names_filter=ml.only("resid_mid", "resid_post"))
+    places_in = (("resid_mid", 0), ("resid_post", 0))
+    norms[name] = [seen[where][:, 4].norm(dim=-1).mean().item() for where in places_in]
+    print(f"norm of the stream at ' Tower', {name}: {norms[name][0]:.1f} before MLP 0, {norms[name][1]:.0f} after")
+assert norms["noise"][0] > 2 * norms["clean"][0] and norms["noise"][1] < norms["clean"][1]
 
 # %%
-levels = {3: trace.values[[1, 4], [3, -1]]}
-for noise in (1, 10):
-    scores = ml.causal_tracing(model, fact, paris, subject=subject, noise=noise, layers=[10, 24], samples=5)
-    levels[noise] = scores.values[[0, 1], [3, -1]]
-labels = {"noise": [f"{n} sd" for n in sorted(levels)]}
-labels["state restored"] = ["'iffel', layer 10", "last token, layer 24"]
-rows = torch.stack([levels[n] for n in sorted(levels)])
-ml.Scores(rows, tuple(labels), "indirect effect (probability)", labels).plot(height=290)
+wanted = {"layers": [8, 24], "positions": places}
+every = ml.causal_tracing(model, texts, **asked, **wanted, noise_of="vocabulary")
+pairs = torch.stack([trace.per_prompt[:, [2, 7], [0, 1]], every.per_prompt[:, [0, 1], [0, 1]]], 1)
+labels = {"sd of": ["the subjects", "all embeddings"], "restored": ["subject, layer 8", "last token, layer 24"]}
+ml.Scores.over_prompts(pairs, tuple(labels), "average indirect effect (probability)", labels=labels).plot(height=300)
 
 # %% kind="assert"
-claim(model, "norm before MLP 0, clean", norms["clean"][0], says=3.6, within=0.1)
-claim(model, "norm before MLP 0, with noise", norms["noise"][0], says=10.5, within=0.4)
-claim(model, "norm after layer 0, clean", norms["clean"][1], says=74, within=1)
-claim(model, "norm after layer 0, with noise", norms["noise"][1], says=45, within=5)
-claim(model, "'iffel', layer 10, 1 sd", rows[0, 0], says=0.31, within=0.05)
-claim(model, "'iffel', layer 10, 10 sd", rows[2, 0], says=0.26, within=0.05)
+assert (pairs.mean(0)[0] - pairs.mean(0)[1]).abs().max() < 0.08
+print(f"standard deviations: {spread:.3f} of the subjects, {model.W_E.std():.3f} of all embeddings")
 
 # %% [markdown]
-# Before MLP 0 the noise makes the stream at this token three times as long as without it (10.5 instead of 3.6), and after layer 0 it is *shorter* (45
-# instead of 74). No text puts the model there: the noise is **out of distribution**, and what the parts do in such a state is not what they do in a sentence.
-# For this fact the effects are much the same with 1, 3 and 10 standard deviations of noise (at "iffel" 0.31, 0.29 and 0.26; five draws for 1 and 10). Do not
-# count on it; try another level, another corruption, another fact.
+# The noise makes the stream at this token three times as long before MLP 0, and *shorter* than it should be after it. No text puts the model there: the noise is **out of distribution**,
+# and what the parts do in such a state is not what they do in a sentence. Which standard deviation one counts in makes no difference here: the two are much alike.
 #
-# So such a map misleads in four ways. One fact is no law. A window credits its middle with what its members do. One draw of the noise is not enough. And the
+# So such a map misleads in four ways: one fact is no law, a window credits its middle, a place that restores nothing may be half of an AND, and the
 # noise puts the model where no text does.
 #
 # ## Beside the papers
@@ -733,21 +800,22 @@ claim(model, "'iffel', layer 10, 10 sd", rows[2, 0], says=0.26, within=0.05)
 mine = {
     "probability of the answer, clean": trace.baselines["clean"],
     "probability of the answer, noise on the subject": trace.baselines["corrupted"],
-    "layer of the MLPs with the largest effect at the subject": one.values[:, 0].argmax().item(),
+    "largest average indirect effect at the subject's last token": trace.values[:, 0].max(),
 }
 ml.reference.table("31", mine)
 
 # %% [markdown]
 # | term | meaning |
 # |---|---|
-# | base, source | the run that reads its own tokens, and the run from which one activation comes |
-# | share, recovered | (patched − base) / (source − base), of the means over the prompts: 0 nothing, 1 everything |
+# | base, source | the run that reads its own tokens; the one that gives an activation |
+# | recovered, share of the way | (patched − base) / (source − base), of the means over the prompts: 0 nothing, 1 everything |
 # | denoising, noising | base corrupted (is it enough?), base clean (is it needed?) |
-# | AND, OR | both parts needed: only noising sees them; one of two enough: only denoising sees them |
+# | AND, OR | both parts needed: only noising sees them; one of two enough: only denoising sees them; to tell, patch both |
+# | copy suppression | heads that push against an answer stop when nobody brings it: a loss looks small |
 # | corruption | what the two runs differ in; a patch finds only what carries this difference |
-# | causal tracing | noise on the subject, one clean state restored; the effect is the probability that comes back |
-# | window | several layers restored at once: larger effects, and a place that is blurred |
+# | causal tracing | noise on the subject, one clean state restored; the effect is the probability that comes back, averaged over facts |
+# | window | several layers restored at once: larger effects, a blurred place |
 #
-# `ml.activation_patching` (stream, heads, patterns, queries, keys, values, MLPs; by layer, position, head), `ml.causal_tracing`,
-# `ml.recovered`, `ml.replace_head`. Papers: Meng et al. 2022, Wang et al. 2022, Zhang and Nanda 2024, Heimersheim and Nanda 2024, Hase et al. 2023.
+# `ml.activation_patching`, `ml.causal_tracing`, `ml.recovered`, `ml.replace_head`. Papers: Meng et al. 2022, Wang et al. 2022, Zhang and Nanda 2024, Heimersheim and Nanda 2024, Hase et al. 2023,
+# McDougall et al. 2023 (copy suppression).
 # Next: notebook 32, steering.

@@ -1,9 +1,12 @@
 """Checks of notebook 32, steering."""
 
+import re
+
 import torch
 from torch import Tensor
 
-from mechlab_course.checking import close, declare, must_equal, only_wrong, random, refuse, seeded
+import mechlab as ml
+from mechlab_course.checking import close, declare, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -193,57 +196,6 @@ class Steered:
         return torch.cat([stream[:, :1] + step, stream[:, 1:]], 1)
 
 
-@checker("32.4")
-def check_effects(attempt: Attempt) -> str:
-    for seed, (n, strength) in enumerate(((9, 0.2), (16, -0.4), (8, 0.05), (12, -0.1))):
-        before = 2 * random(n, seed=seed) + 0.5
-        change = (0.7 if strength > 0 else -0.7) + random(n, seed=seed + 20)
-        change[1], change[2] = 0.0, -strength  # one that does not move, one that moves the wrong way
-        before[1:3] = torch.tensor([1.5, -2.0])
-        after = before + change
-        result = attempt(after, before, strength)
-        if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise NotYet(
-                "Return two things: the effect of each prompt, and the share that goes the wrong way."
-            )
-        _effects_are_right(result[0], after - before)
-        _share_is_right(_number(result[1], "the share"), after, after - before, strength)
-    return "Each prompt's effect, and those that go against the sign of the strength."
-
-
-def _effects_are_right(found, effect: Tensor) -> None:
-    refuse(
-        not isinstance(found, Tensor) or found.shape != effect.shape,
-        "The first is one number a prompt, [prompt]. Do not average: the mean hides who moves which way.",
-    )
-    finite = bool(torch.isfinite(found).all())
-    refuse(not finite, "There are NaN or infinite values among the effects of the prompts.")
-    mistakes = {
-        "The effect is steered minus unsteered; yours has the sign turned round.": -effect,
-        "Keep the sign of the effect: below 0 the metric fell.": effect.abs(),
-    }
-    must_equal(found.float(), effect, mistakes)
-
-
-def _share_is_right(said: float, after: Tensor, effect: Tensor, strength: float) -> None:
-    share = lambda some: some.float().mean()
-    wrong, or_still = share(effect * strength < 0), share(effect * strength <= 0)
-    mistakes = {
-        "A negative strength shall lower the metric. With it, the wrong way is up.": share(effect < 0),
-        "That is the share that goes the right way.": share(effect * strength > 0),
-        "A prompt that does not move has not gone the wrong way: count those beyond 0 only.": or_still,
-        "You count prompts on which the steered metric is below 0. Ask whether it moved, not where it "
-        "ended.": share(after < 0),
-        "That is a count. Return a share between 0 and 1.": wrong * len(effect),
-        "That is in per cent. Return a share between 0 and 1.": wrong * 100,
-        "That is the mean over all prompts, 0 or 1. Count the prompts one by one.": share(
-            effect.mean() * strength < 0
-        ),
-    }
-    unknown = f"The share that goes the wrong way should be {wrong:.3f}, and yours is {said:.3f}."
-    must_equal(torch.tensor(said), wrong, mistakes, 1e-5, lambda: unknown)
-
-
 def _written(texts: int, pos: int, vocab: int, seed: int):
     shape = texts, pos, vocab
     text = torch.randint(vocab, (texts, pos), generator=seeded(seed))
@@ -404,3 +356,92 @@ def _number(value, what: str) -> float:
         raise NotYet(f"Return {what} as one number; yours is a {type(value).__name__}.") from None
     refuse(value != value or abs(value) == float("inf"), f"{what.capitalize()} is NaN or infinite.")
     return value
+
+
+COUNTED = ["great", "good", "excellent", "wonderful", "amazing"]
+COUNTED += ["terrible", "bad", "awful", "horrible", "boring"]
+SHOWN = """wonderful day, terrible day, love this place, hate this place, tasted delicious, tasted disgusting,
+great time, awful time, happy with the result, angry about the result, work is excellent, work is useless,
+kind and cheerful, cruel and miserable, friendly town, dangerous town, joy to read, pain to read,
+went perfectly, horribly wrong"""
+HELD = ("Everyone agrees that this {} is", "In my opinion the {} was", "The guests say that our {} is")
+THINGS = ("garden", "market", "concert", "lesson")
+PAIRS = "a list of 5 to 12 pairs (sentence with, sentence without)"
+
+
+@checker("32.6")
+def check_design(attempt: Attempt, model) -> str:
+    given = attempt()
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise NotYet(f"Return two things: the pairs for the mood and those of the twin, each {PAIRS}.")
+    mood, twin = _sentences(given[0], "mood"), _sentences(given[1], "twin")
+    _is_a_twin(mood, twin)
+    vectors = [ml.contrast_vectors(model, *zip(*pairs, strict=True), pos="mean") for pairs in (mood, twin)]
+    effect = _effect_on_held_out(model)
+    found, control = map(effect, vectors)
+    least = f"On held-out prompts your mood vector moves the metric by {found:.1f} logits; 1 is asked for."
+    refuse(found < 1, least)
+    near = vectors[1].gaps[20] / vectors[0].gaps[20]
+    why = f"The two sides of your twin lie only {near:.2f} times as far apart as those of the mood."
+    refuse(near < 0.4, f"{why} It could not have failed. Let it contrast something, only not the mood.")
+    both = f"Your twin moves the metric by {control:.1f}, the mood by {found:.1f}: it carries mood too."
+    refuse(abs(control) > found / 3, f"{both} Read its two sides: which would you rather hear?")
+    nulls = _dealt_anew(model, mood)
+    drawn = [effect(vectors[0].along(vector)) for vector in nulls]
+    rank = 1 + sum(each >= found for each in drawn)
+    dealt = f"Your own sentences, dealt out at random, move the metric by up to {max(drawn):.1f}"
+    alike = "More pairs, more alike but for the mood, would tell them apart."
+    refuse(rank > 1, f"{dealt}; your pairs by {found:.1f}, number {rank} of 21. {alike}")
+    return f"On held-out prompts: mood {found:.1f} logits, twin {control:.1f}. {dealt}."
+
+
+def _effect_on_held_out(model):
+    """How far a vector moves the metric at layer 20, strength 0.2, on prompts that are not shown."""
+    ids = tuple(ml.single_token(model, f" {word}") for word in COUNTED)
+    metric = ml.metrics.PositionMetric(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
+    prompts = [form.format(thing) for form in HELD for thing in THINGS]
+    given = {"layers": [20], "strengths": [0.2], "text": ml.own_text(model, length=4, count=1)}
+    return lambda v: ml.steering_sweep(model, prompts, metric, vectors=v, **given).effect.values.item()
+
+
+def _dealt_anew(model, pairs: list) -> Tensor:
+    """Twenty null directions from the sentences of these pairs."""
+    sides = [text for side in zip(*pairs, strict=True) for text in side]
+    labels = torch.tensor([1] * len(pairs) + [0] * len(pairs))
+    return ml.null_directions(ml.residual_streams(model, sides, pos="mean")[20], labels, count=20)
+
+
+def _sentences(pairs, name: str) -> list[tuple[str, str]]:
+    if not isinstance(pairs, (list, tuple)) or not 5 <= len(pairs) <= 12:
+        raise NotYet(f"The pairs of the {name} should be {PAIRS}.")
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
+            raise NotYet(f"The pairs of the {name} should be {PAIRS}; one of yours is {pair!r:.60}.")
+        for sentence in pair:
+            words = _words(sentence)
+            refuse(not 3 <= len(words) <= 15, f"A sentence has 3 to 15 words; yours: {sentence[:80]!r}.")
+            counted = [word for word in words if word in COUNTED]
+            refuse(bool(counted), f"{sentence!r} holds a word that the metric counts. Leave those ten out.")
+            known = any(" ".join(_words(part)) in " ".join(words) for part in SHOWN.split(","))
+            refuse(known, f"{sentence!r} is the notebook's. Write your own.")
+    flat = [" ".join(_words(text)) for pair in pairs for text in pair]
+    refuse(len({*flat}) < len(flat), f"A sentence occurs twice among the pairs of the {name}.")
+    return [tuple(pair) for pair in pairs]
+
+
+def _words(sentence: str) -> list[str]:
+    return re.findall(r"[a-z']+", sentence.lower())
+
+
+def _is_a_twin(mood: list, twin: list) -> None:
+    refuse(len(mood) != len(twin), "A twin has as many pairs as the mood.")
+    texts = [[text for pair in pairs for text in pair] for pairs in (mood, twin)]
+    again = sum(text in texts[0] for text in texts[1])
+    why = "Dealing your sentences out anew is the null that the check draws itself."
+    refuse(
+        again > len(texts[1]) / 2, f"{why} The twin should contrast something else in sentences like them."
+    )
+    words = [{word for text in some for word in _words(text)} for some in texts]
+    shared = len(words[0] & words[1]) / len(words[1])
+    few = f"{shared:.0%} of the twin's words occur in the mood's sentences: it differs in everything."
+    refuse(shared < 1 / 3, f"{few} Keep their form and change one thing.")

@@ -6,10 +6,10 @@
 # After this notebook you will be able to
 #
 # - make a steering vector from a few pairs of sentences, and add it while the model reads and writes,
-# - give its effect together with its cost, and beside random vectors and simply asking,
+# - give its effect together with its cost, beside vectors that are equally long and mean nothing, and beside simply asking,
 # - turn the vector round and use it as a monitor, and say when the monitor is fooled.
 #
-# Time: 95 minutes. The cells take about 85 seconds in all. Memory: 2.0 GB.
+# Time: 95 minutes. The cells take about 140 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 22 and 26.
 
 # %% kind="setup"
@@ -38,7 +38,7 @@ assert len(positive) == len(negative) == 10
 
 # %% [markdown]
 # To **steer** is to add this vector to the stream of one layer, at every position but the first, while the model works. Strength counts in lengths of the
-# stream: 0.2 adds a vector a fifth as long as the stream usually is there.
+# stream: 0.2 adds a vector a fifth as long as the stream of one token usually is there. The unit is the same whatever the vector was made from, so equal strengths are equally long.
 #
 # The effect is measured on 18 sentence beginnings. Metric: mean logit of five good words minus mean logit of five bad ones, as the next word. The
 # beginnings share no sentence with the pairs. But five of the ten counted words stand in the pairs.
@@ -61,16 +61,16 @@ swept.plot()
 # %% kind="assert"
 at = {(layer, s): (i, j) for i, layer in enumerate(layers) for j, s in enumerate(strengths)}
 effect, cost = swept.effect.values, swept.cost.values
-claim(model, "effect, layer 8 at 0.4", effect[at[8, 0.4]], says=3.2, within=0.2)
-claim(model, "its cost", cost[at[8, 0.4]], says=1.13, within=0.05)
-claim(model, "effect, layer 20 at 0.2", effect[at[20, 0.2]], says=4.2, within=0.2)
-claim(model, "effect, layer 20 at 0.2 the other way", effect[at[20, -0.2]], says=-3.7, within=0.2)
+claim(model, "effect, layer 8 at 0.4", effect[at[8, 0.4]], says=3.5, within=0.2)
+claim(model, "its cost", cost[at[8, 0.4]], says=1.24, within=0.06)
+claim(model, "effect, layer 20 at 0.2", effect[at[20, 0.2]], says=4.6, within=0.2)
+claim(model, "effect, layer 20 at 0.2 the other way", effect[at[20, -0.2]], says=-3.8, within=0.2)
 claim(model, "effect, layer 28 at 1.6", effect[at[28, 1.6]], says=18, within=0.8)
 assert sum(word in PAIRS.replace(".", " ").split() for word in words) == 5 and (effect[:, 0] < 0).all()
 
 # %% [markdown]
 # To the right is broken text, upwards is the mood, in logits. Each line is one layer. Its points are the strengths in order, from −0.2, the one below zero, to
-# 1.6. At layer 20 a push of 0.2 raises the good words by 4.2 logits over the bad ones; the same push the other way lowers them by 3.7. Layer 28 seems to beat
+# 1.6. At layer 20 a push of 0.2 raises the good words by 4.6 logits over the bad ones; the same push the other way lowers them by 3.8. Layer 28 seems to beat
 # everything. Keep that thought.
 #
 # ## By hand
@@ -183,16 +183,11 @@ with torch.no_grad():
         same = model(one)
 by_hand = (metric(after) - metric(before)).item()
 print(f"{prompts[0]!r}: {metric(before).item():.2f} before, {metric(after).item():.2f} after")
-
-# %% kind="assert"
 assert torch.equal(same, before)
 assert torch.allclose(
     after[:, 0], before[:, 0]
 )  # nothing is added at the first token, and no later one reaches it
 assert abs(by_hand - swept.effect.per_prompt[(0, *at[8, 0.4])]) < 1e-2
-
-# %%
-ml.show_source(ml.SteeringVectors.hooks)
 
 # %% [markdown]
 # ## Read what it writes
@@ -227,11 +222,11 @@ for strength, texts in moods.items():
 
 # %% kind="assert"
 claim(model, "effect, layer 8 at 1.6", effect[at[8, 1.6]], says=6.0, within=0.5)
-claim(model, "its cost", cost[at[8, 1.6]], says=65, within=15)
+claim(model, "its cost", cost[at[8, 1.6]], says=120, within=30)
 assert all(a != b for a, b in zip(moods[0.4], moods[0], strict=True))
 
 # %% [markdown]
-# At 0.4 the texts are cheerful and read well, for 1.1 times the perplexity. At 1.6 the metric reports twice as much mood, 6.0 against 3.2, at some 65 times the perplexity, and
+# At 0.4 the texts are cheerful and read well, for 1.2 times the perplexity. At 1.6 the metric reports nearly twice as much mood, at some 120 times the perplexity, and
 # there is hardly a sentence left. **The metric goes on rising while the text breaks down.** Whoever reports effects alone will pick the broken text. So always: effect, cost, and a few lines read.
 #
 # ### Exercise 32.3 What it costs
@@ -275,21 +270,73 @@ check(perplexity_ratio)
 # %% [markdown]
 # ## Beside what?
 #
-# Three controls. Random directions of the same length at the same layer: any push changes something. **Mixed pairs**: the same sentences, with good and bad
-# exchanged in every other pair. **Asking**: a line before the prompt, and no vector at all. ("It rained today." is the control of the control.)
+# Any push changes something. Three controls of the same length at the same layer:
+#
+# - **Isotropic** random vectors, every direction equally likely: the **weakest null**, since the stream fills few directions.
+# - **Shuffled labels** (`ml.null_directions`, notebook 22): the same twenty sentences, dealt out anew into two sets of ten; twenty draws. Same words, same recipe, no mood but what chance leaves.
+# - **Other contrasts**, made from pairs as ours is, about other things: sea against land, French against English (both come later).
+#
+# And **asking**: a line before the prompt, and no vector at all. ("It rained today." is the control of the control.) Predict: how far does the strongest of the twenty shuffled vectors move the metric, where ours moves it by 3?
+
+# %% kind="predict"
+predict("32.n", 0.5)
+
+# %%
+SEA = """The ship sailed across the sea. | The truck drove across the desert.
+Waves rolled onto the beach. | Leaves fell onto the street.
+The fishermen pulled in their nets. | The farmers brought in their corn.
+Sharks and whales live in the ocean. | Lions and zebras live in the savanna.
+The captain watched the waves. | The teacher watched the pupils.
+We swam in the salty water. | We sat in the warm kitchen.
+The boat left the harbour at dawn. | The train left the station at dawn.
+Sailors fear the storm at sea. | Drivers fear the ice on roads.
+Shells lay on the sandy shore. | Papers lay on the wooden desk.
+The tide rose over the rocks. | The smoke rose over the houses."""
+FRENCH = """Il fait beau aujourd'hui et nous allons au parc. | The weather is nice today and we are going to the park.
+Elle habite dans une petite maison près de la rivière. | She lives in a small house near the river.
+Il a acheté du pain et du fromage au marché ce matin. | He bought bread and cheese at the market this morning.
+Les enfants jouent dans le jardin tous les après-midi. | The children play in the garden every afternoon.
+Je voudrais une tasse de café, s'il vous plaît. | I would like a cup of coffee, please.
+Nous partons à la montagne la semaine prochaine. | We are leaving for the mountains next week.
+Ce livre raconte l'histoire d'un jeune garçon. | This book tells the story of a young boy.
+Le train arrive à la gare à huit heures. | The train arrives at the station at eight o'clock."""
 
 # %%
 import pandas as pd
 
-rows = {}
-given = {"layers": [8], "strengths": [0.4], "text": text}
-mixed = [(a, b) if n % 2 else (b, a) for n, (a, b) in enumerate(zip(positive, negative, strict=True))]
-drawn = {f"random {seed}": vectors.random(seed=seed) for seed in range(3)}
-drawn["mixed pairs"] = ml.contrast_vectors(model, *zip(*mixed, strict=True), pos="mean")
-for name, other in drawn.items():
-    done = ml.steering_sweep(model, base, metric, vectors=other, **given)
-    rows[name] = {"effect": done.effect.values.item(), "perplexity ×": done.cost.values.item()}
-rows["contrast vector"] = {"effect": effect[at[8, 0.4]].item(), "perplexity ×": cost[at[8, 0.4]].item()}
+split = lambda pairs: zip(*(line.split(" | ") for line in pairs.splitlines()), strict=True)
+tide, tongue = (ml.contrast_vectors(model, *split(pairs), pos="mean") for pairs in (SEA, FRENCH))
+sentences = ml.residual_streams(model, [*positive, *negative], pos="mean")[8]
+kinds = torch.tensor([1] * 10 + [0] * 10)
+
+
+def beside(direction, text=text[:1]):
+    """Effect and cost of a direction at layer 8, strength 0.4."""
+    given = {"vectors": vectors.along(direction), "layers": [8], "strengths": [0.4], "text": text}
+    found = ml.steering_sweep(model, base, metric, **given)
+    return [found.effect.values.item(), found.cost.values.item()]
+
+
+groups = {
+    "mood": [beside(vectors.directions[8])],
+    "shuffled labels": [beside(vector) for vector in ml.null_directions(sentences, kinds, count=20)],
+    "other contrasts": [beside(other.directions[8]) for other in (tide, tongue)],
+    "isotropic": [beside(vectors.random(seed=seed).directions[8]) for seed in range(6)],
+}
+
+# %% kind="assert"
+effects = {name: torch.tensor([row[0] for row in rows]) for name, rows in groups.items()}
+summary = {
+    name: {"vectors": len(found), "lowest effect": found.min().item(), "highest effect": found.max().item(),
+           "perplexity ×": sum(row[1] for row in groups[name]) / len(found)}
+    for name, found in effects.items()
+}  # fmt: skip
+assert effects["shuffled labels"].max() < effects["mood"].item()
+claim(model, "largest of the shuffled", effects["shuffled labels"].max(), says=1.3, within=0.3)
+claim(model, "largest isotropic", effects["isotropic"].abs().max(), says=0.7, within=0.3)
+claim(model, "largest other contrast", effects["other contrasts"].abs().max(), says=1.3, within=0.3)
+reveal("32.n", round(effects["shuffled labels"].max().item(), 2))
+pd.DataFrame(summary).T.round(2)
 
 # %%
 loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
@@ -307,97 +354,110 @@ def asked(line):
     return {"effect": effect.mean().item(), "perplexity ×": dearer.exp().item()}
 
 
-for line in ("This is a positive review.", "Write only positive things.", "It rained today."):
-    rows[f'asked: "{line}"'] = asked(line)
-beside = pd.DataFrame(rows).T.round(2)
-beside
-
-# %% kind="assert"
-drawn, lines = (beside[beside.index.str.startswith(kind)] for kind in ("random", "asked"))
-assert drawn.effect.abs().max() < 0.9 and drawn["perplexity ×"].min() > 1.3
-claim(model, "random vectors, mean cost", drawn["perplexity ×"].mean(), says=1.8, within=0.2)
-claim(model, "mixed pairs", beside.loc["mixed pairs"].effect, says=0.15, within=0.15)
+lines = ("This is a positive review.", "Write only positive things.", "It rained today.")
+lines = pd.DataFrame({f'asked: "{line}"': asked(line) for line in lines}).T.round(2)
 assert lines["perplexity ×"].max() < 1.1
-claim(model, "the first line", lines.effect.iloc[0], says=2.0, within=0.2)
-claim(model, "the second line", lines.effect.iloc[1], says=0.7, within=0.2)
-claim(model, "the third line", lines.effect.iloc[2], says=-0.2, within=0.2)
+for line, says in zip(lines.index, (2.0, 0.7, -0.2), strict=True):
+    claim(model, line, lines.effect[line], says=says, within=0.2)
+lines
 
 # %% [markdown]
-# The random vectors move the metric by less than 0.9 either way (six seeds tried, three shown), and cost more (1.8) than the contrast vector (1.1). Mixed pairs have the same words and the same recipe, and move it by 0.15. So
-# the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
-# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.2. Here the vector wins on this metric, over three lines that we happened to try; in AxBench (Wu et al. 2025)
+# The mood moves the metric by 3.5, further than all twenty shuffled vectors of the same sentences (1.3 at most): number one of twenty-one. Isotropic vectors reach half of what the shuffled do, and would have made it look better than it is.
+# The vector of the sea does next to nothing; that of French pushes towards the bad words, at a ruinous price.
+# So the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
+# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we happened to try; in AxBench (Wu et al. 2025)
 # prompting beat every steering method. Never report one without the other.
 #
-# ## Whom does it move?
+# ### Exercise 32.6 Pairs and their twin
 #
-# A mean can hide prompts that move the wrong way (**anti-steerable** ones, Tan et al. 2024).
+# Difficulty 4 of 5 · 30 minutes · needs the section above
 #
-# ### Exercise 32.4 The wrong way
-#
-# Difficulty 1 of 5 · 5 minutes · needs nothing
+# Design a measurement. Write pairs of your own for the mood, and a **twin**: as many pairs, in the same form and much the same words, that contrast something *else*. The twin is a control that can fail: whatever sentences like
+# yours carry besides mood, it carries too. Your mood vector should beat twenty random deals of its own sentences, on prompts that you do not see; the twin should move them little. (Layer 20, strength 0.2, mean over tokens, the metric
+# of above. None of its ten words, and none of the sentences above.)
 
 
-# %% kind="exercise" id="32.4"
-@exercise("32.4")
-def moved(
-    steered: Float[Tensor, "prompt"], unsteered: Float[Tensor, "prompt"], strength: float
-) -> tuple[Float[Tensor, "prompt"], float]:
-    """The effect on each prompt's metric, and the share of prompts that move the wrong way.
-
-    With a positive strength the metric ought to rise, with a negative one to fall. A prompt that stays has not
-    moved the wrong way.
-    """
+# %% kind="exercise" id="32.6"
+@exercise("32.6")
+def design() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pairs for the mood (good side first), and pairs for its twin: 5 to 12 pairs of sentences each."""
     # >>> solution
-    effect = steered - unsteered
-    return effect, (effect * strength < 0).float().mean().item()
+    mood = """I adore my new neighbours. | I detest my new neighbours.
+    The guests left happy and grateful. | The guests left angry and bitter.
+    It was a lovely, peaceful evening. | It was a miserable, stressful evening.
+    The soup tasted fantastic. | The soup tasted revolting.
+    Her speech was brilliant and moving. | Her speech was stupid and dull.
+    We enjoyed every minute of it. | We regretted every minute of it.
+    The nurse was gentle and warm. | The nurse was rough and cold.
+    This is a charming, safe street. | This is a filthy, dangerous street.
+    My holiday was a dream. | My holiday was a nightmare.
+    Everybody praised the new plan. | Everybody cursed the new plan."""
+    twin = """I met my new neighbours. | I saw my new neighbours.
+    The guests left early and quietly. | The guests left late and together.
+    It was a short, dark evening. | It was a long, bright evening.
+    The soup tasted of onions. | The soup tasted of carrots.
+    Her speech was about rivers and maps. | Her speech was about numbers and taxes.
+    We filmed every minute of it. | We counted every minute of it.
+    The nurse was tall and young. | The nurse was small and old.
+    This is a narrow, paved street. | This is a wide, sandy street.
+    My holiday was in March. | My holiday was in October.
+    Everybody read the new plan. | Everybody copied the new plan."""
+    pairs = lambda text: [tuple(line.strip().split(" | ")) for line in text.splitlines()]
+    return pairs(mood), pairs(twin)
     # <<< solution
 
 
 # %% kind="check"
-check(moved)
+check(design, model=model)
 
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# The wrong way is where effect and strength have opposite signs.
+# Take one of your pairs and cross out the word that differs. What could stand there that nobody would call good or bad?
 #
 # </details>
 # <details><summary>Hint 2: the method</summary>
 #
-# `effect * strength < 0` is True for those; `.float().mean()` makes a share of it.
+# Six frames ("The meal was …"). For the mood fill each with a pleasant and an unpleasant word, for the twin with two plain ones: colours, sizes, origins. The two words of a twin should differ as much as those of the mood, or the control
+# could not have failed.
 #
 # </details>
 
 
-# %% kind="wrong" id="32.4" expects="Do not average"
-@exercise("32.4")
-def moved(steered, unsteered, strength):
-    effect = steered.mean() - unsteered.mean()
-    return effect, float(effect * strength < 0)
+# %% kind="wrong" id="32.6" expects="null that the check draws itself"
+@exercise("32.6")
+def design():
+    frames = ["The meal was", "The trip was", "My room is", "His voice is", "Her letter was", "The shop is"]
+    mood = [(f"{frame} lovely.", f"{frame} disgusting.") for frame in frames]
+    return mood, [pair[:: 1 - 2 * (n % 2)] for n, pair in enumerate(mood)]
 
 
-# %% kind="wrong" id="32.4" expects="negative strength"
-@exercise("32.4")
-def moved(steered, unsteered, strength):
-    effect = steered - unsteered
-    return effect, (effect < 0).float().mean().item()
+# %% kind="wrong" id="32.6" expects="it differs in everything"
+@exercise("32.6")
+def design():
+    mood = [(f"The {noun} was lovely.", f"The {noun} was disgusting.") for noun in "meal trip room voice shop".split()]
+    return mood, [(f"{noun} go north", f"{noun} go south") for noun in "Ships Trains Buses Birds Trucks".split()]
 
 
-# %% kind="wrong" id="32.4" expects="steered minus unsteered"
-@exercise("32.4")
-def moved(steered, unsteered, strength):
-    effect = unsteered - steered
-    return effect, (effect * strength > 0).float().mean().item()
+# %% kind="wrong" id="32.6" expects="holds a word that the metric counts"
+@exercise("32.6")
+def design():
+    nouns = "meal trip room voice shop".split()
+    mood = [(f"The {noun} was great.", f"The {noun} was awful.") for noun in nouns]
+    return mood, [(f"The {noun} was old.", f"The {noun} was new.") for noun in nouns]
 
 
-# %% kind="wrong" id="32.4" expects="does not move"
-@exercise("32.4")
-def moved(steered, unsteered, strength):
-    effect = steered - unsteered
-    return effect, (effect * strength <= 0).float().mean().item()
-
+# %% kind="wrong" id="32.6" expects="it could not have failed"
+@exercise("32.6")
+def design():
+    nouns = "meal trip room voice shop".split()
+    mood = [(f"The {noun} was lovely.", f"The {noun} was disgusting.") for noun in nouns]
+    return mood, [(f"The {noun} was old.", f"The {noun} was old now.") for noun in nouns]
 
 # %% [markdown]
+# ## Whom does it move?
+#
+# A mean can hide prompts that move the wrong way (**anti-steerable** ones, Tan et al. 2024).
 # The prompts above are much alike. Here is one of them again, with two beginnings that turn the meaning round. The vector is that of layer 12, at 0.2:
 
 # %%
@@ -421,20 +481,19 @@ ml.Scores(spread.T, ("noun", "beginning"), "change of the metric (logits)", labe
 # %% kind="assert"
 wrong_way = (spread < 0).float().mean(1)
 claim(model, "wrong way, first beginning", wrong_way[0], says=0, within=0.001)
-claim(model, "wrong way, was not", wrong_way[1], says=0.375, within=0.07)
+claim(model, "wrong way, was not", wrong_way[1], says=0.44, within=0.13)
 claim(model, "largest fall, was not", -spread[1].min(), says=0.16, within=0.1)
 claim(model, "mean, was not", spread[1].mean(), says=0.1, within=0.1)
-claim(model, "mean, nobody would call", spread[2].mean(), says=2.2, within=0.3)
+claim(model, "mean, nobody would call", spread[2].mean(), says=2.5, within=0.3)
 
 # %% [markdown]
-# After "I think that the new … is" every prompt rises. After "was not" the vector does next to nothing: the mean is 0.1, and six of sixteen go the wrong way,
-# none by more than 0.16 logits.
+# After "I think that the new … is" every prompt rises. After "was not" the vector does next to nothing: the mean is 0.1, and seven of sixteen go the wrong way,
+# none of them far.
 #
 # But which way is wrong? The metric counts words. After "was not" and "Nobody would call the" a good word makes the sentence *worse*, so that the right way of
-# the metric is the wrong way of the meaning. The last column is the strangest: the good words rise by 2.2, and the metric calls it success.
+# the metric is the wrong way of the meaning. The last column is the strangest: the good words rise by 2.5, and the metric calls it success.
 #
-# (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is sycophantic, saying what the asker wants to hear, in 0.56, 0.63 and 0.60 of
-# the cases at −1, 0 and +1: less, whichever way one pushes.)
+# (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is less sycophantic, that is, says less what the asker wants to hear, whichever way one pushes.)
 #
 # ## Late layers look best
 #
@@ -464,7 +523,8 @@ claim(model, "direct share, layer 28", direct[3] / whole[3], says=0.69, within=0
 # At layer 28 seven tenths of the effect is an edit of the logits that are counted. At layers 8 to 20 it is a tenth or less: the rest is what later
 # layers make of it. **Which layer looks best depends on how near the metric is to the output.**
 #
-# And which tokens the vector is made from matters too. From the last token of each sentence (the full stop) instead of the mean over tokens:
+# And which tokens the vector is made from matters too. From the last token of each sentence (the full stop) instead of the mean over tokens, and *equally long*. (A mean over tokens is shorter than the tokens are. If each
+# vector's unit were the length of what it was made from, equal strengths would be different pushes: at layer 8 the mean's would be a third longer, and part of its lead nothing but that.)
 
 # %%
 from_last = ml.contrast_vectors(model, positive, negative)
@@ -480,36 +540,27 @@ rows = [
     for n, layer in enumerate(layers[:2])
 ]  # fmt: skip
 pooled = pd.DataFrame(rows).set_index("layer").round(2)
+for layer, how, says in ((8, "mean", 3.5), (8, "last", 1.3), (12, "mean", 2.1), (12, "last", 4.8)):
+    claim(model, f"layer {layer}, {how}", pooled.loc[layer, f"effect, {how}"], says=says, within=0.3)
+own = [ml.residual_streams(model, [*positive, *negative], pos=pos)[8].norm(dim=-1).mean() for pos in ("mean", -1)]
+claim(model, "own lengths at layer 8, mean over last", own[0] / own[1], says=1.31, within=0.05)
+assert torch.equal(from_last.lengths, vectors.lengths)
+assert (pooled["cost, last"] > pooled["cost, mean"]).all()
 pooled
 
-# %% kind="assert"
-claim(model, "layer 8, mean", pooled.loc[8, "effect, mean"], says=3.2, within=0.2)
-claim(model, "layer 8, last", pooled.loc[8, "effect, last"], says=1.5, within=0.2)
-claim(model, "layer 12, mean", pooled.loc[12, "effect, mean"], says=2.3, within=0.2)
-claim(model, "layer 12, last", pooled.loc[12, "effect, last"], says=4.3, within=0.3)
-assert (pooled["cost, last"] > pooled["cost, mean"]).all()
-
 # %% [markdown]
-# At layer 8 the mean over tokens is better (3.2 against 1.5), at layer 12 the last token (4.3 against 2.3), and at both the last token costs more. There is no best recipe, so try both
+# At layer 8 the mean over tokens does more than twice as much, at layer 12 the last token does, and at both the last token costs more. There is no best recipe, so try both
 # and report both.
 #
 # ## Predict: French
 #
-# Eight pairs of an English sentence and its French translation give a vector too. Count function words ("la", "et" against "the", "and") in what the model
-# adds to eight English beginnings, with the vector of layer 12. At strength 0.5 over 90 % of them are French. And at 0.2?
+# The eight pairs of French and English sentences give a vector too. Count function words ("la", "et" against "the", "and") in what the model
+# adds to eight English beginnings, with the vector of layer 12. At strength 0.4 over 90 % of them are French. And at 0.15?
 
 # %% kind="predict"
 predict("32.p", 0.4)
 
 # %%
-FRENCH = """Il fait beau aujourd'hui et nous allons au parc. | The weather is nice today and we are going to the park.
-Elle habite dans une petite maison près de la rivière. | She lives in a small house near the river.
-Il a acheté du pain et du fromage au marché ce matin. | He bought bread and cheese at the market this morning.
-Les enfants jouent dans le jardin tous les après-midi. | The children play in the garden every afternoon.
-Je voudrais une tasse de café, s'il vous plaît. | I would like a cup of coffee, please.
-Nous partons à la montagne la semaine prochaine. | We are leaving for the mountains next week.
-Ce livre raconte l'histoire d'un jeune garçon. | This book tells the story of a young boy.
-Le train arrive à la gare à huit heures. | The train arrives at the station at eight o'clock."""
 LISTS = {
     "French": """la le les de des du un une et est que qui dans en pour sur avec ce il elle nous vous au par pas ne se
     sa son ses d l""",
@@ -533,9 +584,7 @@ def counted(texts, which):
 
 
 # %%
-french, english = zip(*(line.split(" | ") for line in FRENCH.splitlines()), strict=True)
-tongue = ml.contrast_vectors(model, french, english, pos="mean")
-turned = [0, 0.2, 0.25, 0.3, 0.5]
+turned = [0, 0.15, 0.2, 0.25, 0.4]
 heard = written(tongue, 12, turned, beginnings)
 share = torch.tensor([
     counted(texts, "French") / (counted(texts, "French") + counted(texts, "English"))
@@ -545,49 +594,36 @@ labels = {"strength": [str(s) for s in turned]}
 ml.Scores(share, ("strength",), "French among the function words (share)", labels, signed=False).plot(
     height=300
 )
-
-# %%
 price = ml.steering_sweep(
     model, base[:2], metric, vectors=tongue, layers=[12], strengths=turned[1:], text=text
 ).cost.values[0]
-for s in (0.2, 0.25, 0.3, 0.5):
+for s in turned[1:]:
     print(f"{s}: perplexity × {price[turned.index(s) - 1]:.1f}")
     print(
         *(f"   {b} |{t}".replace("\n", "↵") for b, t in zip(beginnings[:4], heard[s], strict=False)), sep="\n"
     )
 
 # %% kind="assert"
-claim(model, "French at 0.2", share[1], says=0, within=0.06)
-claim(model, "French at 0.25", share[2], says=0.4, within=0.2)
-claim(model, "French at 0.3", share[3], says=0.81, within=0.15)
-claim(model, "French at 0.5", share[4], says=1.0, within=0.06)
-claim(model, "perplexity at 0.5", price[3], says=90, within=25)
+claim(model, "French at 0.15", share[1], says=0.04, within=0.1)
+claim(model, "French at 0.2", share[2], says=0.45, within=0.2)
+claim(model, "French at 0.25", share[3], says=0.81, within=0.15)
+claim(model, "French at 0.4", share[4], says=1.0, within=0.06)
+claim(model, "perplexity at 0.4", price[3], says=100, within=30)
 assert share[0] == 0
 reveal("32.p", round(share[1].item(), 2))
 
 # %% [markdown]
-# Not a knob but a switch: none at 0.2, 0.4 at 0.25, 0.8 at 0.3, and everything at 0.5. (Eight texts are few: take 0.4 as "some".) And read it. "la la la" counts as perfect French, and so do words that do not exist, at some 90 times the
+# Not a knob but a switch: none at 0.15, some at 0.2, most at 0.25, and everything at 0.4. And read it. "la la la" counts as perfect French, and so do words that do not exist, at some 100 times the
 # perplexity of English text. (A part of that is fair: good French would be unlikely English too. Turner et al. 2023 list a French vector among the failures on GPT-2 XL.) **A count that can be satisfied by rubbish will be.**
 #
 # ## A knob that saturates, and one that hardly turns
 #
 # A topic: ten sentences about the sea, ten of the same form about the land. And **truth**: "Paris is a city in France." against "Paris is a city in
-# England.", 16 cities. The same words are in both sets; only the pairing differs. Does adding truth help with 16 other cities? Metric: logit of the right
-# country minus logit of another city's.
+# England.", 16 cities. The same words are in both sets; only the pairing differs. Does adding truth help with other cities? Metric: logit of the right country minus logit of another city's.
+#
+# Layer and strength are **chosen on 16 cities and reported on 16 others**, each in a country of its own: the best of eight settings looks better than it is on the cities that chose it.
 
 # %%
-SEA = """The ship sailed across the sea. | The truck drove across the desert.
-Waves rolled onto the beach. | Leaves fell onto the street.
-The fishermen pulled in their nets. | The farmers brought in their corn.
-Sharks and whales live in the ocean. | Lions and zebras live in the savanna.
-The captain watched the waves. | The teacher watched the pupils.
-We swam in the salty water. | We sat in the warm kitchen.
-The boat left the harbour at dawn. | The train left the station at dawn.
-Sailors fear the storm at sea. | Drivers fear the ice on roads.
-Shells lay on the sandy shore. | Papers lay on the wooden desk.
-The tide rose over the rocks. | The smoke rose over the houses."""
-sea, land = zip(*(line.split(" | ") for line in SEA.splitlines()), strict=True)
-tide = ml.contrast_vectors(model, sea, land, pos="mean")
 topic = written(tide, 12, [0, 0.2, 0.4], beginnings)
 found = {s: counted(texts, "sea") for s, texts in topic.items()}
 paid = ml.steering_sweep(model, base[:2], metric, vectors=tide, layers=[12], strengths=[0.2, 0.4], text=text)
@@ -597,46 +633,61 @@ for s, texts in topic.items():
     print(f"{s}: {beginnings[5]} |{texts[5]}".replace("\n", "↵"))
 
 # %%
-CITIES = """Paris France Berlin Germany Rome Italy Madrid Spain Tokyo Japan London England
-Moscow Russia Beijing China Cairo Egypt Athens Greece Dublin Ireland Lisbon Portugal
-Vienna Austria Warsaw Poland Delhi India Toronto Canada
-Sydney Australia Chicago America Milan Italy Munich Germany Barcelona Spain Shanghai China
-Mumbai India Oslo Norway Stockholm Sweden Istanbul Turkey Kyoto Japan Montreal Canada Hamburg Germany Lyon France
-Oxford England Melbourne Australia"""
-city, country = CITIES.split()[::2], CITIES.split()[1::2]
-assert len(set(city)) == len(country) == 32
-said = lambda shift: [f"{city[n]} is a city in {country[(n + shift) % 16]}." for n in range(16)]
+MADE = """Paris France Berlin Germany Rome Italy Madrid Spain Tokyo Japan London England Moscow Russia Beijing China Cairo Egypt
+Athens Greece Dublin Ireland Lisbon Portugal Vienna Austria Warsaw Poland Delhi India Toronto Canada""".split()
+CHOSEN = """Sydney Australia Chicago America Milan Italy Munich Germany Barcelona Spain Shanghai China Mumbai India Oslo Norway
+Stockholm Sweden Istanbul Turkey Kyoto Japan Montreal Canada Hamburg Germany Lyon France Oxford England Melbourne Australia""".split()
+REPORTED = """Amsterdam Netherlands Brussels Belgium Copenhagen Denmark Helsinki Finland Budapest Hungary Geneva Switzerland
+Havana Cuba Nairobi Kenya Lima Peru Tehran Iran Baghdad Iraq Karachi Pakistan Hanoi Vietnam Bangkok Thailand Jerusalem Israel
+Kiev Ukraine""".split()
+assert len(set(REPORTED[1::2])) == 16 and not set(REPORTED) & {*MADE, *CHOSEN}
+said = lambda shift: [f"{MADE[2 * n]} is a city in {MADE[(2 * (n + shift) + 1) % 32]}." for n in range(16)]
 truth = ml.contrast_vectors(model, said(0), said(5))
-questions = [f"{name} is a city in" for name in city[16:]]  # of 6 to 8 tokens, each read at its own end
-right = [ml.single_token(model, f" {name}") for name in country[16:]]
-knows = ml.logit_difference(right, right[5:] + right[:5])
-honest = ml.steering_sweep(
-    model, questions, knows, vectors=truth, layers=[12, 16], strengths=[0.4], text=text
-)
+
+
+def told(cities, vector, layers, strengths):
+    """How far a vector moves the right country over another city's: one row for each setting."""
+    right = [ml.single_token(model, f" {name}") for name in cities[1::2]]
+    questions = [f"{name} is a city in" for name in cities[::2]]  # of several lengths, each read at its own end
+    knows = ml.logit_difference(right, right[5:] + right[:5])
+    given = {"vectors": vector, "layers": layers, "strengths": strengths, "text": text[:1]}
+    return ml.steering_sweep(model, questions, knows, **given)
+
+
+# %%
+tried = told(CHOSEN, truth, [8, 12, 16, 20], [0.2, 0.4]).table()
+best = tried.loc[tried.effect.idxmax()]
+layer, push = int(best.layer), float(best.strength)
+honest = told(REPORTED, truth, [layer], [push])
+states = ml.residual_streams(model, said(0) + said(5))[layer]
+nulls = ml.null_directions(states, torch.tensor([1] * 16 + [0] * 16), count=20)
+dealt = torch.stack([told(REPORTED, truth.along(v), [layer], [push]).effect.values[0, 0] for v in nulls])
+rank = 1 + int((dealt >= honest.effect.values.item()).sum())
+print(tried[["layer", "strength", "effect"]].to_string(index=False))
+print(f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself")
 honest.table()
 
 # %% kind="assert"
 claim(model, "words of the sea at 0", found[0], says=0, within=1)
 claim(model, "words of the sea at 0.2", found[0.2], says=10, within=4)
-claim(model, "words of the sea at 0.4", found[0.4], says=11, within=4)
-claim(model, "cost of the sea at 0.2", paid.cost.values[0, 0], says=1.2, within=0.15)
-claim(model, "cost of the sea at 0.4", paid.cost.values[0, 1], says=2.1, within=0.2)
-(low_12, low_16), (high_12, high_16) = honest.effect.interval()[:, :, 0].tolist()
-assert low_12 < 0 < high_12
-claim(model, "truth, layer 12", honest.effect.values[0, 0], says=0.4, within=0.2)
-claim(model, "truth, layer 16", honest.effect.values[1, 0], says=1.5, within=0.2)
-claim(model, "lower end of its interval", low_16, says=0.0, within=0.2)
-claim(model, "upper end", high_16, says=2.9, within=0.3)
-stuck = (honest.effect.per_prompt[:, 1, 0] <= 0).float().mean()
-claim(model, "truth, layer 16, share that does not rise", stuck, says=0.31, within=0.07)
-claim(model, "gap of truth", truth.gaps[12] / truth.lengths[12], says=0.011, within=0.004)
-claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says=0.076, within=0.01)
+claim(model, "words of the sea at 0.4", found[0.4], says=9, within=4)
+claim(model, "cost of the sea at 0.2", paid.cost.values[0, 0], says=1.3, within=0.15)
+claim(model, "cost of the sea at 0.4", paid.cost.values[0, 1], says=3.0, within=0.4)
+low, high = honest.effect.interval()[:, 0, 0].tolist()
+print(f"effect on the other cities: 95 % interval {low:.1f} to {high:.1f}; shuffled vectors {dealt.min():.1f} to {dealt.max():.1f}")
+assert (layer, push) == (16, 0.2) and rank in (1, 2, 3)
+claim(model, "truth on the other cities", honest.effect.values.item(), says=1.6, within=0.2)
+claim(model, "its interval, low", low, says=1.2, within=0.2)
+claim(model, "the largest shuffled", dealt.max(), says=1.6, within=0.2)
+claim(model, "gap of truth", truth.gaps[12] / truth.lengths[12], says=0.008, within=0.004)
+claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says=0.064, within=0.01)
 
 # %% [markdown]
-# The sea comes in, ten words among about 110 against none, at 1.2 times the perplexity. Twice the push brings no more (11), at 2.1 times, and the sentences break. Truth hardly comes. At layer 12 the mean effect of 0.4 is 0.4 logits, and the interval
-# holds zero. At layer 16, the best of four that we tried, it is 1.5, with an interval from 0.0 to 2.9, and five of sixteen cities do not rise. That interval knows nothing of our choosing
-# the layer on these very cities, so do not call it found. **A contrast vector exists for any two sets of sentences; that the model listens to it does not follow.** One warning sign: at layer 12 the two means lie 1.1 % of the stream's
-# length apart (7.6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
+# The sea comes in, ten words among about 110 against none, for 1.3 times the perplexity. Twice the push brings no more, for 3 times, and the sentences break. And truth? The setting that the first cities chose does 1.6 on
+# the sixteen others, with an interval over their countries that leaves zero far out. The interval alone would call it found. But one of twenty vectors made of the same statements with shuffled labels does as much: truth is number two of twenty-one.
+# **The interval says that there is an effect; the null asks whose it is.** **A contrast vector exists for any two sets of sentences; that the
+# model listens to it does not follow.** One warning sign: at layer 12 the two means lie not one hundredth of the stream's
+# length apart (6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
 #
 # ## A vector from the dictionary
 #
@@ -667,13 +718,13 @@ pd.concat(both).drop(columns="layer")
 # %% kind="assert"
 assert feature == 1951
 claim(model, "cosine", cosine, says=0.37, within=0.02)
-for name, says, price in (("contrast", 2.9, 1.9), (f"feature {feature}", 1.85, 2.1)):
+for name, says, price in (("contrast", 3.1, 2.5), (f"feature {feature}", 1.7, 2.9)):
     claim(model, name, both[name].effect.item(), says=says, within=0.2)
-    claim(model, f"cost, {name}", both[name]["perplexity ×"].item(), says=price, within=0.15)
+    claim(model, f"cost, {name}", both[name]["perplexity ×"].item(), says=price, within=0.3)
 
 # %% [markdown]
-# One feature, 1951, learned without any pairs (we only picked it with them), at a cosine of 0.37 with the contrast vector, does 1.85 of its 2.9, at a little more
-# cost (2.1 against 1.9). In AxBench, too, vectors from dictionaries came out behind.
+# One feature, 1951, learned without any pairs (we only picked it with them), at a cosine of 0.37 with the contrast vector, does more than half of what that does, at a little more
+# cost. In AxBench, too, vectors from dictionaries came out behind.
 #
 # ## Reading instead of writing
 #
@@ -789,8 +840,8 @@ claim(model, "not wonderful, layer 12", at_12["was not wonderful at all"], says=
 claim(model, "not wonderful, layer 16", at_16["was not wonderful at all"], says=0.25, within=0.2)
 
 # %% [markdown]
-# On sentences of the kind it was made for, each monitor catches 24 of 24, with one false alarm in 24. (The interval is **Wilson's**, a 95 % interval for a share that is right near 0 and 1 too. It still allows up to 0.2.) Validation could not tell the two
-# apart. Other sentences can. Layer by layer, each with a threshold of its own, chosen in the same way:
+# On sentences of the kind it was made for, each monitor catches every one, with one false alarm. (The interval is **Wilson's**, a 95 % interval for a share that is right near its ends too. It takes sentences as independent; ours share twelve
+# adjectives, so the true one is wider.) Validation could not tell the two apart. Other sentences can. Layer by layer, each with a threshold of its own, chosen in the same way:
 
 # %%
 project = lambda found: torch.einsum("ltd,ld->lt", found[:-1], from_last.directions)[4:]
@@ -817,21 +868,21 @@ claim(model, "three lines at the top, layers 11 to 27", curves[[0, 3, 4], 7:24].
 #
 # **A false alarm rate holds for texts like those of the validation set.** Put in what the monitor will meet.
 #
-# **Question 32.a.** "My vector raises the metric by 13 logits," says a colleague. What must be shown before that is steering?
+# **Question 32.a.** Vector A is 90 long and moves the metric by 2; vector B is 120 long and moves it by 3. Which is the better direction?
 #
-# - **a** Nothing more. 13 logits are a large effect.
-# - **b** That a random vector of the same length breaks the text as well.
-# - **c** On new prompts, that random vectors do less, what it costs, what the text reads like, and what asking does.
+# - **a** B, by 1.
+# - **b** B, by a little: 3 / 120 against 2 / 90.
+# - **c** Unknown. Make both equally long and measure again.
 
 # %% kind="quiz"
 quiz("32.a", "c")
 
 # %% [markdown]
-# **Question 32.b.** Adding the vector at layer 8 changes the mood of the text. What follows?
+# **Question 32.b.** A vector at layer 26 moves the metric by 5. What would tell whether any later layer *reads* it?
 #
-# - **a** The model computes moods with this direction.
-# - **b** The direction can push the output. Whether the model uses it is another question.
-# - **c** Layer 28, which reached the largest effect of all, is where moods are stored.
+# - **a** The same vector, twice as long.
+# - **b** The effect minus what the vector's own logits add.
+# - **c** What it costs on ordinary text.
 
 # %% kind="quiz"
 quiz("32.b", "b")
@@ -854,7 +905,8 @@ ml.reference.table("32", mine)
 # |---|---|
 # | contrast vector | mean stream over texts with a behaviour, minus mean over texts without: `ml.contrast_vectors` |
 # | steering | adding it while the model works: `vectors.hooks(layer, strength)`, `ml.steering_sweep` |
-# | strength | length of the added vector, in lengths of the stream |
+# | strength | length of the added vector, in lengths of the stream of one token |
+# | null directions | vectors of the same origin and length that mean nothing: `ml.null_directions` |
 # | cost | perplexity of ordinary text, steered / unsteered |
 # | anti-steerable | a prompt that moves the wrong way |
 # | monitor | the projection on a direction with a threshold: `ml.Monitor` |

@@ -9,7 +9,7 @@
 # - take it out of every matrix that writes to the stream, prove that nothing writes it any more, and undo that to the last bit,
 # - say why a falling rate of refusals can mean three different things, and which control tells them apart.
 #
-# Time: 90 minutes. The cells take about 80 seconds in all. Memory: 2.5 GB.
+# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.5 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 24 and 32.
 
 # %% kind="setup"

