@@ -31,8 +31,7 @@ RIGHT = {
     "return int(below[-1]) + 1 if len(below) else 0",
     "12.3": 'return torch.einsum("hd,hdm->hm", z[-1], W_O) @ direction / scale',
     "12.4": "return (effects - effects.mean(1, keepdim=True))[:, [answer, rival]]",
-    "12.7": "ratio = scale_before / scale_after\n"
-    "return (after - before * ratio[:, None, None]).mean(0)",
+    "12.7": "ratio = scale_before / scale_after\nreturn (after - before * ratio[:, None, None]).mean(0)",
 }
 WRONG = {
     "12.1": "return written @ (W_U[:, answer] - W_U[:, rival])",

@@ -75,7 +75,10 @@ def test_seeds_repeat_and_differ():
     [
         ({"labels": None}, "needs one label for each row"),
         ({"labels": torch.zeros(6, dtype=torch.long)}, "both of them"),
-        ({"labels": torch.tensor([0, 1, 0, 1, 0, 1]), "units": torch.tensor([0, 0, 1, 1, 2, 2])}, "both labels"),
+        (
+            {"labels": torch.tensor([0, 1, 0, 1, 0, 1]), "units": torch.tensor([0, 0, 1, 1, 2, 2])},
+            "both labels",
+        ),
         ({"labels": torch.tensor([0, 1, 0, 1, 0, 1]), "kind": "rows"}, "has no use for them"),
         ({"kind": "rows", "count": 7}, "6 rows, and 7"),
         ({"kind": "random"}, "kind"),

@@ -1,8 +1,12 @@
 """Checks of notebook 22, probing."""
 
-import torch
+from itertools import combinations
 
-from mechlab_course.checking import close, declare, must_equal, only_wrong, random, refuse, seeded
+import torch
+from torch.nn.functional import cosine_similarity
+
+from mechlab.reference import data_dir
+from mechlab_course.checking import close, must_equal, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -86,78 +90,10 @@ def check_held_out(attempt: Attempt) -> str:
     return "Whole groups, as many as asked for, other ones with another generator."
 
 
-def _labels_of_groups(found, groups: list[str], names: int) -> dict[str, int]:
-    """The label of each group, if it has one, and half of the groups get a 1; else `NotYet`."""
-    found = _for_each(found, groups, "One label")
-    refuse(not set(found.tolist()) <= {0, 1}, "The labels are 0 and 1.")
-    given: dict[str, int] = {}
-    for group, label in zip(groups, found.long().tolist(), strict=True):
-        why = f"{group!r} has two labels. Draw one for each group, and look it up for its examples."
-        refuse(given.setdefault(group, label) != label, why)
-    ones, half = sum(given.values()), names // 2
-    why = f"Of {names} groups {ones} get a 1; half of the groups, rounded down, should: {half}."
-    refuse(ones != half, why)
-    return given
-
-
-@checker("22.3")
-def check_control(attempt: Attempt) -> str:
-    seen = set()
-    for seed, names in [*((seed, 9) for seed in range(30)), (30, 11), (31, 7), (32, 4)]:
-        groups = [f"word {n * 5 % names}" for n in range(3 * names)]
-        given = _labels_of_groups(attempt(groups, seeded(seed)), groups, names)
-        if names == 9:
-            seen.add(tuple(sorted(given.items())))
-    why = "The labels are not random: with another generator the same groups get a 1."
-    refuse(len(seen) == 1, why)
-    why = "Only a few of the possible labellings are ever drawn. Any half of the groups may get a 1."
-    refuse(len(seen) < 15, why)
-    groups = [f"word {n * 7 % 11}" for n in range(33)]
-    again = {tuple(torch.as_tensor(attempt(groups, seeded(5))).tolist()) for _ in range(4)}
-    why = "The same generator must give the same labels: draw with `generator=generator`."
-    refuse(len(again) > 1, why)
-    return "One label a group, half of the groups, and another half with another generator."
-
-
 def _by_group(groups, values, asked, of):
     """For each group that is asked for, something of its rows; of a new group, the mean of all."""
     rows = {group: values[[n for n, other in enumerate(groups) if other == group]] for group in groups}
     return torch.stack([of(rows[group]) if group in rows else values.mean(0) for group in asked])
-
-
-@declare("22.4", axes="other, target", says="The mean of the group, and of everything for a new group.")
-class GroupMeans:
-    cases = (
-        ([*"abacbac"], 10 + random(7, 2), [*"badc"]),
-        ([*"ccfaffcag"], 10 + random(9, 3, seed=1), [*"ccef"]),
-    )
-
-    def right(groups, values, asked):
-        return _by_group(groups, values, asked, lambda rows: rows.mean(0))
-
-    def otherwise(found, groups, values, asked):
-        expected = GroupMeans.right(groups, values, asked)
-        known = torch.tensor([group in groups for group in asked])
-        if close(found[known], expected[known]):
-            return "For a new group, say the mean of all training examples."
-        return only_wrong(found, expected)
-
-    def mean_of_all(groups, values, asked):
-        """Everybody gets the mean of everything. Take the mean of the training examples of the same group."""
-        return values.mean(0).expand(len(asked), -1)
-
-    def one_number(groups, values, asked):
-        """You average the targets together, into one number. Keep latitude and longitude apart:
-        mean over rows."""
-        return GroupMeans.right(groups, values, asked).mean(1, keepdim=True).expand(-1, values.shape[1])
-
-    def added_up(groups, values, asked):
-        """You add up. Take the mean."""
-        return _by_group(groups, values, asked, lambda rows: rows.sum(0))
-
-    def first_example(groups, values, asked):
-        """You take the first example of the group. Take the mean of all."""
-        return _by_group(groups, values, asked, lambda rows: rows[0])
 
 
 def _one_number(value) -> torch.Tensor:
@@ -228,3 +164,117 @@ def check_r_squared(attempt: Attempt) -> str:
     perfect = _one_number(attempt(truth, truth))
     refuse(abs(perfect - 1) > 1e-5, "Perfect predictions have R² 1.")
     return "1 for perfect predictions, and right with and without groups, also below zero."
+
+
+# What the ridge probe of the notebook reaches on other cities, fitted to its 558, after the last layer: R² of
+# latitude and longitude, less the mean of the continent.
+PROBE = {"new cities": (0.14, 0.31), "new countries": (0.16, 0.16)}
+
+
+def _table(name: str, like=None):
+    """Cities, and their places less the mean of the continent, in the table itself or in one given."""
+    import pandas as pd
+
+    table = pd.read_csv(data_dir() / "probing" / name)
+    middle = (table if like is None else like).groupby("continent")[["latitude", "longitude"]].mean()
+    place = table[["latitude", "longitude"]].to_numpy() - middle.loc[table.continent].to_numpy()
+    return table, torch.tensor(place)
+
+
+def _groups(attempt: Attempt, table) -> list[str]:
+    """The group of each city of a table, as text; else `NotYet`."""
+    rows = list(table[["city", "country", "continent"]].itertuples(index=False, name=None))
+    found = [attempt(*row) for row in rows]
+    odd = next((each for each in found if not isinstance(each, str | int)), None)
+    refuse(odd is not None, f"A group is a string; you returned a {type(odd).__name__}.")
+    why = "The same city is in another group when it is asked again: leave chance out."
+    refuse([attempt(*row) for row in rows[:60]] != found[:60], why)
+    return [str(each) for each in found]
+
+
+@checker("22.6")
+def check_groups(attempt: Attempt) -> str:
+    known, place = _table("cities.csv")
+    others, truth = _table("more_cities.csv", like=known)
+    group, asked = _groups(attempt, known), _groups(attempt, others)
+    alone = "Nearly every group of yours holds one city, so a city that is new is in a new group."
+    refuse(len(set(group)) > 0.8 * len(known), alone)
+    means = {name: place[torch.tensor([each == name for each in group])].mean(0) for name in set(group)}
+    said = torch.stack([means.get(name, 0 * place[0]) for name in asked])
+    again = "You give the continent again (or all cities one group). Its mean is taken away already."
+    refuse(said.abs().max() < 1e-6, again)
+    old, reached = torch.tensor(others.country.isin(known.country).to_numpy()), {}
+    for kind, rows in (("new cities", old), ("new countries", ~old)):
+        r2 = [_r_squared(said[rows, n], truth[rows, n], truth[rows, n].mean()).item() for n in (0, 1)]
+        probe, seen = PROBE[kind], sum(name in means for name, new in zip(asked, rows, strict=True) if new)
+        numbers = f"R² {r2[0]:.2f} and {r2[1]:.2f}, the probe {probe[0]:.2f} and {probe[1]:.2f}"
+        nothing = "Your groups say little about where a city lies: they should be neighbours on a map."
+        refuse(
+            sum(r2) < 0.75 * sum(probe) and seen > rows.sum() / 2,
+            f"{nothing} {kind.capitalize()}: {numbers}.",
+        )
+        why = f"For new countries your table has a group for {seen} of {rows.sum()} cities. What is coarser "
+        why += f"than a country and finer than a continent? ({numbers})"
+        unseen = kind == "new countries" and seen < rows.sum() / 2
+        refuse(unseen, f"That kills the first number. {why}")
+        why = f"{kind.capitalize()}: {numbers}. Split the groups that stretch furthest, Asia first."
+        refuse(min(r2[0] - probe[0], r2[1] - probe[1]) < 0, why)
+        reached[kind] = numbers
+    return "Killed. " + "; ".join(f"{kind}: {numbers}" for kind, numbers in reached.items()) + "."
+
+
+def _dealt(streams, labels, groups: list[str]) -> dict[tuple, torch.Tensor]:
+    """The right answer for every way to deal the labels out: the groups with a 1 -> the direction."""
+    names, found = list(dict.fromkeys(groups)), {}
+    real = streams[labels == 1].mean(0) - streams[labels == 0].mean(0)
+    ones = sum(int(labels[groups.index(name)]) for name in names)
+    for chosen in combinations(names, ones):
+        new = torch.tensor([group in chosen for group in groups])
+        drawn = streams[new].mean(0) - streams[~new].mean(0)
+        found[chosen] = drawn - (drawn @ real) / (real @ real) * real
+    return found
+
+
+@checker("22.7")
+def check_null(attempt: Attempt) -> str:
+    for size, d, seed in ((7, 30, 0), (8, 40, 1)):
+        groups = [f"word {n * 3 % size}" for n in range(3 * size)]
+        streams = random(3 * size, d, seed=seed) + 2 * random(size, d, seed=seed + 9).repeat(3, 1)[: 3 * size]
+        labels = torch.tensor([int(group[-1] in "024") for group in groups])
+        _check_draws(attempt, streams, labels, groups)
+    return "Whole groups, as many as before, at right angles to the real difference, another one each time."
+
+
+def _check_draws(attempt: Attempt, streams, labels, groups: list[str]) -> None:
+    """Many draws: each is one of the right answers, and not always the same."""
+    right, seen, shape = _dealt(streams, labels, groups), set(), (streams.shape[1],)
+    real = streams[labels == 1].mean(0) - streams[labels == 0].mean(0)
+    for seed in range(25):
+        found = attempt.tensor(streams, labels, groups, seeded(seed), shape=shape, axes="d_model")
+        if found.norm() < 1e-4 * real.norm():  # the real labels were drawn, or all of them turned round
+            continue
+        slant = cosine_similarity(found, real, dim=0).abs() > 1e-3
+        refuse(slant, "It is not at right angles to the real difference: take away the projection on that.")
+        like = {chosen: cosine_similarity(found, each, dim=0) for chosen, each in right.items()}
+        best = max(like, key=like.get)
+        _explain_draw(found, streams, real, like[best].item())
+        why = "The direction is right, its length is not: do not scale it."
+        refuse(not close(found, right[best], 1e-3), why)
+        seen.add(best)
+    few = "The same few directions each time: deal the labels out with `generator=generator`."
+    refuse(len(seen) < 6, few)
+    again = {tuple(attempt(streams, labels, groups, seeded(3)).tolist()) for _ in range(3)}
+    why = "The same generator must give the same direction: draw with `generator=generator`."
+    refuse(len(again) > 1, why)
+
+
+def _explain_draw(found, streams, real, cosine: float) -> None:
+    """Why a direction is no difference of class means with whole groups dealt out; else `NotYet`."""
+    if cosine > 0.999:
+        return
+    refuse(cosine < -0.999, "It is turned round, or the two classes have changed their sizes.")
+    basis = torch.linalg.qr((streams - streams.mean(0)).T).Q  # of all differences between examples
+    inside = (basis.T @ found).norm() / found.norm()
+    foreign = "It is no difference of means of these streams. Isotropic noise would be the weakest null."
+    refuse(inside < 0.98, foreign)
+    raise NotYet("Deal the labels out among the groups, not the examples, and keep how many groups have a 1.")

@@ -3,7 +3,9 @@
 import torch
 from torch.nn.functional import normalize
 
+from mechlab.discovery.attention import head_scores, looked_for, repeated_tokens
 from mechlab.loading.models import tiny
+from mechlab.tokens import first_tokens
 from mechlab_course.checking import close, declare, must_equal, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker, find_checker
 
@@ -185,85 +187,6 @@ def check_matching(attempt: Attempt) -> str:
     return "Right on three random sets, and 1 where every key suits its query."
 
 
-def _layer(count: int, heads: int, kv: int, d: int, d_head: int, seed: int):
-    """Tokens, the same tokens in another form, and heads that match less and less."""
-    tokens, mix = random(count, d, seed=seed), torch.linalg.qr(random(d, d, seed=seed + 10)).Q
-    W_K = random(kv, d, d_head, seed=seed + 30)
-    spoilt = torch.linspace(0, 1.5, heads)[:, None, None] * random(heads, d, d_head, seed=seed + 40)
-    W_Q = mix @ W_K.repeat_interleave(heads // kv, 0) + spoilt
-    return tokens, tokens @ mix + 0.3 * random(count, d, seed=seed + 20), W_Q, W_K
-
-
-def _scores(tokens, written, W_Q, W_K):
-    """Each query head with its key head: [head, query, key]."""
-    return tokens @ W_Q @ (written @ W_K.repeat_interleave(len(W_Q) // len(W_K), 0)).mT
-
-
-@declare("23.4", axes="head", says="Right for four layers with different numbers of heads and key heads.")
-class MatchingShares:
-    cases = (
-        _layer(61, 6, 2, 20, 12, 0),
-        _layer(47, 4, 1, 16, 9, 1),
-        _layer(53, 9, 3, 18, 10, 2),
-        _layer(37, 3, 3, 14, 8, 3),
-    )
-
-    def right(tokens, written, W_Q, W_K):
-        return _own_best(_scores(tokens, written, W_Q, W_K))
-
-    def in_turn(tokens, written, W_Q, W_K):
-        """You repeated the key heads in turn (0, 1, 0, 1, ...). It is neighbouring heads that share one:
-        0, 0, 0, 1, 1, 1 (`repeat_interleave`)."""
-        return MatchingShares.right(tokens, written, W_Q, W_K.repeat(len(W_Q) // len(W_K), 1, 1))
-
-    def keys_of_tokens(tokens, written, W_Q, W_K):
-        """You made the keys from the tokens themselves. Make them from `written`, what the
-        earlier head writes."""
-        return MatchingShares.right(tokens, tokens, W_Q, W_K)
-
-    def for_each_key(tokens, written, W_Q, W_K):
-        """You ask for each key which query suits it best. Ask for each query which key: the last axis."""
-        return _own_best(_scores(tokens, written, W_Q, W_K), -2)
-
-    def exchanged(tokens, written, W_Q, W_K):
-        """You made the queries from `written` and the keys from `tokens`. It is the other way round."""
-        return MatchingShares.right(written, tokens, W_Q, W_K)
-
-    def first_key_head(tokens, written, W_Q, W_K):
-        """All heads use the first key head."""
-        return MatchingShares.right(tokens, written, W_Q, W_K[:1])
-
-    def unit_keys(tokens, written, W_Q, W_K):
-        """You scaled the keys to length 1. In attention a longer key gets more: use the inner product."""
-        keys = written @ W_K.repeat_interleave(len(W_Q) // len(W_K), 0)
-        return _own_best(tokens @ W_Q @ normalize(keys, dim=-1).mT)
-
-    def softmax(tokens, written, W_Q, W_K):
-        """You took the mean of a softmax. Count how often the own key is the best."""
-        return _own_softmax(_scores(tokens, written, W_Q, W_K))
-
-    def counted(tokens, written, W_Q, W_K):
-        """You counted the tokens. Divide by their number."""
-        return MatchingShares.right(tokens, written, W_Q, W_K) * len(tokens)
-
-    def not_the_best(tokens, written, W_Q, W_K):
-        """You counted the tokens whose own key is not the best."""
-        return 1 - MatchingShares.right(tokens, written, W_Q, W_K)
-
-
-declared_shares = find_checker("23.4")
-
-
-@checker("23.4")
-def check_shares(attempt: Attempt) -> str:
-    case = MatchingShares.cases[0]
-    shape = _shape(attempt(*case))
-    refuse(shape == (), HEADS_APART)
-    key_heads = "That is one number for each key head. Every query head has queries of its own."
-    refuse(shape == (len(case[3]),), key_heads)
-    return declared_shares(attempt)
-
-
 def _copying_head(tokens: int, d: int, head: int, vocab: int, k: int, seed: int):
     """Streams near their tokens' columns of W_U, and a head that copies nearly."""
     W_U = random(d, vocab, seed=seed)
@@ -312,3 +235,74 @@ def check_copying(attempt: Attempt) -> str:
     why = "Streams three times as long must give the same share: the order of the logits stays."
     refuse(abs(float(again) - expected) > 1e-5, why)
     return "Right on three random heads, and the same when all streams are three times as long."
+
+
+def _texts(attempt: Attempt, ids, seed: int) -> torch.Tensor:
+    """The learner's texts, if they are made of `ids` and of a size to work with; else `NotYet`."""
+    found = attempt(ids, seeded(seed))
+    good = isinstance(found, torch.Tensor) and found.ndim == 2 and not found.is_floating_point()
+    refuse(not good, "Return whole numbers in a tensor [batch, pos]: one text in each row.")
+    batch, pos = found.shape
+    size = f"You return {batch} texts of {pos} tokens; wanted are 8 to 32 texts of 20 to 128 tokens."
+    refuse(not (8 <= batch <= 32 and 20 <= pos <= 128), size)
+    refuse(not torch.isin(found, ids).all(), "Use the tokens in `ids` and no others.")
+    return found.long()
+
+
+def _rules(mask, copies) -> dict[str, float]:
+    """What heads that follow other rules score on "induction", each looking where its rule says.
+
+    mask, copies: [batch, query, key], where induction and duplicate-token heads look. Only queries with
+    such a place count, as for real heads.
+    """
+    has, pos = mask.any(-1), mask.shape[-1]
+    back = [(mask.diagonal(-d, 1, 2).sum() / has.sum()).item() for d in range(pos)]
+    several = has.sum(0) >= 4  # texts
+    fixed = (mask.sum(0).max(-1).values / has.sum(0).clamp_min(1))[several]
+    even = copies / copies.sum(-1, keepdim=True).clamp_min(1)
+    return {
+        f"looks {back.index(max(back))} back, whatever stands there,": max(back),
+        "looks at the copy itself (duplicate token)": (even * mask).sum(-1)[has].mean().item(),
+        "looks everywhere alike": (mask.sum(-1) / torch.arange(1, pos + 1))[has].mean().item(),
+        "looks at one fixed place from each position": fixed.sum().item() / max(1, len(fixed)),
+    }
+
+
+# The most that each of these may score, and what to do about it.
+ALLOWED = (
+    (0.35, "The distance from a token to what followed its copy must vary."),
+    (0.25, "What follows a copy should be another token."),
+    (0.25, "Use more different tokens."),
+    (0.5, "The copies must stand elsewhere in other texts."),
+)
+
+
+def _rivals(tokens) -> None:
+    """No head that follows another rule may score high on these texts; else `NotYet`."""
+    mask = looked_for(tokens, "induction")
+    few = mask.any(-1).sum(-1).min()
+    why = f"A text of yours has {few} positions whose token was said before; at least 10 are needed."
+    refuse(few < 10, why)
+    rules = _rules(mask, looked_for(tokens, "duplicate token"))
+    for (rule, score), (most, what) in zip(rules.items(), ALLOWED, strict=True):
+        refuse(score > most, f"A head that {rule} scores {score:.2f} on your texts. {what}")
+
+
+@checker("23.6")
+def check_texts(attempt: Attempt, model) -> str:
+    known = sorted({*range(min(model.cfg.d_vocab, 40_000))} - {*model.tokenizer.all_special_ids})
+    texts = []
+    for seed in (5, 6):
+        order = torch.randperm(len(known), generator=seeded(seed))[:200]
+        texts.append(_texts(attempt, torch.tensor(known)[order], seed))
+        first = model.to_tokens("").cpu()[:, : first_tokens(model)].expand(len(texts[-1]), -1)
+        _rivals(torch.cat([first, texts[-1]], dim=1))
+    usual = head_scores(model, repeated_tokens(model, length=25, batch=2, seed=3), "induction").values
+    layer, head = divmod(int(usual.argmax()), model.cfg.n_heads)
+    tokens = torch.cat([first, texts[-1]], dim=1).to(model.cfg.device)
+    reached = head_scores(model, tokens, "induction").values[layer, head].item()
+    why = f"Head {layer}.{head}, the strongest induction head, scores only {reached:.2f} on your texts"
+    why += f" ({usual.max():.2f} on tokens said twice). Let longer stretches come back."
+    refuse(reached < 0.5, why)
+    other = f"{layer}.{head} scores {reached:.2f} on new tokens"
+    return f"No other rule scores high, and {other}: it does find what followed the copy."

@@ -2,8 +2,11 @@
 
 import torch
 
-from mechlab_course.checking import close, declare, random, refuse, seeded
-from mechlab_course.exercises import Attempt, NotYet, checker
+from mechlab.circuits.ioi import ioi_prompts
+from mechlab.discovery.ablation import ablation_effects, ablation_hooks
+from mechlab.runs.hooks import intervene
+from mechlab_course.checking import close, declare, random, refuse, whole_number
+from mechlab_course.exercises import Attempt, checker
 
 
 def _heads(batch: int, other: int, pos: int, heads: int, d_head: int, head: int, seed: int):
@@ -72,48 +75,6 @@ class MeanAblated:
         return _put(reference.mean(0).expand_as(z), head, z[:, :, head])
 
 
-def _per_template(found, its_templates, templates, pool, other=False):
-    """What `pool` makes of the reference prompts of each prompt's template, or of those of all others."""
-    return torch.stack([pool(found[[(name == own) != other for name in its_templates]]) for own in templates])
-
-
-@declare(
-    "24.2",
-    axes="batch, pos, d",
-    says="Each prompt gets the mean of its own template, on two sets of templates.",
-)
-class TemplateMeans:
-    cases = (
-        (random(6, 4, 3, seed=0), ["a", "ab", "a", "ab", "ab", "a"], ["ab", "a", "ab"]),
-        (random(5, 4, 3, seed=1), ["x", "y", "z", "z", "x"], ["z", "z", "y", "x"]),
-    )
-
-    def right(found, its_templates, templates):
-        return _per_template(found, its_templates, templates, lambda same: same.mean(0))
-
-    def of_all_templates(found, its_templates, templates):
-        """That is the mean of all templates. Each prompt gets the mean of its own."""
-        return found.mean(0).expand(len(templates), -1, -1)
-
-    def one_prompt(found, its_templates, templates):
-        """One prompt of the template is not its mean. Average over all of them."""
-        return _per_template(found, its_templates, templates, lambda same: same[0])
-
-    def one_mean_for_all_positions(found, its_templates, templates):
-        """You averaged over the positions too. Keep them apart."""
-        return _per_template(
-            found, its_templates, templates, lambda same: same.mean((0, 1)).expand_as(same[0])
-        )
-
-    def added_up(found, its_templates, templates):
-        """You added up. Take the mean."""
-        return _per_template(found, its_templates, templates, lambda same: same.sum(0))
-
-    def of_the_others(found, its_templates, templates):
-        """These are the means of all the other templates."""
-        return _per_template(found, its_templates, templates, lambda others: others.mean(0), other=True)
-
-
 def _streams(shape: tuple[int, ...], level: float, seed: int):
     return random(*shape, seed=seed), 2.5 * random(shape[2], seed=seed + 9), level
 
@@ -177,65 +138,54 @@ class WithoutDirection:
         return "The component is `level`, the rest is as before, and a second time changes nothing."
 
 
-@checker("24.4")
-def check_interval(attempt: Attempt) -> str:
-    for n, seed in ((16, 0), (40, 1), (9, 2)):
-        effects = 2 * random(n, seed=seed) - 1
-        _is_as_wide_as_theory_says(effects, *_ends(attempt(effects, 4000, seeded(seed))))
-    first, same, other = (_ends(attempt(effects, 300, seeded(seed))) for seed in (1, 1, 2))
-    if first != same or first == other:
-        raise NotYet(
-            "The same generator must give the same interval, and another one another: draw with "
-            "`generator=generator`."
-        )
-    _is_right_for_one_large_effect(attempt)
-    low, high = _ends(attempt(effects, 1, seeded(4)))
-    one = "`draws` is how many samples are drawn. With one sample both ends are its mean."
-    refuse(abs(high - low) > 1e-5, one)
-    return "As wide as theory says, around the mean, on three sets."
+ALONE, TOGETHER, MORE = 0.2, 0.4, 1.25  # shares of the logit difference; how much more than apart
+FORMS = (  # none of the notebook's templates
+    "When {first} and {second} stayed in the {place}, {subject} gave a {object} to",
+    "While {first} and {second} rested at the {place}, {subject} handed a {object} to",
+)
+PEOPLE = ("Bill", "Bob", "Dan", "Frank", "Fred", "Gary", "Roger", "Alan")
+PEOPLE += ("Rose", "Grace", "Eva", "Anne", "Joan", "Betty", "Nina", "Marie")
 
 
-def _ends(value) -> tuple[float, float]:
-    try:
-        low, high = (float(v) for v in value)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet("Return two numbers: the lower and the upper end.") from None
-    refuse(low != low or high != high, "An end of the interval is NaN.")
-    return low, high
+def _a_set(found, model) -> list[tuple[int, int]]:
+    """The learner's heads, if they can be taken away."""
+    form = "Return a list of two to six heads, such as [(23, 0), (24, 1)]."
+    refuse(not isinstance(found, (list, tuple, set)), form)
+    refuse(not all(isinstance(head, (list, tuple)) and len(head) == 2 for head in found), form)
+    heads = [(whole_number(layer, "a layer"), whole_number(head, "a head")) for layer, head in found]
+    for layer, head in heads:
+        there = 0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads
+        layers = f"layers go from 0 to {model.cfg.n_layers - 1}, heads to {model.cfg.n_heads - 1}."
+        refuse(not there, f"There is no head {layer}.{head}: a head is (layer, head); {layers}")
+        refuse(heads.count((layer, head)) > 1, f"{layer}.{head} is there twice.")
+    refuse(not 2 <= len(heads) <= 6, f"You return {len(heads)} heads. {form}")
+    return heads
 
 
-def _is_as_wide_as_theory_says(effects, low: float, high: float) -> None:
-    mean, error = effects.mean().item(), (effects.std(correction=0) / len(effects) ** 0.5).item()
-    spread = effects.quantile(torch.tensor([0.025, 0.975])).tolist()
-    width, theory = high - low, 2 * 1.96 * error
-    widths = f"{width:.2f}, and about {theory:.2f} is right."
-    refuse(high < low, "The lower end comes first.")
-    refuse(
-        abs(width) < 1e-4,
-        "Your interval has no width. Drawn without replacement, a sample as large as the data is the data: "
-        "draw with replacement (`torch.randint`).",
+@checker("24.5")
+def check_hidden_set(attempt: Attempt, model) -> str:
+    heads = _a_set(attempt(), model)
+    prompts = ioi_prompts(model, 16, templates=FORMS, names=PEOPLE, seed=7)
+    usual = ioi_prompts(model, 32, templates=FORMS, names=PEOPLE, seed=8).corrupted("abc")
+    form = lambda of: [name.split(",")[0] for name in of.templates]
+    given = {"source": usual, "templates": (form(prompts), form(usual))}
+    with torch.no_grad():
+        intact = prompts.metric(model(prompts.tokens)).mean().item()
+        with intervene(model, ablation_hooks(model, prompts, heads, "mean", **given)):
+            fall = intact - prompts.metric(model(prompts.tokens)).mean().item()
+    names = ", ".join(f"{layer}.{head}" for layer, head in heads)
+    told = (
+        f"On other names and templates the model has {intact:.1f} logits. Without {names} together it loses "
     )
-    refuse(
-        abs(low - spread[0]) + abs(high - spread[1]) < 1e-3,
-        "These are quantiles of the effects themselves. Take them of the means of many samples.",
-    )
-    narrow = f"The interval is too narrow: {widths} 2.5 % and 97.5 %? Samples of {len(effects)}?"
-    refuse(width < 0.85 * theory, narrow)
-    wide = f"The interval is too wide: {widths} Are the samples as large as the data?"
-    refuse(width > 1.15 * theory, wide)
-    beside = f"The mean is {mean:.2f}; your interval is from {low:.2f} to {high:.2f}."
-    refuse(not mean - 2.6 * error < low < mean < high < mean + 2.6 * error, beside)
-
-
-def _is_right_for_one_large_effect(attempt: Attempt) -> None:
-    """The means of samples are whole numbers then: 0, 1, 2, 3, ... with the chances of a binomial."""
-    for place in (0, -1):
-        spike = torch.zeros(10)
-        spike[place] = 10.0
-        low, high = _ends(attempt(spike, 4000, seeded(3)))
-        if abs(low) > 1e-4 or abs(high - 3) > 1e-4:
-            raise NotYet(
-                "With one effect of 10 and nine of 0 the means of samples are 0, 1, 2, ..., and the interval "
-                f"goes from 0 to 3. Yours goes from {low:.2f} to {high:.2f}: take the 2.5 % and 97.5 % "
-                "quantiles of means of samples of 10, from all 10."
-            )
+    told += f"{100 * fall / intact:.0f} %"
+    short = f"{100 * TOGETHER:.0f} % it must lose at least: some other part still does their work. Which?"
+    refuse(fall < TOGETHER * intact, f"{told}. {short}")
+    single = -ablation_effects(model, prompts, prompts.metric, heads, "mean", **given).values / intact
+    for (layer, head), change in zip(heads, single.tolist(), strict=True):
+        seen = "A sweep over single heads sees it already."
+        refuse(abs(change) > ALONE, f"{layer}.{head} alone changes it by {-100 * change:+.0f} %. {seen}")
+    apart = single.clamp(min=0).sum().item()
+    told += f", and their single losses sum to {100 * apart:.0f} %"
+    added = "They hardly do more than add up: nothing stepped in for any of them."
+    refuse(fall / intact < MORE * apart, f"{told}. {added}")
+    return f"{told}: none of them is seen alone."

@@ -2,6 +2,7 @@
 
 import torch
 
+from mechlab.discovery.superposition import train_toy_models
 from mechlab_course.checking import close, declare, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
@@ -150,42 +151,67 @@ class Dimensionality:
         return W.norm(dim=1) ** 2 / (W @ W.T).pow(2).sum(1)
 
 
-def _of_others(overlaps):
-    """Each feature's sum over all others."""
-    return overlaps.sum(1) - overlaps.diagonal()
+@checker("25.5")
+def check_draw(attempt: Attempt) -> str:
+    drawn = lambda count, seed: attempt.tensor(count, seeded(seed), shape=(count, 4), axes="count, feature")
+    pool = drawn(20_000, 0)
+    _are_alike(pool)
+    first, same, other = drawn(300, 7), drawn(300, 7), drawn(300, 8)
+    refuse(
+        not torch.equal(first, same) or torch.equal(first, other),
+        "The same generator must give the same examples, and another one others: draw with "
+        "`generator=generator` each time.",
+    )
+    sample = lambda count, generator: pool[torch.randint(len(pool), (count,), generator=generator)]
+    toy = train_toy_models(4, 2, density=(0.2,) * 32, sample=sample, steps=600, seed=2)
+    best = toy.loss.view(8, 4).argmin(1) + 4 * torch.arange(8)  # of four starts that with the lowest loss
+    W = toy.W[best]
+    cosines = torch.cosine_similarity(W[:, 0], W[:, 1], dim=-1)
+    opposite = int(((cosines < -0.9) & (W[:, :2].norm(dim=-1) > 0.5).all(1)).sum())
+    together = int((cosines > 0.9).sum())
+    _share_a_line(opposite, together, pool)
+    return f"0 and 1 are opposite in {opposite} of 8 groups, and all four features are alike otherwise."
 
 
-@declare("25.4", axes="feature", says="0 at right angles, and right on two sets of directions.")
-class Interference:
-    cases = ((random(5, 2, seed=0),), (random(4, 6, seed=1),))
+def _are_alike(x) -> None:
+    """Four features within 0 and 1, equally frequent and equally large."""
+    refuse(x.min() < 0 or x.max() > 1, "The numbers lie between 0 and 1.")
+    share = (x > 0).float().mean(0)
+    told = ", ".join(f"{each:.0%}" for each in share.tolist())
+    refuse(
+        share.min() < 0.05 or share.max() > 0.5,
+        f"Each feature must be present (above 0) in 5 to 50 % of the examples; yours are in {told}.",
+    )
+    refuse(
+        share.max() - share.min() > 0.03,
+        f"All four must be equally frequent, so that only who meets whom can decide; yours are in {told}.",
+    )
+    for power, what in ((1, "mean"), (2, "mean square")):
+        size = x.pow(power).sum(0) / (x > 0).sum(0)
+        refuse(
+            size.max() - size.min() > 0.05,
+            f"All four must be equally large where they are present; the {what} of yours goes from "
+            f"{size.min():.2f} to {size.max():.2f}.",
+        )
 
-    def right(W):
-        return _of_others((W @ W.T).pow(2))
 
-    def with_itself(W):
-        """A feature does not interfere with itself: leave the diagonal out."""
-        return (W @ W.T).pow(2).sum(1)
-
-    def not_squared(W):
-        """The products are not squared, so that they cancel."""
-        return _of_others(W @ W.T)
-
-    def scaled(W):
-        """You scaled the directions to length 1. They count with their lengths."""
-        return _of_others(_overlaps(W / W.norm(dim=1, keepdim=True)))
-
-    def mean(W):
-        """You took the mean over the others. Add up."""
-        return _of_others((W @ W.T).pow(2)) / (len(W) - 1)
-
-    def later_ones(W):
-        """You count only the features that come later. All others interfere."""
-        return (W @ W.T).pow(2).triu(1).sum(1)
-
-    def sizes(W):
-        """You took sizes, not squares."""
-        return _of_others((W @ W.T).abs())
-
-    def further(attempt):
-        found = attempt.tensor(3 * torch.eye(4), shape=(4,), axes="feature")
-        refuse(found.abs().max() > 1e-5, "Directions at right angles do not interfere.")
+def _share_a_line(opposite: int, together: int, pool) -> None:
+    present = (pool > 0).float()
+    met = present.T @ present / len(pool)  # how often each pair is present together
+    own, others = (met[0, 1] + met[2, 3]) / 2, met[:2, 2:].mean()
+    told = f"0 and 1 are opposite in {opposite} of 8 groups"
+    refuse(
+        opposite < 7 and together >= 3,
+        f"In {together} of 8 groups 0 and 1 point the *same* way: in your examples they come together, and "
+        "one direction says both. They should be opposite.",
+    )
+    refuse(
+        opposite < 7 and own >= 0.8 * others,
+        f"{told}. In your examples 0 and 1 meet as often as other pairs do, or more often, so nothing speaks "
+        "for this pair. What is lost when two opposite features are present at once?",
+    )
+    refuse(
+        opposite < 7,
+        f"{told}; with independent features it is about a third. Which pair must seldom meet, compared with "
+        "the others, and does it in your examples?",
+    )

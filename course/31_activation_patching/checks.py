@@ -286,7 +286,7 @@ def check_corruption(attempt: Attempt, model) -> str:
     )
     same = (corrupted == prompts.tokens).all(1).float().mean().item()
     refuse(same == 1, "Nothing is corrupted: these are the clean prompts.")
-    refuse(same > 0, f"{same:.0%} of your prompts are not corrupted at all. Change something in each.")
+    refuse(same > 0.2, f"{same:.0%} of your prompts are not corrupted at all. Change something in each.")
     found = _heads_of_23(model, corrupted, prompts)
     low, high = bootstrap(found, prompts.pairs)
     share = found.mean(0)

@@ -172,7 +172,9 @@ heads.top(10)
 
 # %% kind="assert"
 assert opened == [17, 19, 20, 23, 24, 29]
-share = {(layer, head): heads.values[opened.index(layer), head].item() for layer in opened for head in range(9)}
+share = {
+    (layer, head): heads.values[opened.index(layer), head].item() for layer in opened for head in range(9)
+}
 low, high = heads.interval()
 for head, says in {(23, 3): 0.48, (20, 0): 0.47, (17, 4): 0.26, (24, 4): -0.19}.items():
     claim(model, f"share of {head[0]}.{head[1]}", share[head], says=says, within=0.02)
@@ -319,7 +321,7 @@ assert list(toys.values()) == [0, 1, 1, 0]
 # %% kind="exercise" id="31.6"
 @exercise("31.6")
 def gate(neither: float, only_a: float, only_b: float, both: float) -> str:
-    """"AND", "OR" or "neither": what two parts make together, told from four values of a metric.
+    """ "AND", "OR" or "neither": what two parts make together, told from four values of a metric.
 
     The values: with neither part from the clean run, with one of the two, with both. The metric may have any scale
     and may fall instead of rise. What both bring is compared with the sum of what each brings alone: where more than
@@ -665,7 +667,9 @@ def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
 @exercise("31.5")
 def noisy_copies(embeddings, subject, all_subjects, level, samples, generator):
     copies = embeddings.repeat(samples, 1, 1)
-    copies[:, subject] = level * all_subjects.std() * torch.randn(copies[:, subject].shape, generator=generator)
+    copies[:, subject] = (
+        level * all_subjects.std() * torch.randn(copies[:, subject].shape, generator=generator)
+    )
     return copies
 
 
@@ -702,7 +706,12 @@ claim(model, "with noise", trace.baselines["corrupted"], says=0.02, within=0.02)
 assert (low[1:5, 0] > 0.03).all() and high[7, 0] < 0.08 and low[7, 1] > 0.15 and high[6, 1] < 0.2
 lost = trace.per_prompt[:, 7, 1]  # what the last token at layer 24 brings back: nearly everything
 half = trace.per_prompt[:, 2, 0] > lost / 2  # the subject's last token on entering layer 8
-print({name: f"{share:.2f}" for name, share in zip(names, (trace.per_prompt[:, 2, 0] / lost).tolist(), strict=True)})
+print(
+    {
+        name: f"{share:.2f}"
+        for name, share in zip(names, (trace.per_prompt[:, 2, 0] / lost).tolist(), strict=True)
+    }
+)
 assert 4 <= half.sum() <= 7 and 3 <= (trace.per_prompt[:, 2, 0] < 0.25 * lost).sum() <= 6
 
 # %% [markdown]
@@ -728,13 +737,18 @@ assert eiffel.values[:, 4].abs().max() < 0.1  # " Tower"
 # last token, and one window of seven:
 
 # %%
-at_subject = {"positions": {"last token of the subject": places["last token of the subject"]}, "site": "mlp_out"}
+at_subject = {
+    "positions": {"last token of the subject": places["last token of the subject"]},
+    "site": "mlp_out",
+}
 at_subject |= {"noise_of": "subjects"}
 single = ml.causal_tracing(model, texts, **asked, **at_subject, layers=[0, 1, 2, 3])
 window = ml.causal_tracing(model, texts, **asked, **at_subject, window=7, layers=[3])
 both = torch.cat([single.per_prompt, window.per_prompt], 1)[..., 0]
 labels = {"restored": [f"MLP {layer}" for layer in single.labels["layer"]] + ["MLPs 0 to 6"]}
-ml.Scores.over_prompts(both, tuple(labels), "average indirect effect (probability)", labels=labels).plot(height=300)
+ml.Scores.over_prompts(both, tuple(labels), "average indirect effect (probability)", labels=labels).plot(
+    height=300
+)
 
 # %% kind="assert"
 mean = both.mean(0)
@@ -758,7 +772,9 @@ quiz("31.b", "b")
 # And the noise? Here is what it does to the stream at the subject's last token, and what noise of three standard deviations of *all* the model's embeddings would have shown:
 
 # %%
-spread = model.W_E[torch.cat([model.to_tokens(t)[0, at] for t, at in zip(texts, subjects, strict=True)])].std()
+spread = model.W_E[
+    torch.cat([model.to_tokens(t)[0, at] for t, at in zip(texts, subjects, strict=True)])
+].std()
 
 
 def add_noise(x, hook):
@@ -773,15 +789,22 @@ for name, hooks in {"clean": [], "noise": [("blocks.0.hook_resid_pre", add_noise
         _, seen = model.run_with_cache(tokens, names_filter=ml.only("resid_mid", "resid_post"))
     places_in = (("resid_mid", 0), ("resid_post", 0))
     norms[name] = [seen[where][:, 4].norm(dim=-1).mean().item() for where in places_in]
-    print(f"norm of the stream at ' Tower', {name}: {norms[name][0]:.1f} before MLP 0, {norms[name][1]:.0f} after")
+    print(
+        f"norm of the stream at ' Tower', {name}: {norms[name][0]:.1f} before MLP 0, {norms[name][1]:.0f} after"
+    )
 assert norms["noise"][0] > 2 * norms["clean"][0] and norms["noise"][1] < norms["clean"][1]
 
 # %%
 wanted = {"layers": [8, 24], "positions": places}
 every = ml.causal_tracing(model, texts, **asked, **wanted, noise_of="vocabulary")
 pairs = torch.stack([trace.per_prompt[:, [2, 7], [0, 1]], every.per_prompt[:, [0, 1], [0, 1]]], 1)
-labels = {"sd of": ["the subjects", "all embeddings"], "restored": ["subject, layer 8", "last token, layer 24"]}
-ml.Scores.over_prompts(pairs, tuple(labels), "average indirect effect (probability)", labels=labels).plot(height=300)
+labels = {
+    "sd of": ["the subjects", "all embeddings"],
+    "restored": ["subject, layer 8", "last token, layer 24"],
+}
+ml.Scores.over_prompts(pairs, tuple(labels), "average indirect effect (probability)", labels=labels).plot(
+    height=300
+)
 
 # %% kind="assert"
 assert (pairs.mean(0)[0] - pairs.mean(0)[1]).abs().max() < 0.08

@@ -435,8 +435,13 @@ def design():
 # %% kind="wrong" id="32.6" expects="it differs in everything"
 @exercise("32.6")
 def design():
-    mood = [(f"The {noun} was lovely.", f"The {noun} was disgusting.") for noun in "meal trip room voice shop".split()]
-    return mood, [(f"{noun} go north", f"{noun} go south") for noun in "Ships Trains Buses Birds Trucks".split()]
+    mood = [
+        (f"The {noun} was lovely.", f"The {noun} was disgusting.")
+        for noun in "meal trip room voice shop".split()
+    ]
+    return mood, [
+        (f"{noun} go north", f"{noun} go south") for noun in "Ships Trains Buses Birds Trucks".split()
+    ]
 
 
 # %% kind="wrong" id="32.6" expects="holds a word that the metric counts"
@@ -453,6 +458,7 @@ def design():
     nouns = "meal trip room voice shop".split()
     mood = [(f"The {noun} was lovely.", f"The {noun} was disgusting.") for noun in nouns]
     return mood, [(f"The {noun} was old.", f"The {noun} was old now.") for noun in nouns]
+
 
 # %% [markdown]
 # ## Whom does it move?
@@ -542,7 +548,9 @@ rows = [
 pooled = pd.DataFrame(rows).set_index("layer").round(2)
 for layer, how, says in ((8, "mean", 3.5), (8, "last", 1.3), (12, "mean", 2.1), (12, "last", 4.8)):
     claim(model, f"layer {layer}, {how}", pooled.loc[layer, f"effect, {how}"], says=says, within=0.3)
-own = [ml.residual_streams(model, [*positive, *negative], pos=pos)[8].norm(dim=-1).mean() for pos in ("mean", -1)]
+own = [
+    ml.residual_streams(model, [*positive, *negative], pos=pos)[8].norm(dim=-1).mean() for pos in ("mean", -1)
+]
 claim(model, "own lengths at layer 8, mean over last", own[0] / own[1], says=1.31, within=0.05)
 assert torch.equal(from_last.lengths, vectors.lengths)
 assert (pooled["cost, last"] > pooled["cost, mean"]).all()
@@ -648,7 +656,9 @@ truth = ml.contrast_vectors(model, said(0), said(5))
 def told(cities, vector, layers, strengths):
     """How far a vector moves the right country over another city's: one row for each setting."""
     right = [ml.single_token(model, f" {name}") for name in cities[1::2]]
-    questions = [f"{name} is a city in" for name in cities[::2]]  # of several lengths, each read at its own end
+    questions = [
+        f"{name} is a city in" for name in cities[::2]
+    ]  # of several lengths, each read at its own end
     knows = ml.logit_difference(right, right[5:] + right[:5])
     given = {"vectors": vector, "layers": layers, "strengths": strengths, "text": text[:1]}
     return ml.steering_sweep(model, questions, knows, **given)
@@ -664,7 +674,9 @@ nulls = ml.null_directions(states, torch.tensor([1] * 16 + [0] * 16), count=20)
 dealt = torch.stack([told(REPORTED, truth.along(v), [layer], [push]).effect.values[0, 0] for v in nulls])
 rank = 1 + int((dealt >= honest.effect.values.item()).sum())
 print(tried[["layer", "strength", "effect"]].to_string(index=False))
-print(f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself")
+print(
+    f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself"
+)
 honest.table()
 
 # %% kind="assert"
@@ -674,7 +686,9 @@ claim(model, "words of the sea at 0.4", found[0.4], says=9, within=4)
 claim(model, "cost of the sea at 0.2", paid.cost.values[0, 0], says=1.3, within=0.15)
 claim(model, "cost of the sea at 0.4", paid.cost.values[0, 1], says=3.0, within=0.4)
 low, high = honest.effect.interval()[:, 0, 0].tolist()
-print(f"effect on the other cities: 95 % interval {low:.1f} to {high:.1f}; shuffled vectors {dealt.min():.1f} to {dealt.max():.1f}")
+print(
+    f"effect on the other cities: 95 % interval {low:.1f} to {high:.1f}; shuffled vectors {dealt.min():.1f} to {dealt.max():.1f}"
+)
 assert (layer, push) == (16, 0.2) and rank in (1, 2, 3)
 claim(model, "truth on the other cities", honest.effect.values.item(), says=1.6, within=0.2)
 claim(model, "its interval, low", low, says=1.2, within=0.2)

