@@ -409,13 +409,17 @@ def _played(model, tokens, by: str, metric) -> tuple[Tensor, Tensor, Tensor]:
     """Exact Shapley values, occlusion, and the whole they are measured by."""
     source = ml.baseline_tokens(model, tokens, by)
     n = int((tokens != source).sum())
-    refuse(not 2 <= n <= MOST_PLAYERS, f"{n} tokens play beside {by!r}: at least two and at most eight.")
+    refuse(
+        not 2 <= n <= MOST_PLAYERS,
+        f"Replaced by {by!r}, {n} tokens play (all that are not {by!r} already): at least two and "
+        "at most eight may.",
+    )
     full = input_game(model, tokens, source, metric).full[0].item()
     why = f"The model must prefer your answer by a logit or more; the difference is {full:.1f}."
     refuse(full < 1, why)
     exact = ml.shapley_values(model, tokens, source, metric)
     whole = exact.whole[0]
-    refuse(whole < 1, f"The tokens bring only {whole:.1f} logits beside {by!r}: make it one or more.")
+    refuse(whole < 1, f"The tokens bring only {whole:.2f} logits beside {by!r}: make it one or more.")
     return exact.values, ml.occlusion(model, tokens, source, metric).values, whole
 
 
