@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import mechlab as ml
+from mechlab.intervention.steering import push_effects
 from mechlab_course.checking import close, declare, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
@@ -377,8 +378,8 @@ def check_design(attempt: Attempt, model) -> str:
     mood, twin = _sentences(given[0], "mood"), _sentences(given[1], "twin")
     _is_a_twin(mood, twin)
     vectors = [ml.contrast_vectors(model, *zip(*pairs, strict=True), pos="mean") for pairs in (mood, twin)]
-    effect = _effect_on_held_out(model)
-    found, control = map(effect, vectors)
+    moved = _moved_on_held_out(model, vectors[0].step(20, 0.2).norm())
+    found, control = moved(torch.stack([vector.directions[20] for vector in vectors]))
     least = f"On held-out prompts your mood vector moves the metric by {found:.1f} logits; 1 is asked for."
     refuse(found < 1, least)
     near = vectors[1].gaps[20] / vectors[0].gaps[20]
@@ -386,8 +387,7 @@ def check_design(attempt: Attempt, model) -> str:
     refuse(near < 0.4, f"{why} It could not have failed. Let it contrast something, only not the mood.")
     both = f"Your twin moves the metric by {control:.1f}, the mood by {found:.1f}: it carries mood too."
     refuse(abs(control) > found / 3, f"{both} Read its two sides: which would you rather hear?")
-    nulls = _dealt_anew(model, mood)
-    drawn = [effect(vectors[0].along(vector)) for vector in nulls]
+    drawn = moved(_dealt_anew(model, mood))
     rank = 1 + sum(each >= found for each in drawn)
     dealt = f"Your own sentences, dealt out at random, move the metric by up to {max(drawn):.1f}"
     alike = "More pairs, more alike but for the mood, would tell them apart."
@@ -395,13 +395,13 @@ def check_design(attempt: Attempt, model) -> str:
     return f"On held-out prompts: mood {found:.1f} logits, twin {control:.1f}. {dealt}."
 
 
-def _effect_on_held_out(model):
-    """How far a vector moves the metric at layer 20, strength 0.2, on prompts that are not shown."""
+def _moved_on_held_out(model, length: Tensor):
+    """How far directions of this length move the metric at layer 20, on prompts that are not shown."""
     ids = tuple(ml.single_token(model, f" {word}") for word in COUNTED)
     metric = ml.metrics.PositionMetric(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
     prompts = [form.format(thing) for form in HELD for thing in THINGS]
-    given = {"layers": [20], "strengths": [0.2], "text": ml.own_text(model, length=4, count=1)}
-    return lambda v: ml.steering_sweep(model, prompts, metric, vectors=v, **given).effect.values.item()
+    scaled = lambda rows: length * rows / rows.norm(dim=-1, keepdim=True)
+    return lambda rows: push_effects(model, prompts, metric, scaled(rows), layer=20).tolist()
 
 
 def _dealt_anew(model, pairs: list) -> Tensor:

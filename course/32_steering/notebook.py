@@ -9,7 +9,7 @@
 # - give its effect together with its cost, beside vectors that are equally long and mean nothing, and beside simply asking,
 # - turn the vector round and use it as a monitor, and say when the monitor is fooled.
 #
-# Time: 95 minutes. The cells take about 140 seconds in all. Memory: 2.0 GB.
+# Time: 95 minutes. The cells take about 90 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 03, 22 and 26.
 
 # %% kind="setup"
@@ -54,7 +54,7 @@ base, text = model.to_tokens(prompts), ml.own_text(model, length=33, count=4)
 words = " great good excellent wonderful amazing terrible bad awful horrible boring".split()
 ids = tuple(ml.single_token(model, f" {word}") for word in words)
 metric = ml.metrics.PositionMetric(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
-layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 0.8, 1.6]
+layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 1.6]
 swept = ml.steering_sweep(model, base, metric, vectors=vectors, layers=layers, strengths=strengths, text=text)
 swept.plot()
 
@@ -304,33 +304,28 @@ Le train arrive à la gare à huit heures. | The train arrives at the station at
 # %%
 import pandas as pd
 
+from mechlab.intervention.steering import push_effects  # the change of a metric for many vectors at once
+
 split = lambda pairs: zip(*(line.split(" | ") for line in pairs.splitlines()), strict=True)
 tide, tongue = (ml.contrast_vectors(model, *split(pairs), pos="mean") for pairs in (SEA, FRENCH))
 sentences = ml.residual_streams(model, [*positive, *negative], pos="mean")[8]
-kinds = torch.tensor([1] * 10 + [0] * 10)
-
-
-def beside(direction, text=text[:1]):
-    """Effect and cost of a direction at layer 8, strength 0.4."""
-    given = {"vectors": vectors.along(direction), "layers": [8], "strengths": [0.4], "text": text}
-    found = ml.steering_sweep(model, base, metric, **given)
-    return [found.effect.values.item(), found.cost.values.item()]
-
-
+kinds, size = torch.tensor([1] * 10 + [0] * 10), 0.4 * vectors.lengths[8]
 groups = {
-    "mood": [beside(vectors.directions[8])],
-    "shuffled labels": [beside(vector) for vector in ml.null_directions(sentences, kinds, count=20)],
-    "other contrasts": [beside(other.directions[8]) for other in (tide, tongue)],
-    "isotropic": [beside(vectors.random(seed=seed).directions[8]) for seed in range(6)],
+    "mood": vectors.directions[8][None],
+    "shuffled labels": ml.null_directions(sentences, kinds, count=20),
+    "other contrasts": torch.stack([tide.directions[8], tongue.directions[8]]),
+    "isotropic": torch.stack([vectors.random(seed=seed).directions[8] for seed in range(6)]),
 }
+effects = {}
+for name, rows in groups.items():
+    pushes = size * rows / rows.norm(dim=-1, keepdim=True)
+    effects[name] = push_effects(model, base, metric, pushes, layer=8)
 
 # %% kind="assert"
-effects = {name: torch.tensor([row[0] for row in rows]) for name, rows in groups.items()}
 summary = {
-    name: {"vectors": len(found), "lowest effect": found.min().item(), "highest effect": found.max().item(),
-           "perplexity ×": sum(row[1] for row in groups[name]) / len(found)}
+    name: {"vectors": len(found), "lowest effect": found.min().item(), "highest effect": found.max().item()}
     for name, found in effects.items()
-}  # fmt: skip
+}
 assert effects["shuffled labels"].max() < effects["mood"].item()
 claim(model, "largest of the shuffled", effects["shuffled labels"].max(), says=1.3, within=0.3)
 claim(model, "largest isotropic", effects["isotropic"].abs().max(), says=0.7, within=0.3)
@@ -363,7 +358,7 @@ lines
 
 # %% [markdown]
 # The mood moves the metric by 3.5, further than all twenty shuffled vectors of the same sentences (1.3 at most): number one of twenty-one. Isotropic vectors reach half of what the shuffled do, and would have made it look better than it is.
-# The vector of the sea does next to nothing; that of French pushes towards the bad words, at a ruinous price.
+# The vector of the sea does next to nothing; that of French pushes towards the bad words.
 # So the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
 # costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we happened to try; in AxBench (Wu et al. 2025)
 # prompting beat every steering method. Never report one without the other.
@@ -452,7 +447,7 @@ def design():
     return mood, [(f"The {noun} was old.", f"The {noun} was new.") for noun in nouns]
 
 
-# %% kind="wrong" id="32.6" expects="it could not have failed"
+# %% kind="wrong" id="32.6" expects="dealt out at random"
 @exercise("32.6")
 def design():
     nouns = "meal trip room voice shop".split()
@@ -653,30 +648,25 @@ said = lambda shift: [f"{MADE[2 * n]} is a city in {MADE[(2 * (n + shift) + 1) %
 truth = ml.contrast_vectors(model, said(0), said(5))
 
 
-def told(cities, vector, layers, strengths):
-    """How far a vector moves the right country over another city's: one row for each setting."""
+def asking(cities):
+    """Questions, and the metric: logit of the right country minus that of another city's."""
     right = [ml.single_token(model, f" {name}") for name in cities[1::2]]
-    questions = [
-        f"{name} is a city in" for name in cities[::2]
-    ]  # of several lengths, each read at its own end
-    knows = ml.logit_difference(right, right[5:] + right[:5])
-    given = {"vectors": vector, "layers": layers, "strengths": strengths, "text": text[:1]}
-    return ml.steering_sweep(model, questions, knows, **given)
+    questions = [f"{name} is a city in" for name in cities[::2]]  # of several lengths, each read at its own end
+    return questions, ml.logit_difference(right, right[5:] + right[:5])
 
 
 # %%
-tried = told(CHOSEN, truth, [8, 12, 16, 20], [0.2, 0.4]).table()
+given = {"vectors": truth, "text": text[:1]}
+tried = ml.steering_sweep(model, *asking(CHOSEN), layers=[8, 12, 16, 20], strengths=[0.2, 0.4], **given).table()
 best = tried.loc[tried.effect.idxmax()]
 layer, push = int(best.layer), float(best.strength)
-honest = told(REPORTED, truth, [layer], [push])
-states = ml.residual_streams(model, said(0) + said(5))[layer]
-nulls = ml.null_directions(states, torch.tensor([1] * 16 + [0] * 16), count=20)
-dealt = torch.stack([told(REPORTED, truth.along(v), [layer], [push]).effect.values[0, 0] for v in nulls])
+honest = ml.steering_sweep(model, *asking(REPORTED), layers=[layer], strengths=[push], **given)
+states, pushed = ml.residual_streams(model, said(0) + said(5))[layer], truth.step(layer, push).norm().item()
+nulls = ml.null_directions(states, torch.tensor([1] * 16 + [0] * 16), count=20, length=pushed)
+dealt = push_effects(model, *asking(REPORTED), nulls, layer=layer)
 rank = 1 + int((dealt >= honest.effect.values.item()).sum())
 print(tried[["layer", "strength", "effect"]].to_string(index=False))
-print(
-    f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself"
-)
+print(f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself")
 honest.table()
 
 # %% kind="assert"
