@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mechlab as ml
+from mechlab.intervention.steering import push_effects
 from mechlab.runs import engines
 from tests.test_hooks import hooks_left
 from tests.test_runs import Refuses
@@ -84,6 +85,18 @@ def test_the_sweep_is_what_the_hooks_do(tiny, base, text):
     assert list(found.table().columns[:3]) == ["layer", "strength", "effect"] and len(found.table()) == 6
     assert "perplexity" in found.plot().text
     assert hooks_left(tiny) == 0
+
+
+def test_several_pushes_at_once_are_what_the_sweep_does(tiny, base, text):
+    vectors = ml.contrast_vectors(tiny, POSITIVE, NEGATIVE)
+    given = {"layers": [1], "strengths": [-0.5, 1], "text": text}
+    sweep = ml.steering_sweep(tiny, base, METRIC, vectors=vectors, **given)
+    pushes = torch.stack([vectors.step(1, -0.5), vectors.step(1, 1)])
+    assert torch.allclose(
+        push_effects(tiny, base, METRIC, pushes, layer=1), sweep.effect.values[0], atol=1e-4
+    )
+    with pytest.raises(ValueError, match="layer"):
+        push_effects(tiny, base, METRIC, pushes, layer=3)
 
 
 def test_a_model_of_another_kind_gives_the_same_numbers(tiny, base, text, monkeypatch):

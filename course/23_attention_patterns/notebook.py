@@ -475,13 +475,13 @@ print("value head 17.1 of 17.3, 17.4, 17.5:", shared)
 
 # %% kind="assert"
 claim(model, "loss without five induction heads", gone.after.mean(), says=7.6, within=0.6)
-claim(model, "loss without five others, the most harmful draw", worst, says=2.9, within=0.4)
+claim(model, "loss without five others, the most harmful draw", worst, says=2.75, within=0.15)
 claim(model, "loss without value head 17.1", shared.after.mean(), says=3.1, within=0.3)
 start, end = losses[:, :50].mean(), losses[:, 51:].mean()
 assert (gone.after.mean() - end) / (start - end) > 0.4
 
 # %% [markdown]
-# From 2.6 to 7.6, more than 40 % of the way back to not knowing. The most harmful of twenty random sets costs 0.3: the effect belongs to these five.
+# From 2.6 to 7.6, more than 40 % of the way back to not knowing. The most harmful of twenty random sets costs 0.2: the effect belongs to these five.
 # The three heads of layer 17 alone cost little, much less than the single head 16.0 that feeds all five.
 #
 # ## Does it learn from natural text?

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.arguments import layers_of, whole
+from mechlab.arguments import check_layer, layers_of, whole
 from mechlab.discovery.probing import residual_streams
 from mechlab.discovery.streams import residual_entries
 from mechlab.metrics import Metric
@@ -216,6 +216,24 @@ def steering_sweep(
             signed=False,
         ),
     )
+
+
+@torch.no_grad()
+def push_effects(
+    model: "TransformerBridge",
+    base: Prompts,
+    metric: Metric,
+    pushes: Float[Tensor, "push d_model"],
+    *,
+    layer: int,
+) -> Float[Tensor, "push"]:
+    """The change of the metric, mean over prompts, for each of several vectors added on entering a layer.
+
+    For many vectors of one length, such as `ml.null_directions(..., length=)`: one run of the prompts serves
+    all of them. The tokens that the tokenizer puts at the beginning are left alone.
+    """
+    moves = {check_layer(model, layer): pushes}
+    return _measured(model, base, metric, moves, first_tokens(model))[:, 0].mean(0)
 
 
 @dataclass(frozen=True)
