@@ -204,7 +204,7 @@ def test_a_skipped_wrong_and_right_answer(page, lab):
     page.screenshot(path=SHOTS / "6-correct.png")
     progress = run_cell(page, "progress_table")
     progress.scroll_into_view_if_needed()
-    assert "1 of 2" in progress.inner_text()
+    assert "1 of 3" in progress.inner_text()
     assert '"00.1", "status": "correct"' in (lab[0] / "home" / "progress.jsonl").read_text()
 
 

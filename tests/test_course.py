@@ -136,15 +136,15 @@ def test_a_claim_must_hold_on_the_model_of_the_course_only(capsys):
 
 
 def test_progress_counts_the_best_and_survives_a_damaged_file(home):
-    assert "0 of 2" in repr(overview.table())
+    assert "0 of 3" in repr(overview.table())
     check(answer(lambda logits, answer, rival: 0))
     check(answer(RIGHT))
     check(answer(lambda logits, answer, rival: 0))  # a later failure takes nothing away
     with progress.path().open("a") as file:
         file.write('half a line\n{"id": 3}\n[]\n\n')
-    assert "00  Start here                   1 of 2" in repr(overview.table())
+    assert "00  Start here                   1 of 3" in repr(overview.table())
     assert "Next: notebook 00, start here." in repr(overview.table())
-    assert 'aria-label="Start here: 1 of 2"' in overview.table().to_html()
+    assert 'aria-label="Start here: 1 of 3"' in overview.table().to_html()
 
 
 def test_progress_that_cannot_be_saved_costs_nothing_else(monkeypatch, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_progress_moves_between_machines_without_doubling(home, tmp_path):
     copy.write_text(progress.path().read_text() + '{"id": "00.2", "status": "correct", "time": "x"}\n')
     assert progress.merge(copy) == 1
     assert progress.merge(copy) == 0
-    assert "2 of 2" in repr(overview.table())
+    assert "2 of 3" in repr(overview.table())
 
 
 # --- reference ---

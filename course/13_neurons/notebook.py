@@ -572,7 +572,7 @@ def ten_for_one(scores, row):
 # %% kind="wrong" id="13.6" expects="their own fact keeps"
 @exercise("13.6")
 def ten_for_one(scores, row):
-    return [(0, n) for n in range(10)]
+    return [(0, 10 * row + n) for n in range(10)]
 
 
 # %% kind="wrong" id="13.6" expects="the same ten"

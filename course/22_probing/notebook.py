@@ -880,10 +880,9 @@ ml.Scores(
 
 # %% [markdown]
 # The gap of 3.4 logits falls to 0.9 without the mass-mean direction, more than in any of the twenty draws; beside their mean the effect is 1.7 logits, not the 2.5 that isotropic
-# directions suggest. (A first, smaller design, with fewer adjectives to fit on and fewer films, did not tell it from its null: some draws did
-# more harm. So the sign is known, and not the size.) The logistic direction does *less* harm than most draws. Marks and Tegmark (2023) found mass-mean better for truth too.
+# directions suggest. (A smaller design did not tell it from its null.) The logistic direction does *less* harm than most draws. Marks and Tegmark (2023) found mass-mean better for truth too.
 #
-# Is the feeling gone from the stream, when the direction is? Take the direction out that was fitted on one half of the pairs, and train a new probe
+# Is the feeling gone when the direction is? Take the direction out that was fitted on one half of the pairs, and train a new probe
 # on the other half:
 
 # %%

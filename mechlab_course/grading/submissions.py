@@ -283,7 +283,8 @@ def loaded(data: bytes) -> dict:
     try:
         return json.loads(text)
     except ValueError as error:
-        cut = "; it seems to be cut off" if len(text) - getattr(error, "pos", 0) < 3 else ""
+        ends = len(text) - getattr(error, "pos", 0) < 3 or "Unterminated" in str(error)
+        cut = "; it seems to be cut off" if ends else ""
         cut = "; it seems to be a web page" if text.lstrip()[:1] == "<" else cut
         raise Unreadable(f"not a notebook: no valid JSON ({error}){cut}") from None
     except RecursionError:
