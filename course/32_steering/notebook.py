@@ -651,13 +651,17 @@ truth = ml.contrast_vectors(model, said(0), said(5))
 def asking(cities):
     """Questions, and the metric: logit of the right country minus that of another city's."""
     right = [ml.single_token(model, f" {name}") for name in cities[1::2]]
-    questions = [f"{name} is a city in" for name in cities[::2]]  # of several lengths, each read at its own end
+    questions = [
+        f"{name} is a city in" for name in cities[::2]
+    ]  # of several lengths, each read at its own end
     return questions, ml.logit_difference(right, right[5:] + right[:5])
 
 
 # %%
 given = {"vectors": truth, "text": text[:1]}
-tried = ml.steering_sweep(model, *asking(CHOSEN), layers=[8, 12, 16, 20], strengths=[0.2, 0.4], **given).table()
+tried = ml.steering_sweep(
+    model, *asking(CHOSEN), layers=[8, 12, 16, 20], strengths=[0.2, 0.4], **given
+).table()
 best = tried.loc[tried.effect.idxmax()]
 layer, push = int(best.layer), float(best.strength)
 honest = ml.steering_sweep(model, *asking(REPORTED), layers=[layer], strengths=[push], **given)
@@ -666,7 +670,9 @@ nulls = ml.null_directions(states, torch.tensor([1] * 16 + [0] * 16), count=20, 
 dealt = push_effects(model, *asking(REPORTED), nulls, layer=layer)
 rank = 1 + int((dealt >= honest.effect.values.item()).sum())
 print(tried[["layer", "strength", "effect"]].to_string(index=False))
-print(f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself")
+print(
+    f"chosen: layer {layer}, {push:g}. On the other cities it is number {rank} among 20 shuffled vectors and itself"
+)
 honest.table()
 
 # %% kind="assert"
