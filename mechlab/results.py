@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from mechlab.statistics import bootstrap
+from mechlab.statistics import FEWEST_UNITS, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     Values = Float[torch.Tensor, "..."]
 else:
     Values = Any  # lists, arrays and whole numbers are taken too, and become tensors
-
-
-FEWEST_UNITS = 8  # a bootstrap over fewer independent units is too narrow to be shown
 
 
 @dataclass(frozen=True)

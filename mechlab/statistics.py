@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+FEWEST_UNITS = 8  # a bootstrap over fewer independent units is too narrow to be shown
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -140,11 +140,10 @@ def lime(
     """
     from captum.attr import Lime
 
-    if at_least("samples", samples, 1) < 2:
-        raise ValueError(f"LIME fits a linear model to random masks and needs more than {samples}.")
+    _check_samples(samples, "LIME")
     played = input_game(model, base, source, metric)
-    if len(played.players) == 1:  # there is nobody to share with
-        return _scores(played, list((played.full - played.empty)[:, None]), "LIME")
+    if len(played.players) == 1:
+        return _nobody_to_share_with(played, "LIME")
     return _each(played, "LIME", Lime, seed=seed, n_samples=samples, perturbations_per_eval=samples)
 
 
@@ -165,12 +164,11 @@ def kernel_shap(
     complement; then it depends on `seed`: draw again before trusting small differences. Always adds up.
     (captum's KernelShap draws all of them, and misses the Shapley values even of five tokens.)
     """
-    if at_least("samples", samples, 1) < 2:
-        raise ValueError(f"kernel SHAP fits a linear model to random masks and needs more than {samples}.")
+    _check_samples(samples, "kernel SHAP")
     played = input_game(model, base, source, metric)
+    if len(played.players) == 1:
+        return _nobody_to_share_with(played, "kernel SHAP")
     masks, weights = _shap_masks(len(played.players), samples, torch.Generator().manual_seed(seed))
-    if len(played.players) == 1:  # there is nobody to share with
-        return _scores(played, list((played.full - played.empty)[:, None]), "kernel SHAP")
     rows = []
     for row in range(len(played)):
         low, whole = played.empty[row].double().cpu(), (played.full - played.empty)[row].double().cpu()
@@ -282,6 +280,16 @@ def _shap_masks(
     for row, some in enumerate(found):
         masks[row, [*some]] = 1
     return masks, torch.tensor(weights, dtype=torch.double)
+
+
+def _check_samples(samples: int, name: str) -> None:
+    if at_least("samples", samples, 1) < 2:
+        raise ValueError(f"{name} fits a linear model to random masks and needs more than {samples}.")
+
+
+def _nobody_to_share_with(played: Game, name: str) -> Scores:
+    """The scores of one player alone: it has the whole difference."""
+    return _scores(played, list((played.full - played.empty)[:, None]), name)
 
 
 def _require_slope(value: Float[Tensor, ""]) -> None:

@@ -15,9 +15,8 @@ from torch import Tensor
 from mechlab.arguments import layer_of
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.loading.origin import Origin, made_from
-from mechlab.results import FEWEST_UNITS
 from mechlab.runs.hooks import Hook, check_name, intervene
-from mechlab.statistics import Estimate, estimate
+from mechlab.statistics import FEWEST_UNITS, Estimate, estimate
 from mechlab.tokens import Prompts, texts_of
 
 # Hooks whose activations have heads or queries on an axis of their own.

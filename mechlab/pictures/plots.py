@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
-from mechlab.results import FEWEST_UNITS, Scores, in_words
+from mechlab.results import Scores, in_words
+from mechlab.statistics import FEWEST_UNITS
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by every kind of colour vision
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
@@ -91,7 +92,7 @@ def _line(result: Scores, layout: dict) -> go.Figure:
     (dim,) = result.dims
     fig = figure(result.name, in_words(dim), _unit(result.name), **layout)
     values, error, low, high = _floats(result.values), None, None, None
-    if result.per_prompt is not None and result.independent >= FEWEST_UNITS:
+    if result.independent >= FEWEST_UNITS:
         low, high = map(_floats, result.interval())
         error = {"type": "data", "array": high - values, "arrayminus": values - low}
     if dim not in result.labels:

@@ -20,9 +20,10 @@ from mechlab.circuits.circuits import Circuit, Edge
 from mechlab.circuits.ioi.prompts import IOIPrompts
 from mechlab.circuits.paths import path_patching
 from mechlab.discovery.attention import both_copying_scores
-from mechlab.results import FEWEST_UNITS, Scores
+from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.run import Run
+from mechlab.statistics import FEWEST_UNITS
 
 if TYPE_CHECKING:
     import pandas as pd
