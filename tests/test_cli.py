@@ -103,7 +103,7 @@ def test_progress_travels(tmp_path, monkeypatch):
 
     progress.record("00.1", "correct")
     file = tmp_path / "mine.jsonl"
-    assert "1 of 2" in run(app, ["progress", "--export", str(file)]).stdout
+    assert "1 of 3" in run(app, ["progress", "--export", str(file)]).stdout
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path / "elsewhere"))
     assert "1 entries added" in run(app, ["progress", "--import", str(file)]).stdout
 

@@ -188,12 +188,12 @@ def test_the_temperature_explorer_sharpens_and_flattens():
 def test_the_progress_table_refreshes(tmp_path, monkeypatch):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
     box = progress_table()
-    assert "0 of 2" in box.children[1].value
+    assert "0 of 3" in box.children[1].value
     from mechlab_course import progress
 
     progress.record("00.1", "correct")
     box.children[0].click()
-    assert "1 of 2" in box.children[1].value
+    assert "1 of 3" in box.children[1].value
 
 
 def test_long_labels_leave_room_for_the_drawing():
