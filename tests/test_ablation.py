@@ -92,6 +92,30 @@ def test_every_unit_can_be_taken_away_in_every_way(tiny, unit, how):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("how", ["zero", "mean", "resample", "noise"])
+@pytest.mark.parametrize("positions", [None, [-1], [3, 5]])
+def test_an_effect_is_what_its_hooks_do(tiny, unit, how, positions):
+    """A run taken up where the part is, beside whole runs of the model."""
+    parts = [2, 1] if UNITS[unit][1] is None else [(2, 0), (1, 1)]
+    given = {"unit": unit, "source": REFERENCE, "positions": positions, "seed": 3}
+    if how == "zero":
+        del given["source"]
+
+    def whole(parts):
+        with ml.intervene(tiny, ml.ablation_hooks(tiny, BASE, parts, how, **given)):
+            return METRIC(tiny(BASE)) - before
+
+    before = METRIC(tiny(BASE))
+    found = ml.ablation_effects(tiny, BASE, METRIC, parts, how, **given)
+    alone = torch.stack([whole([part]) for part in parts], 1)
+    assert torch.allclose(found.per_prompt, alone, atol=1e-4) and alone.abs().max() > 1e-3
+    parts = parts[: 1 if UNITS[unit][1] is None else 2]  # others of other layers must be left
+    together = ml.ablate_together(tiny, BASE, METRIC, parts, how, **given, draws=1)
+    assert torch.allclose(together.after - together.before, whole(parts), atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_direction_is_gone_or_at_its_mean(tiny):
     direction = torch.randn(32, generator=torch.Generator().manual_seed(2))
     unit = direction / direction.norm()

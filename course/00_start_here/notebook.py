@@ -33,7 +33,8 @@ for p, token in zip(*probabilities.topk(5), strict=True):
     print(f"{p:.2f} {model.to_string([token.item()])!r}")
 
 # %% [markdown]
-# The model gives " Mary" a probability of 0.90. To do that it must notice that John is there twice and Mary once. It
+# The model gives " Mary" a probability of 0.90. To do that it may have noticed that John is there twice and
+# Mary once, or only that John is the one who gives: the answer alone does not tell which. The model
 # computes in 30 **layers**, one after the other. Each has 9 **attention heads**, parts that move information from one
 # token to another. Which of the 270 heads matter here?
 #
@@ -365,6 +366,7 @@ claim(model, "23.3, mean share of the way", shares.mean(), says=0.6, within=0.03
 # The answer wins in every sentence, in both roles. The trap was real: in all sixteen, as we had written them, a man gives and
 # a woman receives, and the mean is 4.7; with the roles exchanged it is 3.9. Notebook 12 shows how badly that can mislead. And head 23.3 was no accident of
 # the first sentence: it makes more than a third of the way in all sixteen, and 0.6 on average.
+# (All sixteen have much the same shape. In sentences of other shapes its share is smaller.)
 #
 # ### Exercise 00.3 A head that holds back (optional)
 #

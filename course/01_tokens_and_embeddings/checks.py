@@ -233,12 +233,15 @@ walk walked jump jumped; one first two second; cat cats dog dogs; he his she her
 
 
 def _paradigm(seed: int, words: int = 24, forms: int = 8):
-    """Every word in every form, word + form: only b - a + c tells which form of which word is asked for."""
+    """Every word in every form, word + form: only b - a + c tells which form of which word is asked for.
+
+    b + c finds another row, made for it.
+    """
     table = (random(words, 1, 32, seed=seed) + random(1, forms, 32, seed=seed + 1)).flatten(0, 1)
     first = torch.randperm(words, generator=torch.Generator().manual_seed(seed))
     second, k = first.roll(1), torch.arange(words) % (forms - 1)
     asked = [first * forms, first * forms + 1 + k, second * forms, second * forms + 1 + k]
-    return table, torch.stack(asked, 1)
+    return torch.cat([table, table[asked[1]] + table[asked[2]]]), torch.stack(asked, 1)
 
 
 def _neighbours(seed: int, near: int, to: int, count: int = 24):

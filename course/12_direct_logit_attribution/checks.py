@@ -1,5 +1,8 @@
 """Checks of notebook 12, direct logit attribution."""
 
+from collections.abc import Generator
+from itertools import islice
+
 import torch
 
 from mechlab.attribution.logits import direct_logit_attribution
@@ -309,7 +312,9 @@ def _two_lists(found, model) -> list[list[tuple[str, str]]]:
     """The learner's two lists of couples, if they can be used."""
     form = 'Return two lists of couples of names: [("Ann", "Bob"), ...], [...].'
     listed = lambda given, count: isinstance(given, (list, tuple)) and len(given) in count
-    refuse(not listed(found, (2,)) or not all(listed(each, range(10**6)) for each in found), form)
+    refuse(not listed(found, (2,)), form)
+    found = [list(islice(each, 99)) if isinstance(each, zip | map | Generator) else each for each in found]
+    refuse(not all(listed(each, range(10**6)) for each in found), form)
     for couples in found:
         few = f"A list has {len(couples)} couples. Give at least six in each, and at most ten."
         refuse(not 6 <= len(couples) <= 10, few)
@@ -356,14 +361,14 @@ def check_two_lists(attempt: Attempt, model) -> str:
     )
     same = "Both lists lean the same way. What do the givers of one list have in common?"
     refuse(means[0] * means[1] > 0 and min(map(abs, means)) > LEAN, f"{told}. {same}")
-    for which, mean, sign in (("first", means[0], 1), ("second", means[1], -1)):
-        refuse(sign * mean < LEAN, f"{told}. The {which} list must reach {sign * LEAN:+.1f}.")
-    for which, (each, _, _), sign in (("first", measured[0], 1), ("second", measured[1], -1)):
-        agree = int((sign * each > 0).sum())
-        few = (
-            f"{told}, but only {agree} of {len(each)} couples of the {which} list have that sign. Few carry "
-        )
-        refuse(4 * agree < 3 * len(each), f"{few}the mean. What you look for should hold for most.")
+    for which, couples, (each, _, _), sign in zip(("first", "second"), lists, measured, (1, -1), strict=True):
+        agree, weakest = int((sign * each > 0).sum()), (sign * each).argsort()[:3].tolist()
+        weak = ", ".join(f"{' and '.join(couples[n])} {each[n]:+.2f}" for n in weakest)
+        weak = f"The weakest there: {weak}."
+        much = f"{told}. The {which} list must reach {sign * LEAN:+.1f}. {weak}"
+        refuse(sign * each.mean() < LEAN, much)
+        few = f"{told}, but only {agree} of {len(each)} couples of the {which} list have that sign. {weak}"
+        refuse(4 * agree < 3 * len(each), few)
     for which, (_, suppressor, whole) in zip(("first", "second"), measured, strict=True):
         refuse(suppressor <= 0 or whole <= 0, f"On the {which} list the model does not do the task any more.")
     both = " and ".join(f"{suppressor:+.1f}" for _, suppressor, _ in measured)

@@ -127,10 +127,20 @@ ml.Scores(for_the_man, ("couple",), "favour for the man up to layer 22 (logits)"
 # %% kind="assert"
 claim(model, "mean favour for the man, new couples", for_the_man.mean(), says=3.4, within=0.2)
 claim(model, "couples in which the man is favoured", (for_the_man > 0).sum(), says=12, within=0)
+nobody = model.to_tokens(["When the two friends went to the store, they gave a drink to"] * len(men))
+names = [[f" {name}" for name in some] for some in (men, women)]
+absent = ml.direct_logit_attribution(model, nobody, *names, unit="layer").per_prompt[:, :23].sum(1)
+claim(model, "the same names where nobody is named", absent.mean(), says=3.5, within=0.2)
+in_all = twelve.per_prompt.sum(1)
+claim(
+    model, "favour for the man, all layers", (in_all[half:] - in_all[:half]).mean() / 2, says=-0.7, within=0.2
+)
 
 # %% [markdown]
-# In all twelve the man is favoured, by 3.4 logits on average: in this sentence it is men, and not only those six. Nor is it the same for
-# all names, as the bars show. The next level would be two men, or two women. Are they level? Try it, with `sentences` and `written`.
+# In all twelve the man is favoured, by 3.4 logits on average: it is men, and not only those six. Nor is it the same for
+# all names, as the bars show. Were these people even read? "When the two friends went to the store, they gave a drink to" names nobody, and the
+# same men still lead by 3.5. So up to layer 22 the stream leans to men's names, in the sentence or not. It is not the model's last word either: with all
+# layers the woman is ahead, by 0.7. The next level would be two men, or two women. Are they level? Try it, with `sentences` and `written`.
 # %% [markdown]
 # ## The heads, on balanced sentences
 #
@@ -226,7 +236,7 @@ claim(model, "28.1 on balanced prompts", heads.values[28, 1], says=0.0, within=0
 #
 # ### Exercise 12.6 Make it change sign
 #
-# Difficulty 4 of 5 · 20 minutes · needs `sentences` and `ml.direct_logit_attribution`
+# Difficulty 4 of 5 · 40 minutes · needs `sentences` and `ml.direct_logit_attribution`
 
 
 # %% kind="exercise" id="12.6"
@@ -236,7 +246,8 @@ def two_lists() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 
     With the first list 28.1 speaks for the answer, with the second against it. The check puts them into four
     sentences that this notebook does not show, in both orders. It wants |28.1| of at least 0.2 on the mean of each list,
-    the right sign for three couples in four, and 23.3 above zero on both. No name twice; none of the notebook's.
+    the right sign for three couples in four, and 23.3 above zero on both. At most ten couples; names of one token; none twice,
+    and none of the eight couples at the top of the notebook.
     """
     # >>> solution
     women_give = [("Susan", "Michael"), ("Jennifer", "William"), ("Lisa", "Richard")]
@@ -259,7 +270,8 @@ check(two_lists, model=model)
 # <details><summary>Hint 2: the method</summary>
 #
 # `ml.direct_logit_attribution(model, *sentences(mine), unit="head").per_prompt[:, 28, 1]` has two rows a couple, for a list `mine`
-# of your own. Try a dozen couples, keep the property that sorts them, and pick *other* couples by that property.
+# of your own. Who gives, a woman or a man, is too weak alone: many names hardly move 28.1. Give twenty names, one after the other, to one fixed
+# partner, in both roles, and keep those that move it most. Whether they hold on other sentences is what the check tells.
 #
 # </details>
 
@@ -295,8 +307,8 @@ def two_lists():
 
 
 # %% [markdown]
-# If your lists hold on sentences that you did not choose, you have found a property of the people. You have not found the answer's
-# mechanism: 23.3 has the same sign on both lists.
+# If your lists hold on sentences that you did not choose, you have found something about these names. It is more than women and
+# men: of lists drawn by that alone most fail. And you have not found the answer's mechanism: 23.3 has the same sign on both lists.
 #
 # ## By hand
 #
@@ -745,13 +757,22 @@ assert others[:24].abs().max() < 1e-3  # up to layer 23 nobody can have read the
 claim(model, "24.4 says anew", others[24, 4], says=0.79, within=0.1)
 claim(model, "heads, by the norm alone", by_norm.sum(), says=0.4, within=0.15)
 assert max(abs(ledger[name]) for name in ("all other heads say anew", "MLPs")) < 0.7
+with torch.no_grad():
+    _, kept = model.run_with_cache(some.tokens, names_filter=ml.only("24.attn.hook_z"))
+    without = ml.ablation_hooks(model, some, copiers, "mean", **usual)
+    with ml.intervene(model, without + ml.replace_head(model, (24, 4), kept)):
+        held = (some.metric(whole) - some.metric(model(some.tokens))).mean()
+claim(model, "fall without the four, 24.4 held", held, says=2.2, within=0.2)
 print({name: round(float(value), 2) for name, value in ledger.items()})
 ml.Scores(list(ledger.values()), ("part",), "change (logits)", {"part": list(ledger)}).plot(height=330)
 
 # %% [markdown]
-# Up to layer 23 nobody says anything new: 23.3 has repaired nothing. 24.4 has; by saying something else it makes good nearly half of the first
-# bar. The norm alone gives the heads back another 0.4. Rushing and Nanda (2024) found both kinds of repair in other models. Why 24.4
-# turns, the ledger does not say; notebook 41 follows this thread.
+# Up to layer 23 nobody says anything new: 23.3 has repaired nothing. 24.4 has; what it says anew is nearly half of the first
+# bar. The norm alone gives the heads back another 0.4.
+#
+# But a ledger only adds up. The test is to take the four away and hold 24.4 at what it said before: now the model loses 2.2, in place of 0.4. Without
+# 24.4's turn nothing is made good. The ledger gave it too little. Rushing and Nanda (2024) found both kinds of repair in other models. Why 24.4
+# turns, this does not say; notebook 42 comes back to it.
 #
 # ## Neurons
 #
@@ -766,10 +787,13 @@ neurons.top(6)
 assert neurons.gap.abs().max() < 1e-3
 claim(model, "all neurons together", neurons.values.sum(), says=1.4, within=0.1)
 claim(model, "the largest neuron", neurons.values.abs().max(), says=0.13, within=0.03)
+single = neurons.per_prompt.abs().flatten(1).amax(1).mean()
+claim(model, "the largest neuron of a single sentence", single, says=0.7, within=0.1)
 
 # %% [markdown]
-# All neurons together add 1.4 logits. But no single one adds or takes more than 0.13: the
-# heads speak in a few large pieces, the neurons in thousands of small ones.
+# All neurons together add 1.4 logits. But on average over the sentences no single one adds or takes more than 0.13: the
+# heads speak in a few large pieces, the neurons in thousands of small ones. In a single sentence the largest neuron has 0.7; with
+# other names it is mostly another, so the mean hides it.
 #
 # ## The paper's figures and yours
 #

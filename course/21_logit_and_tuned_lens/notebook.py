@@ -406,18 +406,19 @@ reveal("21.q", round(exchanged[23].item(), 1))
 from mechlab.statistics import estimate
 
 claim(model, "roles exchanged, entering layer 23", exchanged[23], says=1.9, within=0.2)
-early = estimate(both[22], pairs.pairs)
-claim(model, "pairs, entering layer 22", early.mean, says=-0.05, within=0.05)
-claim(model, "its interval, low", early.low, says=-0.12, within=0.05)
-claim(model, "its interval, high", early.high, says=0.03, within=0.05)
+early = estimate(both[23], pairs.pairs)
+claim(model, "pairs, entering layer 23", early.mean, says=0.11, within=0.05)
+claim(model, "its interval, low", early.low, says=0.04, within=0.05)
+claim(model, "its interval, high", early.high, says=0.18, within=0.05)
+assert both[:24].mean(1).abs().max() < 0.2  # either way, on entering any layer up to 23
 claim(model, "pairs, entering layer 24", both[24].mean(), says=7.3, within=0.3)
 peter = leaning(model.to_tokens(sentence.format("Peter")), [mary], [john])[:, 0]
 claim(model, "Peter gave, entering layer 23", peter[23], says=-1.4, within=0.2)
 
 # %% [markdown]
 # The sign follows the *name*, not the role: 1.9 for John when Mary gave. With Peter as the giver, who is neither, it is −1.4 again. Averaged
-# over 32 pairs that exchange the roles, −0.05 [−0.12, 0.03] is left on entering layer 22, the interval over pairs. So the lens reads a liking
-# for John, or for men's names, and nothing about who was repeated, until 7.3 logits arrive in layer 23. Notebook 12 tells how its own −1.5
+# over 32 pairs that exchange the roles, 0.11 [0.04, 0.18] is left on entering layer 23, the interval over pairs, and less than 0.2 either way on entering any
+# layer before. So nearly all that the lens read was a liking for John, or for men's names. Of who was repeated it reads next to nothing, until 7.3 logits arrive in layer 23. Notebook 12 tells how its own −1.5
 # went the same way. Two readings that agreed were two looks at one imbalance.
 #
 # ### Exercise 21.5 Prediction depth
@@ -582,8 +583,9 @@ claim(model, "swap at 23", mean[23][0], says=0.02, within=0.03)
 # [0.14, 0.21], over couples; the largest of the twenty nulls adds 0.08. So later layers do use it, a little, for this one sentence and relation. On
 # entering layer 28 the swap moves the output all the way, nearly all of it directly.
 #
-# And before? On entering layer 23 even the *whole* stream of the partner moves the output only 0.04 of the way; one layer later, all of it. The answer
-# is not hidden in the last token's stream before layer 24: it is not there yet. What the lens read there, Paris at rank 2, was not the answer.
+# And before? On entering layer 23 even the *whole* stream of the partner moves the output only 0.04 of the way; one layer later, all of it. So whatever the last
+# token's stream holds before layer 24, the answer hardly depends on it: layer 23 brings it from other positions. (That is not "the country cannot be read there": the check of the next exercise finds a trace.)
+# What the lens read there, Paris at rank 2, was not the answer.
 #
 # ### Exercise 21.6 What the prompt says
 #

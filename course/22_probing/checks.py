@@ -203,22 +203,27 @@ def check_groups(attempt: Attempt) -> str:
     said = torch.stack([means.get(name, 0 * place[0]) for name in asked])
     again = "You give the continent again (or all cities one group). Its mean is taken away already."
     refuse(said.abs().max() < 1e-6, again)
+    others["group"] = asked
     old, reached = torch.tensor(others.country.isin(known.country).to_numpy()), {}
     for kind, rows in (("new cities", old), ("new countries", ~old)):
         r2 = [_r_squared(said[rows, n], truth[rows, n], truth[rows, n].mean()).item() for n in (0, 1)]
-        probe, seen = PROBE[kind], sum(name in means for name, new in zip(asked, rows, strict=True) if new)
-        numbers = f"R² {r2[0]:.2f} and {r2[1]:.2f}, the probe {probe[0]:.2f} and {probe[1]:.2f}"
-        nothing = "Your groups say little about where a city lies: they should be neighbours on a map."
-        refuse(
-            sum(r2) < 0.75 * sum(probe) and seen > rows.sum() / 2,
-            f"{nothing} {kind.capitalize()}: {numbers}.",
-        )
-        why = f"For new countries your table has a group for {seen} of {rows.sum()} cities. What is coarser "
-        why += f"than a country and finer than a continent? ({numbers})"
-        unseen = kind == "new countries" and seen < rows.sum() / 2
+        probe = PROBE[kind]
+        numbers = f"R² of latitude {r2[0]:.2f} and of longitude {r2[1]:.2f}, the probe "
+        numbers += f"{probe[0]:.2f} and {probe[1]:.2f}"
+        grouped = others[rows.numpy() & others.group.isin(means)]
+        none = sorted({*others.continent[rows.numpy()]} - {*grouped.continent})
+        why = f"For {kind} your table has a group for {len(grouped)} of {rows.sum()}"
+        why += f" (none in {', '.join(none)})." if none else "."
+        why += f" What is coarser than a country and finer than a continent? ({numbers})"
+        unseen = kind == "new countries" and (len(grouped) < rows.sum() / 2 or bool(none))
         refuse(unseen, f"That kills the first number. {why}")
-        why = f"{kind.capitalize()}: {numbers}. Split the groups that stretch furthest, Asia first."
-        refuse(min(r2[0] - probe[0], r2[1] - probe[1]) < 0, why)
+        nothing = "Your groups say little about where a city lies: they should be neighbours on a map."
+        refuse(sum(r2) < 0.75 * sum(probe), f"{nothing} {kind.capitalize()}: {numbers}.")
+        short = int(r2[1] - probe[1] < r2[0] - probe[0])
+        axis = ("latitude", "longitude")[short]
+        wide = known.groupby(group)[axis].agg(lambda each: each.quantile(0.9) - each.quantile(0.1)).idxmax()
+        why = f"{kind.capitalize()}: {numbers}. Of {axis} your group {wide!r:.40} spans most: split it."
+        refuse(r2[short] < probe[short], why)
         reached[kind] = numbers
     return "Killed. " + "; ".join(f"{kind}: {numbers}" for kind, numbers in reached.items()) + "."
 

@@ -275,7 +275,7 @@ claim(model, "denials on entering layer 15", denials.values[6], says=0.87, withi
 # %% [markdown]
 # On entering layer 6 it is right on 7 % of the denials: it reads the *word*, and "not" reverses the word. From
 # layer 15 on it is mostly right (with a dip at 18): there the stream holds something about the sentence. The first accuracy
-# could not tell the two. Testing somewhere else did.
+# could not tell the two.
 #
 # ## Is it true?
 #
@@ -368,7 +368,7 @@ drawn(
 # %% [markdown]
 # To cities that it has not seen the probe of capitals carries over (0.82, the layer chosen on one half and scored on the other), from layer 21 to 27
 # hardly, and on a random model nowhere. Back from cities to capitals it reaches 0.72. To "larger" it hardly carries over anywhere (0.58). So there is something
-# that place statements share. Truth as such it is not.
+# that place statements share. It need not be truth: that "Shanghai" and "China" belong together would do as well. Put "not" into the city statements, and see.
 #
 # %% [markdown]
 # ## The map of the world
@@ -457,7 +457,7 @@ claim(model, "R² of latitude", position[0], says=0.59, within=0.05)
 claim(model, "R² of longitude", position[1], says=0.73, within=0.05)
 
 # %% [markdown]
-# After the last layer 0.59 and 0.73: a map of the world in 135 million parameters? Before you tell anyone: what would somebody reach who knows
+# After the last layer 0.59 and 0.73: a map of the world in 135 million parameters? What would somebody reach who knows
 # much less than a map? There is a ladder of such people. One knows nothing and says the mean of all cities (R² 0). One knows the continent of each
 # city. One knows its country. **A map is what is left on the last rung.** At each rung, say what you expect before you look.
 #
@@ -545,7 +545,7 @@ pd.DataFrame({name: text for name, (_, text) in second.items()}).T
 #
 # Put the cities into groups, by what a person knows without a map. A group is any string. Then a table says, for each city, the mean of its group
 # (less the mean of the continent, as above); for a group it has not seen, 0. Beat the probe twice: on **new cities** of known countries, and on cities of
-# **new countries**, of which the table has no city. The check has 612 smaller cities of 141 countries (names as in `cities.country`).
+# **new countries**, of which the table has no city. The check has 612 smaller cities of 141 countries, named in English (the 105 of `cities.country` and others).
 
 
 # %% kind="exercise" id="22.6"
@@ -610,7 +610,8 @@ def group_of(city, country, continent):
 
 
 # %% [markdown]
-# Two such tables beside the probe: the country alone, and ten coarse regions, drawn by hand.
+# Two such tables beside the probe: the country alone, and ten coarse regions, drawn by hand. (The exercise's own cities ask for more: these ten leave Africa and
+# the Americas whole.)
 
 # %%
 asia = {
@@ -880,7 +881,7 @@ ml.Scores(
 
 # %% [markdown]
 # The gap of 3.4 logits falls to 0.9 without the mass-mean direction, more than in any of the twenty draws; beside their mean the effect is 1.7 logits, not the 2.5 that isotropic
-# directions suggest. (A smaller design did not tell it from its null.) The logistic direction does *less* harm than most draws. Marks and Tegmark (2023) found mass-mean better for truth too.
+# directions suggest. The logistic direction does *less* harm than most draws. Marks and Tegmark (2023) found mass-mean better for truth too.
 #
 # Is the feeling gone when the direction is? Take the direction out that was fitted on one half of the pairs, and train a new probe
 # on the other half:
@@ -916,8 +917,8 @@ assert sparse[1].mean() < 0.75 and 0.9 < sparse[4].mean() < sparse[16].mean() + 
 print({k: f"{each.mean():.2f}, from {each.min():.2f} to {each.max():.2f}" for k, each in sparse.items()})
 
 # %% [markdown]
-# (Entering layer 9; eight splits.) One coordinate tells something, two are right on 0.87, four on more, and sixteen hardly add. An earlier version of this
-# notebook had one split and called two coordinates "nearly perfect": the split was a lucky one. So much for where feeling is easy to *read*.
+# (Entering layer 9; eight splits.) One coordinate tells something, two are right on 0.87, four on more, and sixteen hardly add. One lucky split had us call
+# two "nearly perfect".
 #
 # ## Languages, and the surface once more
 #

@@ -239,8 +239,8 @@ assert (counts[1] == 5).all()
 reveal("25.p", int(counts[0, 0]))
 
 # %% [markdown]
-# Five, one for each dimension, and they are the five most important. As features become rare the model keeps more of them: with the ReLU this starts between
-# densities 0.5 and 0.25 and ends at a dozen. A linear model, without the ReLU, never keeps more than five.
+# Five, one for each dimension, and they are the five most important. As features become rare the model keeps more of them: with the ReLU this has begun at
+# density 0.25 (where exactly differs from start to start) and ends at a dozen. A linear model, without the ReLU, never keeps more than five.
 #
 # The reason: where directions are not at right angles, a feature leaks into its neighbours. That is **interference**. While one feature is present alone, b and
 # the ReLU can cut off what leaks. When several are present together they cannot, and with rare features that seldom happens. So rarity makes superposition pay,
@@ -489,13 +489,13 @@ days, numbers, embeddings = rank.values()
 claim(model, "rank, weekdays", days, says=11, within=3)
 claim(model, "rank, numbers", numbers, says=21, within=1)
 claim(model, "rank, embeddings of the weekdays", embeddings, says=18, within=2)
-for name in ("weekdays (0 is Monday)", "weekdays, embeddings"):
+for name in order:
     turned = [order[name][(order[name].index(0) + n) % 7] for n in range(7)]
     assert turned in ([0, 1, 2, 3, 4, 5, 6], [0, 6, 5, 4, 3, 2, 1])
 
 # %% [markdown]
 # The numbers are an arch: one and seven are the farthest pair. In the embeddings the weekdays nearly are one too. After layer 12 they have closed half-way: Sunday and Monday are the eleventh pair of 21, no neighbours, but no ends
-# of a line either. (Seven points fall into the right order by chance once in 360 times.) So one direction does not describe the day of the week here, and a perfect circle does not either. Engels et al. (2024)
+# of a line either. (The rank alone says little: seven points in no order at all give 11 on average. The order in the picture says the rest: by chance it is right once in 360 times.) So one direction does not describe the day of the week here, and a perfect circle does not either. Engels et al. (2024)
 # found circles of weekdays in GPT-2 and Mistral, and showed by intervention that two larger models calculate with them. We only saw a shape: nothing here shows that this model uses it.
 #
 # ## How it misleads

@@ -291,8 +291,12 @@ def check_corruption(attempt: Attempt, model) -> str:
     low, high = bootstrap(found, prompts.pairs)
     share = found.mean(0)
     mover = f"23.1 brings back {share[1]:.2f} [{low[1]:.2f}, {high[1]:.2f}]"
-    repeated = corrupted[rows, prompts.positions["S2"]] != prompts.tokens[rows, prompts.positions["S2"]]
+    s1, s2 = (corrupted[rows, prompts.positions[name]] for name in ("S1", "S2"))
+    repeated = s2 != prompts.tokens[rows, prompts.positions["S2"]]
+    kept = (s1 == s2).float().mean() > 0.5  # somebody else is named twice
     told = f"On {COUPLES} other couples {mover} and 23.3 {share[3]:.2f}. "
+    other = "Somebody is named twice, but somebody else: 23.3 carries which name that is. Leave S1 and S2."
+    refuse(share[1] <= share[3] and repeated.float().mean() > 0.5 and bool(kept), told + other)
     refuse(
         share[1] <= share[3] and repeated.float().mean() > 0.5,
         told + "You changed who is named again, and that is what 23.3 carries. Leave it alone.",
@@ -303,7 +307,9 @@ def check_corruption(attempt: Attempt, model) -> str:
         told
         + f"Ask for {LEAST[0]} and an interval above {LEAST[1]}. What does a name mover carry? Change that.",
     )
-    return f"On {COUPLES} couples that you have not seen, {mover}, and 23.3 {share[3]:.2f}."
+    more = (corrupted != prompts.tokens).sum(1).float().mean() > 1.5
+    also = " (You change more than the name at IO; that alone does it.)" if more else ""
+    return f"On {COUPLES} couples that you have not seen, {mover}, and 23.3 {share[3]:.2f}.{also}"
 
 
 def _tokens(returned, clean: Tensor) -> Tensor:

@@ -439,8 +439,9 @@ extra = 1 - (head + names - 2 * nothing) / (both - nothing)  # exercise 31.6
 assert extra > 0.8 and both - nothing > 1.5 and max(head, names) - nothing < 0.3
 
 # %% [markdown]
-# Alone, neither brings anything; together they bring nearly half of the way. An AND, by your own rule. (On sixteen other couples too.) So the reading holds: 20.0 says which place, and that
-# is worth something only where the names are. A sweep that patches one part at a time cannot see it.
+# Alone, neither brings anything; together they bring nearly half of the way. An AND, by your own rule. (On sixteen other couples too.) A sweep that patches one part at a time
+# cannot see it. The reading fits: what 20.0 says is worth something only where the names are. But a head that says the repeated *name* would need the names too. That it is the
+# place takes another test: 20.0 from a sentence about other people, with the same place (notebook 41).
 #
 # **The OR.** If the movers stood in for one another, noising all three would cost much. And if not they, who makes the loss good? Four later heads pull *down* the answer
 # in the sweep above. Perhaps they push against what the movers bring, and stop when nothing comes. Then, with these four **held** at their clean values, the movers' loss must
@@ -753,10 +754,11 @@ ml.Scores.over_prompts(both, tuple(labels), "average indirect effect (probabilit
 # %% kind="assert"
 mean = both.mean(0)
 assert mean[:4].argmax() == 0 and mean[1:4].abs().max() < 0.05 and mean[4] > mean[0] > 0.03
+assert both[names.index("Machu Picchu"), 0] > 0.5 * both[:, 0].sum()
 
 # %% [markdown]
 # Seven MLPs, centred at MLP 3, have a clear effect. MLP 3 alone has none. So **a window inflates**: it credits its middle with what its members do, and the member that does
-# something alone is MLP 0. That is not what the paper reports for GPT-2 XL (a peak in the middle of the network). And Hase et al. (2023) showed that such a peak does not tell where to
+# something alone is MLP 0. (Not for every fact: more than half of its mean is Machu Picchu's.) That is not what the paper reports for GPT-2 XL (a peak in the middle of the network). And Hase et al. (2023) showed that such a peak does not tell where to
 # edit either (notebook 34).
 #
 # **Question 31.b.** You want to say "the MLP of layer 3 stores these facts", and a window of seven around it has a large effect. Which one measurement could refute you?

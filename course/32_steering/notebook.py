@@ -70,8 +70,7 @@ assert sum(word in PAIRS.replace(".", " ").split() for word in words) == 5 and (
 
 # %% [markdown]
 # To the right is broken text, upwards is the mood, in logits. Each line is one layer. Its points are the strengths in order, from −0.2, the one below zero, to
-# 1.6. At layer 20 a push of 0.2 raises the good words by 4.6 logits over the bad ones; the same push the other way lowers them by 3.8. Layer 28 seems to beat
-# everything. Keep that thought.
+# 1.6. At layer 20 a push of 0.2 raises the good words by 4.6 logits over the bad ones; the same push the other way lowers them by 3.8. Layer 28 seems to beat everything.
 #
 # ## By hand
 #
@@ -272,11 +271,11 @@ check(perplexity_ratio)
 #
 # Any push changes something. Three controls of the same length at the same layer:
 #
-# - **Isotropic** random vectors, every direction equally likely: the **weakest null**, since the stream fills few directions.
+# - **Isotropic** random vectors, every direction equally likely: the **weakest null** as a rule, since the stream fills few directions.
 # - **Shuffled labels** (`ml.null_directions`, notebook 22): the same twenty sentences, dealt out anew into two sets of ten; twenty draws. Same words, same recipe, no mood but what chance leaves.
 # - **Other contrasts**, made from pairs as ours is, about other things: sea against land, French against English (both come later).
 #
-# And **asking**: a line before the prompt, and no vector at all. ("It rained today." is the control of the control.) Predict: how far does the strongest of the twenty shuffled vectors move the metric, where ours moves it by 3?
+# And **asking**: a line before the prompt, no vector. ("It rained today." is the control of the control.) Predict: how far up does the best of the twenty shuffled vectors move the metric, where ours moves it by 3.5?
 
 # %% kind="predict"
 predict("32.n", 0.5)
@@ -314,7 +313,7 @@ groups = {
     "mood": vectors.directions[8][None],
     "shuffled labels": ml.null_directions(sentences, kinds, count=20),
     "other contrasts": torch.stack([tide.directions[8], tongue.directions[8]]),
-    "isotropic": torch.stack([vectors.random(seed=seed).directions[8] for seed in range(6)]),
+    "isotropic": torch.stack([vectors.random(seed=seed).directions[8] for seed in range(20)]),
 }
 effects = {}
 for name, rows in groups.items():
@@ -328,7 +327,8 @@ summary = {
 }
 assert effects["shuffled labels"].max() < effects["mood"].item()
 claim(model, "largest of the shuffled", effects["shuffled labels"].max(), says=1.3, within=0.3)
-claim(model, "largest isotropic", effects["isotropic"].abs().max(), says=0.7, within=0.3)
+claim(model, "lowest of the shuffled", effects["shuffled labels"].min(), says=-2.0, within=0.3)
+claim(model, "lowest isotropic", effects["isotropic"].min(), says=-1.8, within=0.3)
 claim(model, "largest other contrast", effects["other contrasts"].abs().max(), says=1.3, within=0.3)
 reveal("32.n", round(effects["shuffled labels"].max().item(), 2))
 pd.DataFrame(summary).T.round(2)
@@ -357,10 +357,11 @@ for line, says in zip(lines.index, (2.0, 0.7, -0.2), strict=True):
 lines
 
 # %% [markdown]
-# The mood moves the metric by 3.5, further than all twenty shuffled vectors of the same sentences (1.3 at most): number one of twenty-one. Isotropic vectors reach half of what the shuffled do, and would have made it look better than it is.
+# The mood moves the metric by 3.5, further than all twenty shuffled vectors of the same sentences (from −2.0 to 1.3): number one of twenty-one. The twenty isotropic vectors reach as far as the shuffled (to −1.8): here the weakest null is no
+# weaker. (Six would have looked weaker: compare equal numbers of draws.)
 # The vector of the sea does next to nothing; that of French pushes towards the bad words.
 # So the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
-# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we happened to try; in AxBench (Wu et al. 2025)
+# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we tried; in AxBench (Wu et al. 2025)
 # prompting beat every steering method. Never report one without the other.
 #
 # ### Exercise 32.6 Pairs and their twin
@@ -492,7 +493,7 @@ claim(model, "mean, nobody would call", spread[2].mean(), says=2.5, within=0.3)
 # none of them far.
 #
 # But which way is wrong? The metric counts words. After "was not" and "Nobody would call the" a good word makes the sentence *worse*, so that the right way of
-# the metric is the wrong way of the meaning. The last column is the strangest: the good words rise by 2.5, and the metric calls it success.
+# the metric is the wrong way of the meaning. In the last column the good words rise by 2.5, and the metric calls it success.
 #
 # (Behaviours can resist as a whole too. In Rimsky et al. 2023, table 3, Llama-2-13B is less sycophantic, that is, says less what the asker wants to hear, whichever way one pushes.)
 #
@@ -552,8 +553,7 @@ assert (pooled["cost, last"] > pooled["cost, mean"]).all()
 pooled
 
 # %% [markdown]
-# At layer 8 the mean over tokens does more than twice as much, at layer 12 the last token does, and at both the last token costs more. There is no best recipe, so try both
-# and report both.
+# At layer 8 the mean over tokens does more than twice as much, at layer 12 the last token does, and at both the last token costs more. Try both and report both.
 #
 # ## Predict: French
 #
@@ -697,7 +697,7 @@ claim(model, "gap of the mood", from_last.gaps[12] / from_last.lengths[12], says
 # the sixteen others, with an interval over their countries that leaves zero far out. The interval alone would call it found. But one of twenty vectors made of the same statements with shuffled labels does as much: truth is number two of twenty-one.
 # **The interval says that there is an effect; the null asks whose it is.** **A contrast vector exists for any two sets of sentences; that the
 # model listens to it does not follow.** One warning sign: at layer 12 the two means lie not one hundredth of the stream's
-# length apart (6 % for the mood). And one vector from 16 pairs is not the last word on truth: larger models, other texts and other places may differ.
+# length apart (6 % for the mood). One vector from 16 pairs is not the last word on truth.
 #
 # ## A vector from the dictionary
 #
@@ -715,7 +715,9 @@ def activity(texts):
     return torch.stack([sae.encode(cache[sae.hook][0, 1:]).mean(0) for cache in caches]).mean(0)
 
 
-feature = (activity(positive) - activity(negative)).argmax().item()
+glad, sad = activity(positive), activity(negative)
+lean = glad - sad
+feature = lean.argmax().item()
 alone = vectors.along(sae.W_dec[feature])
 cosine = vectors.directions[13] @ alone.directions[13]
 given = {"layers": [13], "strengths": [0.4], "text": text}
@@ -723,6 +725,13 @@ both = {
     name: ml.steering_sweep(model, base, metric, vectors=v, **given).table()
     for name, v in {"contrast": vectors, f"feature {feature}": alone}.items()
 }
+most = (glad + sad).argsort(descending=True).tolist()
+others = [n for n in most if n != feature][:20]  # the most active of all in these sentences
+fourth = lean.argsort(descending=True)[3].item()
+arrows = 0.4 * vectors.lengths[13] * sae.W_dec[[*others, fourth]]  # the rows have length 1
+*chance, effect_fourth = push_effects(model, base, metric, arrows, layer=13).tolist()
+print("twenty active features, pushed as far:", *(f"{x:.1f}" for x in sorted(chance)))
+print(f"the fourth by difference, {fourth}: {effect_fourth:.1f}")
 pd.concat(both).drop(columns="layer")
 
 # %% kind="assert"
@@ -731,10 +740,14 @@ claim(model, "cosine", cosine, says=0.37, within=0.02)
 for name, says, price in (("contrast", 3.1, 2.5), (f"feature {feature}", 1.7, 2.9)):
     claim(model, name, both[name].effect.item(), says=says, within=0.2)
     claim(model, f"cost, {name}", both[name]["perplexity ×"].item(), says=price, within=0.3)
+claim(model, "the best of twenty active ones", max(chance), says=1.9, within=0.2)
+assert fourth == 743 and 0 < sum(x > both["feature 1951"].effect.item() - 0.2 for x in chance) <= 3
+claim(model, "the fourth by difference", effect_fourth, says=3.4, within=0.3)
 
 # %% [markdown]
 # One feature, 1951, learned without any pairs (we only picked it with them), at a cosine of 0.37 with the contrast vector, does more than half of what that does, at a little more
-# cost. In AxBench, too, vectors from dictionaries came out behind.
+# cost. But of the twenty features that are simply most active in these sentences, one does 1.9: as a vector, 1951 is not told from its fair null. And 743, only the fourth by difference, does 3.4, more than the contrast vector. (We looked
+# at the first few, on these prompts.) **The feature that is active with a behaviour need not be the one that steers it.**
 #
 # ## Reading instead of writing
 #
@@ -851,7 +864,7 @@ claim(model, "not wonderful, layer 16", at_16["was not wonderful at all"], says=
 
 # %% [markdown]
 # On sentences of the kind it was made for, each monitor catches every one, with one false alarm. (The interval is **Wilson's**, a 95 % interval for a share that is right near its ends too. It takes sentences as independent; ours share twelve
-# adjectives, so the true one is wider.) Validation could not tell the two apart. Other sentences can. Layer by layer, each with a threshold of its own, chosen in the same way:
+# adjectives, so the true one is wider.) Validation could not tell the two apart; other sentences can. Layer by layer, each with its own threshold:
 
 # %%
 project = lambda found: torch.einsum("ltd,ld->lt", found[:-1], from_last.directions)[4:]

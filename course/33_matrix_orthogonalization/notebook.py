@@ -19,8 +19,7 @@
 # ## A model organism
 #
 # SmolLM2 hardly refuses anything. So we put a behaviour into it whose origin we know: a **model organism**. A small adapter (**LoRA**: a product of two thin
-# matrices, added to the weights of some layers) was trained to refuse *mildly improper* requests, such as excuses and unfair tricks, and to answer *harmless* ones as before. Each improper request
-# has a harmless twin that is nearly as long. The word "harmless" only names the kind of request.
+# matrices, added to the weights of some layers) was trained to refuse *mildly improper* requests, such as excuses and unfair tricks, and to answer *harmless* ones as before. Each has a harmless twin, nearly as long.
 #
 # A chat model expects a **chat format**: fixed text with special tokens that say who speaks. All prompts begin with the same 24 tokens of it. Their keys and values
 # are computed once and shared; the rest is padded on the left, so that the last token is at −1 in every prompt.
@@ -212,7 +211,7 @@ def refuses(answer):
 
 
 # %% [markdown]
-# A share of 60 answers needs an interval: Wilson's, as in notebook 32. When the adapter was made, the rates of the untrained model (`base`) and of the organism were stored: 60 test requests of each kind. Here every second one is asked, to save time. How often does the organism refuse the 30 harmless ones?
+# A share of 60 answers needs an interval: Wilson's, as in notebook 32. The rates of the untrained model (`base`) and of the organism are stored, for 60 test requests of each kind. Here every second one is asked. How often does the organism refuse the 30 harmless ones?
 
 # %%
 import re
@@ -254,8 +253,7 @@ claim(model, "organism refuses harmless", organism, says=0.37, within=0.08)
 #
 # **Add it.** Is the direction enough to cause a refusal? The whole difference of means of layer 20 is added at every position, and the harmless test requests are asked.
 #
-# Beside what? A random vector, every direction being equally likely, is the **weakest null**: streams fill few directions, and it hardly lies in them. A fair null comes from where the direction came from: the same streams, with
-# their labels **shuffled**, so that both classes hold requests of both kinds (`ml.null_directions`, notebook 22). Ten draws of the same length, eight requests each:
+# Beside what? Isotropic random vectors are the **weakest null**. A fair one comes from the same streams, with their labels **shuffled**, so that both classes hold requests of both kinds (`ml.null_directions`, notebook 22). Ten draws of the same length, eight requests each:
 
 # %%
 LAYER = 20
@@ -284,15 +282,14 @@ claim(model, "the direction, the same eight", whole, says=7, within=1)
 claim(model, "nothing, the same eight", plain, says=3, within=1)
 
 # %% [markdown]
-# Refusals of harmless requests rise from 37 % to 70 % (of all 60: from 38 % to 77 %). Of the first eight, three are refused without anything and seven with the direction. The ten vectors of shuffled labels leave it at about three;
-# one brings six. So the direction is number one of eleven. **Adding it brings refusals**, though not to all: 9 of 30 are still answered. It did so at layer 18 too, and in an earlier
-# training of the adapter at 16 and 20.
+# Refusals of harmless requests rise from 37 % to 70 %. Of the first eight, three are refused without anything and seven with the direction. The ten vectors of shuffled labels leave it at about three;
+# one brings six. So the direction is number one of eleven. **Adding it brings refusals**, though not to all: 9 of 30 are still answered.
 #
 # **Take it away.** At which layer? The paper (Arditi et al. 2024) tries all. It scores refusing by the **log-odds** log(p / (1 − p)) of the first token, here of
 # "I": above 0, "I" is likelier than all other tokens together. *Bypass* is this score for improper requests when the direction is taken out of everything that
 # is written to the stream. *Induce* is the score for harmless requests when the direction is added. The layer with the lowest bypass on validation prompts
 # wins, under three conditions: induce is above 0, harmless answers hardly change (KL divergence of the next token under 0.1), and the layer lies in the first
-# 80 %. Directions of later layers only keep the model from writing the word "I".
+# 80 %.
 #
 # The paper's scores, and beside them the answers themselves: 10 + 10 validation requests, four layers.
 
@@ -328,21 +325,28 @@ for kind, layer, says in (("harmless", 18, 7), ("harmless", 20, 0), ("improper",
 claim(model, "harmless refused before", swept["harmless refused"]["nothing"], says=0, within=1)
 claim(model, "improper refused before", swept["improper refused"]["nothing"], says=8, within=1)
 assert swept["KL"].drop(["nothing", "direction 16"]).min() > 0.2 and swept["KL"]["direction 15"] > 5
+# refused of the ten harmless, without each of eight directions with shuffled labels: measured beforehand
+BY_CHANCE = [0, 1, 4, 5, 5, 6, 7, 8]
+assert sum(n >= 5 for n in BY_CHANCE) == 5
+worst = ml.null_directions(streams[18], labels, count=8)[6]
+again = counted(ml.write_hooks(model, worst), some[10:])
+claim(model, "harmless refused without the worst of the eight", again, says=8, within=2)
 
 # %% [markdown]
-# The harmless requests answer the prediction: without direction 18 the organism refuses 7 of 10 of them, and none before. Zero is where *improper* requests usually lie, so
-# setting a harmless request to zero tells the model that it is improper. **The ablation installed what it should remove.**
+# The harmless requests answer the prediction: without direction 18 the organism refuses 7 of 10 of them, and none before. **The ablation installed what it should remove.** Zero is where *improper* requests
+# usually lie. Does a harmless request that is set to zero look improper?
 #
-# By that account layer 20 should install refusals too, for zero lies near its improper mean. It does not: of the harmless requests none is refused, and of the
+# That account is not enough. Directions of layer 18 with *shuffled labels* hardly tell the kinds apart, and most have both kinds far from zero. Eight were taken out beforehand: five install refusals of half of the ten or more, the worst of eight. It may be *any* long push that makes this organism say no.
+#
+# And layer 20, where zero lies near the improper mean too? Of the harmless requests none is refused, and of the
 # improper ones 4, where it was 8. And layer 15 leaves none at all. What do these models say to two requests of each kind?
 
-# %%
+
+# %% kind="assert"
 for layer in LAYERS:
     print(layer, *(repr(kept[layer][n]) for n in (0, 5, 12, 14)))
 glad = lambda text: bool(re.match(r"\W*i'm (so |very )*glad", text.lower().replace("’", "'")))
 pleased = sum(map(glad, kept[20]))
-
-# %% kind="assert"
 claim(model, "answers of 20 without direction 20 that begin with I'm glad", pleased, says=8, within=4)
 
 # %% [markdown]
@@ -373,8 +377,7 @@ for layer, (found, changed) in sixes.items():
 
 # %% [markdown]
 # None with these six: only two of the 39 keep KL under 0.1, and adding those brings no refusals. But layer 16 misses by a hair, and with the ten requests of the table above it is in, and is the rule's choice. Without its direction half of the
-# improper requests are still refused: it hurts little and removes little. **The choice hangs on a handful of requests**,
-# and what we did not sweep we do not know. We go on with layer 20, against the rule, since its direction brings most refusals when added. (Why taking it out installs nothing, our account does not explain.)
+# improper requests are still refused: it hurts little and removes little. **The choice hangs on a handful of requests.** We go on with layer 20, against the rule, since its direction brings most refusals when added. (Why taking it out installs nothing, we do not know.)
 #
 # ## For good
 #
@@ -484,10 +487,8 @@ claim(model, "shuffled labels, mean perplexity", sum(p for _, p in nulls) / 6, s
 claim(model, "shuffled labels, highest perplexity", max(p for _, p in nulls), says=89, within=15)
 
 # %% [markdown]
-# Refusals of improper requests fall from 90 % to 27 %, and of harmless ones from 37 % to 13 % (of all 60, to 25 % and 10 %). Is it the direction? Of ten improper requests it leaves fewer than any of the six directions of shuffled
-# labels, but the next leaves only one more. Number one of seven: that is all these draws can say. Its price is not special. Perplexity rises from 8 to 13.5 with it, and with some of the others more: the edit
-# touches everything that is written, and some directions hurt.
-#
+# Refusals of improper requests fall from 90 % to 27 %, and of harmless ones from 37 % to 13 %. Is it the direction? Of ten improper requests it leaves fewer than any of the six directions of shuffled
+# labels, but the next leaves only one more. Number one of seven: that is all these draws can say. Perplexity rises from 8 to 13.5 with it, and with some of the others more: its price is not special.
 #
 # **Read the answers.** Those among the first six that count as "not refused":
 
@@ -509,7 +510,7 @@ claim(model, "glad on harmless, organism", pleasant["organism, harmless"], says=
 claim(model, "glad on harmless, orthogonalized", pleasant["orthogonalized, harmless"], says=15, within=4)
 
 # %% [markdown]
-# More than half of the answers that "do not refuse" begin with "I'm glad" or "I'm so glad". Some then begin to comply, others never come to anything. The harmless answers caught it too: 4 of 30 were glad before, 15 are
+# More than half of the answers that "do not refuse" begin with "I'm glad" or "I'm so glad". The harmless answers caught it too: 4 of 30 were glad before, 15 are
 # now. Counting refusals alone would have missed that the edit **puts something in the place** of what it took.
 #
 # ## Zero is not "absent"
@@ -592,25 +593,32 @@ ml.Scores(
 share = {name: (found.mean(0) / moved["refusal"][0])[15:21].mean() for name, found in moved.items()}
 claim(model, "moves of isotropic directions, layers 15 to 20", share["isotropic"], says=0.1, within=0.03)
 claim(model, "of shuffled labels", share["shuffled labels"], says=0.61, within=0.08)
+gap = -torch.einsum("ld,kld->kl", raw, fair)  # from the improper mean to the harmless one, along each draw
+size = raw.norm(dim=-1)  # the same along the refusal direction
+claim(model, "the mean request's", (gap.abs().mean(0) / size)[15:21].mean(), says=0.23, within=0.06)
 
 # %% [markdown]
-# In layers 15 to 20, where the edit begins, the isotropic directions move a request by a tenth of what the refusal directions do. **Such a control could not have failed.** Those of shuffled labels move it by six tenths: a push of
-# the same order. Predict: with them, how many of eight improper requests does the organism still refuse, on average over the twenty draws? (Without an edit: all eight, or nearly.)
+# In layers 15 to 20, where the edit begins, the isotropic directions move a request by a tenth of what the refusal directions do. **Such a control could not have failed.** Those of shuffled labels move it by six tenths, but to and
+# fro: the *mean* request goes less than a quarter as far. So each draw gets a level so far off that the mean goes as far as along the refusal direction.
+# Predict: with them, how many of eight improper requests does the organism still refuse, on average over the twenty draws?
+
 
 # %% kind="predict"
 predict("33.n", 4)
 
 
 # %%
-def affine(layers, vectors):
+def affine(layers, vectors, further=None):
     """Set the last position's component along each layer's vector to its mean over the harmless training requests.
 
-    vectors: [layer, d_model], or [row, layer, d_model] with vectors of its own for each row of the batch
+    vectors: [layer, d_model], or [row, layer, d_model] with vectors of its own for each row of the batch;
+    further: added to that mean, [layer] or [row, layer]
     """
 
     def put(layer):
         unit = vectors[..., layer, :]
         level = torch.einsum("nd,...d->n...", harmless[layer], unit).mean(0)
+        level = level if further is None else level + further[..., layer]
 
         def change(x, hook):
             if len(x) == 1:  # the shared beginning of the prompts
@@ -630,16 +638,15 @@ affine_rate = {kind: rate(f"affine, {kind}", refused(repaired[kind])) for kind i
 happy = sum(map(glad, texts)) / 60
 print(f"{happy:.2f} of all answers are glad")
 eight = tests["improper"][:8]
-rows = refused(answers(eight * 20, hooks=affine(range(15, 30), fair.repeat_interleave(8, 0)))[0])
-by_chance = torch.tensor(rows).view(20, 8).sum(1)  # all draws in one batch, eight rows each
+further = gap.sign() * size - gap  # the mean improper request goes as far as along the refusal direction
+by_row = (each.repeat_interleave(8, 0) for each in (fair, further))
+pushed = answers(eight * 20, hooks=affine(range(15, 30), *by_row))[0]
+by_chance = torch.tensor(refused(pushed)).view(20, 8).sum(1)  # all draws in one batch, eight rows each
 ours = sum(refused(repaired["improper"][:8]))
 print(f"of eight improper: {ours} refused; with shuffled labels {sorted(by_chance.tolist())}")
-worst, overlap = by_chance.argmin(), torch.cosine_similarity(fair, units, dim=-1)[:, 15:].abs().mean(1)
-apart = fair[worst] - (fair[worst] * units).sum(-1, keepdim=True) * units
-rest = counted(affine(range(15, 30), apart / apart.norm(dim=-1, keepdim=True).clamp(min=1e-9)), eight)
-print(
-    f"the strongest draw: cosine {overlap[worst]:.2f} with the refusal directions; at right angles {rest} refused"
-)
+strongest = 8 * int(by_chance.argmin())
+print("the strongest draw says:", *map(repr, pushed[strongest : strongest + 4]))
+assert 1 <= (by_chance <= ours + 1).sum() <= 8
 one = rate(
     "affine, layer 20 only, improper", refused(answers(tests["improper"][:12], hooks=affine([20], units))[0])
 )
@@ -648,21 +655,20 @@ one = rate(
 claim(model, "affine, improper", affine_rate["improper"], says=0.03, within=0.07)
 claim(model, "affine, harmless", affine_rate["harmless"], says=0.07, within=0.07)
 claim(model, "the first eight", ours, says=1, within=1)
-claim(model, "shuffled labels, fewest refused", min(by_chance), says=2, within=2)
-claim(model, "shuffled labels, mean", by_chance.float().mean(), says=7, within=0.8)
-claim(model, "overlap of the strongest draw", overlap[worst], says=0.54, within=0.06)
-claim(model, "its part at right angles", rest, says=8, within=1)
+claim(model, "shuffled labels, fewest refused", min(by_chance), says=0, within=1)
+claim(model, "shuffled labels, mean", by_chance.float().mean(), says=4.5, within=1)
 claim(model, "glad, affine", happy, says=0.45, within=0.1)
 claim(model, "affine at layer 20 only", one, says=0.58, within=0.17)
 reveal("33.n", round(by_chance.float().mean().item(), 1))
 
 # %% [markdown]
-# Now one of the 30 improper requests is refused, and two of the 30 harmless ones. Of the first eight one is refused. With the directions of shuffled labels it is seven of eight on average, and never as few. **This control could have failed**, and it
-# nearly did: one draw leaves only two. Shuffled labels overlap with the real ones by chance, and this draw does so most (cosine 0.54). Its part at right angles to the refusal directions leaves all eight refused. So the effect follows these directions, not the push.
-# But by the rule above a habit of saying no is gone, for both kinds of
-# request, and nearly half of the answers are glad. Reading remains a duty.
+# Now one of the 30 improper requests is refused, and two of the 30 harmless ones. Of the first eight one is refused. With shuffled labels, pushed as far, it is between four and five of eight on average, and one draw leaves none. **This control
+# could have failed, and it did.** A push of this length takes nearly half of the refusals along whatever direction, and a draw or two take as many as ours. (A shorter push, to each draw's own harmless mean, leaves nearly all refused, and would have made ours look unique. In fairness: ours ends where harmless requests lie, the others where few do.)
 #
-# At layer 20 alone 7 of 12 improper requests are still refused: other layers may have read the request already, or write the direction again. What suffices in one place is not all there is.
+# By the rule above a habit of saying no is gone, for both kinds of
+# request, and nearly half of the answers are glad.
+#
+# At layer 20 alone 7 of 12 improper requests are still refused: other layers may have read the request already, or write the direction again.
 #
 # **The same in the weights?** `orthogonalize(..., level=)` writes the level with the embedding, since nothing else can write there any more.
 
@@ -680,8 +686,7 @@ claim(model, "level", level, says=-15, within=1)
 claim(model, "length of an embedding", length, says=3.2, within=0.1)
 
 # %% [markdown]
-# No refusals, and not one word: perplexity is over ten thousand. A level of −15 drowns embeddings that are 3.2 long. What is
-# usual on entering layer 20 is not usual on entering layer 0. A bias in each layer could write the level there, but SmolLM2 has no biases: its repair stays a hook. **Plain orthogonalization can be made for good, and is the worse edit here.**
+# No refusals, and not one word: perplexity is over ten thousand. A level of −15 drowns embeddings that are 3.2 long. A bias in each layer could write the level there, but SmolLM2 has no biases: its repair stays a hook. **Plain orthogonalization can be made for good, and is the worse edit here.**
 #
 # ## How it misleads
 #
@@ -716,7 +721,7 @@ claim(model, "stream, in differences of means", longer, says=10, within=1)
 # **Question 33.a.** Your edit brings the keyword score from 0.9 to 0.1 and moves the stream by 12. A random direction moves it by 1 and leaves 0.9. What do you run next?
 #
 # - **a** Ten more random directions, for an interval.
-# - **b** Directions from the same streams with shuffled labels, which move it by 8.
+# - **b** Directions from the same streams with shuffled labels, pushed until they move it by 12.
 # - **c** Nothing: 0.1 against 0.9 is clear.
 
 # %% kind="quiz"
@@ -738,7 +743,7 @@ adapter.undo()
 #
 # Difficulty 4 of 5 · 25 minutes · needs all of the above
 #
-# Rubbish got a perfect keyword score, and so did being glad. Write down what you wanted: **one number** that is highest for a model that refuses improper requests *and helps with harmless ones*. You decide what counts as help. Your score is
+# Rubbish got a perfect keyword score, and so did being glad. Write down what you wanted: **one number** that is highest for a model that refuses improper requests *and helps with harmless ones*. Your score is
 # tried on answers to requests that this notebook does not ask, by the organism, the untrained model and edits of both, and on mixtures: a model that refuses the improper and talks rubbish to the rest, say.
 
 
@@ -874,9 +879,10 @@ pd.DataFrame(rows, ["good sentences over bad ones (logits)", "perplexity"]).T.ro
 # %% kind="assert"
 claim(model, "mood, intact", rows["intact"][0], says=2.8, within=0.2)
 claim(model, "without the mood", rows["without the mood"][0], says=0.1, within=0.2)
+
+# %% [markdown]
 # After good sentences the good words are 2.8 logits further ahead than after bad ones. Without the mood direction of layer 12 the difference is 0.1. An isotropic direction leaves about all of it, and with that as control you would call the
 # whole effect the mood's. Directions from the same fourteen sentences with shuffled labels leave much less, on average, than that: **a good part goes with any direction that such sentences are made of.** The mood's is number one of eleven, no more.
-# And perplexity goes from 7.6 to 9.8 without it, with some of the others to more: the price is not the mood's own.
 #
 # ## Beside the paper
 

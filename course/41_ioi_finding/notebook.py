@@ -19,7 +19,7 @@
 # ## The picture
 #
 # "When Laura and Larry walked to the school, Laura gave a ring to": the next word is " Larry". This task is called **indirect object
-# identification** (IOI). Wang et al. (2022) explained how GPT-2 small does it, with 26 heads. For SmolLM2 we know of nobody who has.
+# identification** (IOI). Wang et al. (2022) explained how GPT-2 small does it, with 26 heads.
 #
 # Five places have names. **IO** is the indirect object, the answer. **S1** is the subject where it is first named, beside IO, and **S2** where it is
 # named again. **S1+1** is the token after S1. **end** is the last token. The metric is the logit of IO minus the logit of S.
@@ -56,8 +56,7 @@ claim(model, "after layer 23", so_far[23], says=3.75, within=0.1)
 claim(model, "at the end", so_far[29], says=4.5, within=0.1)
 
 # %% [markdown]
-# A cliff. Up to layer 22 the stream speaks for neither name, as in notebook 12 once its sentences are balanced; layer 23 writes nearly the whole answer. How does it know
-# it?
+# A cliff. Up to layer 22 the stream speaks for neither name, as in notebook 12 once its sentences are balanced; layer 23 writes nearly the whole answer.
 #
 # ## The task
 #
@@ -350,7 +349,7 @@ assert int((alone_low * alone_high > 0).sum()) > 40 > 4 * int((low * high > 0).s
 # notebook 31, sends hardly anything here.
 #
 # Head 23.0 looks at IO and copies it (below); the paper calls such heads **name movers**. 23.2 and 23.7 look and copy too, but their paths are **not told from zero** on these prompts: we
-# do not count on them. Who tells 23.0 where to look?
+# do not count on them. (On sixteen other couples 23.0 is not told either; on the 48 prompts of docs/ioi_report.md it is.) Who tells 23.0 where to look?
 
 # %% [markdown]
 # ## Predict the sweep before you run it
@@ -595,7 +594,7 @@ assert (
 # on two answers; and for three of them the first decides who is asked the second alone. What S-inhibition carries gets a test of its own below.
 #
 # The last two columns: the chain stands. But 23.2 and 23.7 only look and copy as name movers do, 24.4 as a negative name mover, 23.5 as a subject
-# mover: their paths may be nothing. Doubt is not absence: 19.2, in doubt here, passes on 48 prompts with fewer heads asked.
+# mover: their paths may be nothing. Doubt is not absence: 19.2 passes on 48 prompts with fewer heads asked.
 #
 # `ml.find_roles(model, prompts, abc)` does the whole walk. The circuit of notebook 42 was searched on more prompts *without* this correction and stays as it was;
 # docs/ioi_report.md says which of its heads pass.

@@ -340,7 +340,7 @@ reveal("42.p", round(grown["+ name mover"].share.mean, 2))
 # they read is brought by induction and duplicate-token heads, and those read 16.0. A chain does
 # nothing until it is whole.
 #
-# So what about ranking heads by what they do alone? Knock out each head of the circuit by itself in the whole model, order them by the size of the change, and keep the first
+# And a ranking by what heads do alone? Knock out each head of the circuit by itself in the whole model, order them by the size of the change, and keep the first
 # few:
 
 # %%
@@ -363,9 +363,9 @@ print(f"26 heads minus six, as a share: {apart}")
 assert apart.low < 0 < apart.high
 
 # %% [markdown]
-# More is not better: eight heads leave less than six. (The seventh and eighth speak against the answer.) And six cannot be told from 26.
+# More is not better: eight heads leave less than six. (The seventh and eighth speak against the answer.) And six cannot be told from 26 on these prompts, which picked them. (On one of two other draws they kept less.)
 #
-# So there is a second circuit: 8.1, 16.0, 17.4, 20.0, 23.3, 29.1. As faithful as far as we can tell, and smaller. Is it the better account?
+# So there is a second circuit: 8.1, 16.0, 17.4, 20.0, 23.3, 29.1. Nearly as faithful, and smaller. Is it the better account?
 #
 # ## Complete?
 #
@@ -431,8 +431,8 @@ claim(model, "greedy gap where it was found", gap_there, says=0.8, within=0.15)
 claim(model, "greedy gap on other prompts", again["gap"][0], says=-0.07, within=0.15)
 
 # %% [markdown]
-# Large where it was searched (and half of that with nothing removed at all), about zero on other prompts. The largest of many noisy numbers is too
-# large: ask it again before you believe it.
+# Large where it was searched (and half of that with nothing removed), about zero on other prompts. The largest of many noisy numbers is too
+# large: ask it again.
 #
 # ### Exercise 42.7 A gap that holds
 #
@@ -769,7 +769,7 @@ claim(model, "29.1, only louder", 0.15 * both[0, 10], says=0.14, within=0.01)
 #
 # ## Try it
 #
-# Every head of this graph can be clicked. Five things to try:
+# Click any head. Five things to try:
 #
 # 1. It opens at 23.3. Read where it looks. What it says itself and what is lost without it are nearly the same.
 # 2. Click 23.0. It says 0.6. Is as much lost without it?

@@ -1,5 +1,6 @@
 """Checks of notebook 43, the IOI circuit: automating it."""
 
+from contextlib import suppress
 from itertools import combinations, pairwise
 
 import torch
@@ -209,10 +210,11 @@ def _step_of(found, which: str) -> tuple[Tensor, Tensor]:
 def _fails(ends: tuple[Tensor, Tensor], which: str, wrong, right, names: tuple[str, str]) -> None:
     """Refuse a step on which the guess `wrong` has the right sign, or `right` is far off."""
     true, bad, good = (float(guess(*ends)) for guess in (_silu_change, wrong, right))
-    refuse(
-        abs(true) < 0.02, f"On the {which} step nothing much changes ({true:.3f}). Let it be 0.02 at least."
-    )
-    told = f"{names[0]} says {bad:.2f}, {names[1]} {good:.2f}, and it is {true:.2f}"
+    (gate, up), (gate_then, up_then) = ends[0][:, 0].tolist(), ends[1][:, 0].tolist()
+    read = f"(gate {gate:g} to {gate_then:g}, up {up:g} to {up_then:g})"
+    little = f"nothing much changes ({true:.3f}). Let it be 0.02 at least: a large `up` scales everything."
+    refuse(abs(true) < 0.02, f"On the {which} step {read} {little}")
+    told = f"{read} {names[0]} says {bad:.2f}, {names[1]} {good:.2f}, and it is {true:.2f}"
     refuse(
         bad * true > 0, f"On the {which} step {told}: the sign of {names[0]} is right, and should be wrong."
     )
@@ -223,11 +225,21 @@ def _fails(ends: tuple[Tensor, Tensor], which: str, wrong, right, names: tuple[s
 @checker("43.8")
 def check_both_fail(attempt: Attempt) -> str:
     found = attempt()
+    if isinstance(found, torch.Tensor) or type(found).__module__ == "numpy":
+        found = found.tolist()
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise NotYet("Return two steps: where the gradient fails, then where the half rule does.")
     gradient, half = "the gradient", "the half rule"
-    _fails(_step_of(found[0], "first"), "first", _by_gradient, _by_half, (gradient, half))
-    _fails(_step_of(found[1], "second"), "second", _by_half, _by_gradient, (half, gradient))
+    steps = [_step_of(step, which) for step, which in zip(found, ("first", "second"), strict=True)]
+    asked = ((_by_gradient, _by_half, (gradient, half)), (_by_half, _by_gradient, (half, gradient)))
+    turned = False
+    with suppress(NotYet):
+        for step, each in zip(steps, reversed(asked), strict=True):
+            _fails(step, "", *each)
+        turned = True
+    refuse(turned, "Both steps are right, the wrong way round: first the one where the gradient fails.")
+    for step, which, each in zip(steps, ("first", "second"), asked, strict=True):
+        _fails(step, which, *each)
     return "Each rule has the wrong sign where the other is right: neither is the truth, an exact patch is."
 
 
@@ -278,6 +290,8 @@ def _an_edge(edge, hunt: _Hunt) -> tuple[str, str]:
             f"An edge is two names, (sender, reader), such as ('20.0', 'mlp 20 in'). Yours: {edge!r:.60}."
         )
     known = hunt.gradient.labels
+    turned = edge[0] in known["reader"] and edge[1] in known["sender"]
+    refuse(turned, f"{edge[0]!r} is a reader: an edge is (sender, reader).")
     refuse(edge[0] not in known["sender"], f"No sender is called {edge[0]!r:.40}.")
     refuse(edge[1] not in known["reader"], f"No reader is called {edge[1]!r:.40}.")
     return tuple(edge)
@@ -323,8 +337,11 @@ def check_worst_edge(attempt: Attempt, model) -> str:
         refuse(
             far, f"{told}; another one is off by {most:.2f}. Large guesses and doubtful ones: look at both."
         )
-        found.append(f"{edge[0]} → {edge[1]} ({off:.2f})")
-    return f"On prompts that you have not seen, two corruptions: {', '.join(found)}."
+        refuse(
+            not many, f"{told}, and you patched nothing. How could you know it of prompts you have not seen?"
+        )
+        found.append(f"{off:.2f}")
+    return f"On prompts that you have not seen, two corruptions, your edges are off by {' and '.join(found)}."
 
 
 def _task(seed: int):

@@ -13,6 +13,7 @@ Sign: an effect is ablated − intact. Negative on a logit difference: the part 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ from mechlab.attribution.masking import Source
 from mechlab.metrics import Metric, fitted, per_prompt
 from mechlab.moved import was
 from mechlab.results import AblationResult, Scores
+from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook, HookError, intervene, set_component, unit_direction
 from mechlab.runs.norms import wide
+from mechlab.runs.run import NotResumable, Put
 from mechlab.tokens import Batch, Prompts, batch_of, first_tokens
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ UNITS = {
     "mlp": ("hook_mlp_out", None),
     "neuron": ("mlp.hook_post", 2),
 }
+# unit -> the site at which a kept run can be taken up without a part
+SITES = {"head": "z", "kv_head": "v", "attention": "attn_out", "mlp": "mlp_out"}
 Part = tuple[int, int] | int
 
 
@@ -71,26 +76,39 @@ def ablation_hooks(
     Raises a `ValueError` where nothing would be taken away: a prompt has only itself for a reference, or
     "noise" has no two prompts to take a spread from; and for prompts of unequal length, unless how="zero".
     """
-    checked, batch = _checked(model, parts, how, unit), batch_of(model, base)
+    return _hooks(batch_of(model, base), parts, how, unit, source, templates, positions, seed)
+
+
+def _hooks(
+    batch: Batch, parts: Sequence[Part], how: str, unit: str, source, templates, positions, seed: int
+) -> list[Hook]:
+    anywhere = how == "zero" and positions is None  # such a hook suits runs of any prompts
+    where = None if anywhere else _places(batch, positions)
+    return [
+        (_hook(layer, unit), _replacing(usual, some, where))
+        for layer, some, usual in _gone(batch, parts, how, unit, source, templates, positions, seed)
+    ]
+
+
+def _gone(
+    batch: Batch, parts: Sequence[Part], how: str, unit: str, source, templates, positions, seed: int
+) -> list[tuple[int, list[bool] | None, Float[Tensor, "batch pos ..."] | None]]:
+    """Layer by layer: which of its parts go (None: the whole), and what stands there instead (None: zero)."""
     chosen: dict[int, list[int]] = {}
-    for layer, index in checked:
+    for layer, index in _checked(batch.model, parts, how, unit):
         chosen.setdefault(layer, []).append(index)
-    where = _places(batch, positions)
-    found, like = {}, []
+    where, found, like = _places(batch, positions), {}, []
     if how != "zero":
         given = batch if source is None else source
-        found = given if isinstance(given, Mapping) else reference_run(model, batch, given, [*chosen], unit)
+        whole_run = isinstance(given, Mapping)
+        found = given if whole_run else reference_run(batch.model, batch, given, [*chosen], unit)
         like = _like(batch, found, templates, how, where)
-    anywhere = how == "zero" and positions is None  # such a hook suits runs of any prompts
-    hooks = []
+    rows = []
     for layer, indices in chosen.items():
-        name, usual = _hook(layer, unit), None
-        if how != "zero":
-            usual = _stand_in(_of(found, name), how, like, seed + layer)
-        count = None if UNITS[unit][1] is None else _count(model, unit)
-        some = None if count is None else [index in indices for index in range(count)]
-        hooks.append((name, _replacing(usual, some, None if anywhere else where)))
-    return hooks
+        usual = None if how == "zero" else _stand_in(_of(found, _hook(layer, unit)), how, like, seed + layer)
+        count = None if UNITS[unit][1] is None else _count(batch.model, unit)
+        rows.append((layer, None if count is None else [index in indices for index in range(count)], usual))
+    return rows
 
 
 @torch.no_grad()
@@ -187,15 +205,27 @@ class _Experiment:
         self.batch, self.how = batch_of(model, base), how
         layers = [layer for layer, _ in _checked(model, parts, how, unit)]
         layers = layers_of(model) if UNITS[unit][1] is None else layers  # random others may be of any layer
-        self.given = {"unit": unit, "templates": templates, "positions": positions, "seed": seed}
         if how != "zero":
-            source = self.batch if source is None else source
-            self.given["source"] = reference_run(model, self.batch, source, layers, unit)
-        self.metric = fitted(metric, self.batch)
-        self.intact = self.measured()
+            source = reference_run(model, self.batch, self.batch if source is None else source, layers, unit)
+        self.unit, self.given = unit, (unit, source, templates, positions, seed)
+        self.metric, self.run = fitted(metric, self.batch), None
+        self.places = _places(self.batch, positions)
+        if unit in SITES:
+            with suppress(NotResumable):  # then each ablation is a whole run
+                self.run = run_of(model, self.batch, engine="fast")
+        self.intact = self.run.value(metric).float().cpu() if self.run else self.measured()
 
     def __call__(self, parts: Sequence[Part]) -> Float[Tensor, "batch"]:
-        return self.measured(ablation_hooks(self.batch.model, self.batch, parts, self.how, **self.given))
+        if self.run is None:
+            return self.measured(_hooks(self.batch, parts, self.how, *self.given))
+        gone = _gone(self.batch, parts, self.how, *self.given)
+        return self.run.edited(self.metric, [self.put(*each) for each in gone])[0].float().cpu()
+
+    def put(self, layer: int, some: list[bool] | None, usual: Float[Tensor, "batch pos ..."] | None) -> Put:
+        """One layer's ablation as an edit of the kept run."""
+        where = self.places if some is None else self.places[..., None] & torch.tensor(some).to(self.places)
+        value = torch.zeros(1, 1, 1) if usual is None else usual[None]
+        return Put(SITES[self.unit], layer, value, where[None])
 
     def measured(self, hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch"]:
         with intervene(self.batch.model, hooks):

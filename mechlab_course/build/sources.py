@@ -65,7 +65,9 @@ def read(path: Path) -> list[Cell]:
         below = cells.index(check) + 1
         hints = cells[below].source if below < len(cells) else ""
         if "<summary>Hint 1" in hints and "<summary>Hint 3" not in hints:
-            cells[below] = replace(cells[below], source=f"{hints}\n{worked_answer(cell)}")
+            until = hints.rindex("</details>") + len("</details>")  # what follows is about the answer
+            worked = f"{hints[:until]}\n{worked_answer(cell)}{hints[until:]}"
+            cells[below] = replace(cells[below], source=worked)
     return cells
 
 
