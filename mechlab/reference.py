@@ -55,7 +55,13 @@ def table(notebook: str, yours: Mapping[str, SupportsFloat] | None = None) -> "p
         mine = (yours or {}).get(quantity)
         figures = [(f"{r.value} ({r.model})", r.source) for r in published.itertuples()] or [("", "")]
         for n, (figure, source) in enumerate(figures):
-            first = (quantity, stored, "" if mine is None else f"{mine:.3g}")
+            first = (quantity, stored, "" if mine is None else _like(stored, float(mine)))
             name, *measured = ("", "", "") if n else first
             rows.append(dict(zip(COLUMNS, (name, figure, *measured, source), strict=True)))
     return pd.DataFrame(rows).set_index("quantity")
+
+
+def _like(stored: str, value: float) -> str:
+    """A number with as many places after the point as the stored one beside it; 3 digits where none is."""
+    number = stored.strip().lstrip("-−").replace(".", "", 1)
+    return f"{value:.{len(stored.partition('.')[2])}f}" if number.isdecimal() else f"{value:.3g}"

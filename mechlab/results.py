@@ -204,7 +204,10 @@ class Scores:
         """One sentence: the range, and where the largest values are."""
         leaders = self.top(3)
         listed = ", ".join(f"{r.iloc[0]} ({r.iloc[1]:+.2f})" for _, r in leaders.iterrows())
-        shape = " × ".join(f"{self.size(d)} ({in_words(d)})" for d in self.dims)
+        kinds = [["bars " if self.labels else "points "], ["rows ", "columns "]]
+        kinds = kinds[len(self.dims) - 1] if len(self.dims) in (1, 2) else [""] * len(self.dims)
+        sizes = zip(self.dims, kinds, strict=True)
+        shape = " × ".join(f"{self.size(d)} {kind}({in_words(d)})" for d, kind in sizes)
         first = "Furthest from zero" if self.signed else "Largest"
         span = f"from {self.values.min():.2f} to {self.values.max():.2f}"
         text = f"{self.name}, {shape}, {span}. {first}: {listed}."

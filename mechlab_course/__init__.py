@@ -7,16 +7,21 @@ folders.py    where the folders of the notebooks are
 cells.py      what a code cell answers, read from its code
 exercises.py  an exercise, and what `check` says of an answer
 checking.py   what the checks of all notebooks share
+answers.py    correct answers, kept
 questions.py  quizzes, predictions, claimed numbers
 progress.py   the file that says what is solved    overview.py  the table that is made of it
 build/        notebooks from their sources, and learners' copies of them
 grading/      hand out, collect, grade
 site/         the course as web pages
+restarted.py  what a NameError after a restart says    startup.py  what kernels of `mechlab lab` run first
+pulse.py      a cell that computes for long says so
 cli.py        the command `mechlab`    console.py  what commands say    doctor.py  what is wrong here
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from mechlab_course import pulse, restarted
 
 if TYPE_CHECKING:
     from mechlab_course.exercises import check, exercise
@@ -31,3 +36,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"mechlab_course has no {name!r}. Names: {', '.join(__all__)}.")
     return getattr(import_module(f"mechlab_course.{_HOME.get(name, 'questions')}"), name)
+
+
+restarted.watch()
+pulse.watch()

@@ -10,6 +10,7 @@ tests hand it in as a wrong answer.
 """
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -24,7 +25,7 @@ MISTAKES: dict[str, dict[str, Callable]] = {}
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
     """Equal up to `tolerance`, relative to the largest expected value when that is above 1."""
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
+    if not isinstance(found, Tensor) or found.shape != expected.shape or not expected.isfinite().all():
         return False
     found, expected = found.detach().double(), expected.detach().double()
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
@@ -44,13 +45,58 @@ def refuse(wrong: bool | Tensor, why: str) -> None:
         raise NotYet(why)
 
 
-def only_wrong(found: Tensor, expected: Tensor) -> str:
+def only_wrong(found: Tensor, expected: Tensor, axes: str = "") -> str:
     """Where the largest error is, with both numbers: for a wrong answer that no known mistake explains."""
+    fact = _all_of_it(found.double(), expected.double(), re.split(r", (?![^(]*\))", axes))
     if expected.ndim == 0:
-        return f"On a small example the result should be {expected:.4g}, and yours is {found:.4g}."
-    place = torch.unravel_index((found.double() - expected.double()).abs().argmax(), expected.shape)
-    index = ", ".join(str(int(i)) for i in place)
-    return f"At [{index}] the result should be {expected[place]:.4g}, and yours is {found[place]:.4g}."
+        at, wanted, its = "On a small example", expected, found
+    else:
+        place = torch.unravel_index((found.double() - expected.double()).abs().argmax(), expected.shape)
+        at, wanted, its = f"At [{', '.join(str(int(i)) for i in place)}]", expected[place], found[place]
+    return f"{at} the result should be {wanted:.4g}, and yours is {its:.4g}. {fact}".strip()
+
+
+def _all_of_it(found: Tensor, expected: Tensor, axes: Sequence[str]) -> str:
+    """A fact about all numbers of a wrong result, if there is a plain one: what is seen, never its cause."""
+    facts = {
+        "Your result is 0.": 0 * expected,
+        "The sign is turned.": -expected,
+        "The size is right, and the sign is lost.": expected.abs(),
+        "It is upside down: 1 divided by what it should be.": 1 / expected,
+        "It is rounded to a whole number. Is there a `//` or an integer dtype?": expected.floor(),
+        "It is rounded.": expected.round(),
+        "It is squared.": expected.square(),
+    }
+    for axis, name in enumerate(axes if len(axes) == expected.ndim else map(str, range(expected.ndim))):
+        facts[f"The order along the axis {name} is reversed."] = expected.flip(axis)
+        facts[f"Along the axis {name} everything stands one place too late."] = expected.roll(1, axis)
+        facts[f"Along the axis {name} everything stands one place too early."] = expected.roll(-1, axis)
+    for fact, like in facts.items():
+        if close(found, like, 1e-5) and not close(like, expected):
+            return fact
+    return _in_proportion(found, expected) or _in_part(found, expected, axes)
+
+
+def _in_proportion(found: Tensor, expected: Tensor) -> str:
+    """Whether all numbers are so many times what they should be, or so much more."""
+    if expected.numel() < 2:
+        return ""
+    times = (found * expected).sum() / expected.square().sum()
+    if close(found, times * expected, 1e-5):
+        return f"All of yours are {times:.4g} times what they should be."
+    more = (found - expected).mean()
+    return f"All of yours are {more:+.4g} off." if close(found, expected + more, 1e-5) else ""
+
+
+def _in_part(found: Tensor, expected: Tensor, axes: Sequence[str]) -> str:
+    """Which part of the result is right, where that is whole slices along one axis."""
+    for axis, name in enumerate(axes if len(axes) == expected.ndim else map(str, range(expected.ndim))):
+        pairs = zip(found.unbind(axis), expected.unbind(axis), strict=True)
+        right = [n for n, pair in enumerate(pairs) if close(*pair)]
+        if right:
+            which = f"{', '.join(map(str, right))} of 0 to {expected.shape[axis] - 1}"
+            return f"Along the axis {name} only these are right: {which}."
+    return ""
 
 
 def must_equal(
@@ -65,6 +111,20 @@ def must_equal(
     is_like(found, told, tolerance)
     if not close(found, expected, tolerance):
         raise NotYet(otherwise() if otherwise else only_wrong(found, expected))
+
+
+def must_equal_in_all(
+    answers: Sequence[tuple[Tensor, Tensor, Mapping[str, Tensor], str]], tolerance: float = 1e-4
+) -> None:
+    """Raise `NotYet` unless each answer, (found, expected, mistakes, what else is said), is right.
+
+    For results of few possible values, such as shares: a mistake is named only if it explains every answer.
+    """
+    wrong = [each for each in answers if not close(*each[:2], tolerance)]
+    for why in wrong[0][2] if wrong else ():
+        refuse(all(close(found, told[why], tolerance) for found, _, told, _ in answers), why)
+    if wrong:
+        raise NotYet(wrong[0][3])
 
 
 def whole_number(value, what: str) -> int:
@@ -173,5 +233,11 @@ def compare(
         expected = right(*case)
         found = attempt.tensor(*case, shape=tuple(expected.shape), axes=axes, whole=whole)
         told = {why: wrong(*case) for why, wrong in mistakes.items()}
-        must_equal(found, expected, told, tolerance, otherwise and (lambda: otherwise(found, *case)))
+        must_equal(
+            found,
+            expected,
+            told,
+            tolerance,
+            lambda: otherwise(found, *case) if otherwise else only_wrong(found, expected, axes),
+        )
     return found

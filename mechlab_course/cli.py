@@ -1,7 +1,7 @@
 """The command `mechlab`.
 
-For learners: lab, doctor, pull, progress, update. For everybody: run, check. For teachers: release, grade.
-For authors: build, site.
+For learners: lab, doctor, pull, progress, answers, update. For everybody: run, check. For teachers:
+release, grade. For authors: build, site.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -25,7 +26,17 @@ KERNELS = {  # what `mechlab lab` sets for its kernels, unless it is set already
     # glibc keeps what was freed unless told to give it back: a third of a kernel's memory
     # (benchmarks/classroom.py).
     "MALLOC_TRIM_THRESHOLD_": "131072",
+    # After a restart, a NameError says which cells to run; without touching the user's own IPython profile.
+    "PYTHONSTARTUP": str(Path(__file__).with_name("startup.py")),
 }
+Work = Annotated[
+    Path | None,
+    typer.Option(help="Where your copies of the notebooks live; else as last time, at first in work."),
+]
+OPEN_TAB = (
+    "A notebook that a browser shows is still the old one there: choose File > Reload Notebook from Disk, "
+    "and, if JupyterLab asks, Revert. Overwrite would undo the update."
+)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -34,30 +45,37 @@ def lab(
     browser: Annotated[
         bool | None, typer.Option(help="Open a browser; by default when there is a screen.")
     ] = None,
-    work: Annotated[Path, typer.Option(help="Where your copies of the notebooks live.")] = Path("work"),
+    work: Work = None,
 ) -> None:
     """Open JupyterLab on your own copy of the notebooks. Further options go to `jupyter lab`."""
-    from mechlab_course.build import workspace
+    from mechlab_course.build import copies, place, workspace
 
     pull(None, False)
-    report = _in(work, workspace.refresh)
+    work, report = _in(work, workspace.refresh)
+    place.remember(work)
+    if report and set(report.values()) == {"new"}:
+        say(f"{len(report)} notebooks copied.")
+        report = {}
     for name, status in report.items():
         if status in ("new", "followed"):
-            say(f"{work / 'notebooks' / name}: {'copied' if status == 'new' else 'brought up to date'}")
+            say(f"{name}: {'copied' if status == 'new' else workspace.FOLLOWED}")
         elif status == "unreadable":
             say(f"{name}: left alone, {workspace.problem_with(_notebooks() / name, work)}.")
-    if "changed by you" in report.values():
+    if {"changed by you", "open"} & set(report.values()):
         say(
-            "The course has changed in notebooks you have edited. "
+            "The course has changed in notebooks that you have edited, or that are open. "
             "Yours are untouched; `mechlab update` merges."
         )
+    for line in workspace.remarks(_notebooks(), work):
+        say(line)
+    first = quote(copies.copy_of(_notebooks() / "00_start_here.ipynb", work).name)
     settings = Path(__file__).parent / "lab_settings"
     command = [
         sys.executable,
         "-m",
         "jupyter",
         "lab",
-        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+        f"--LabApp.default_url=/lab/tree/notebooks/{first}",
     ]
     command += [f"--ServerApp.root_dir={work.resolve()}", f"--LabApp.app_settings_dir={settings}"]
     if browser is None:
@@ -132,27 +150,67 @@ def progress(
         say(f"Nothing was done: {error.filename} cannot be used ({error.strerror}).")
         raise SystemExit(1) from None
     say(repr(table()))
+    for line in _differing():
+        say(line)
 
 
 @app.command()
-def update(work: Annotated[Path, typer.Option(help="Where your copies live.")] = Path("work")) -> None:
+def update(
+    work: Work = None,
+    restore: Annotated[
+        str, typer.Option(help="The number of a notebook: cells of it that you deleted come back.")
+    ] = "",
+) -> None:
     """Bring your copies of the notebooks up to date; your answers are kept, and so is a backup."""
     from mechlab_course.build import workspace
 
-    for line in _in(work, workspace.update) or ["Everything is up to date."]:
+    work, lines = _in(work, lambda notebooks, work: workspace.update(notebooks, work, restore))
+    for line in lines or ["Everything is up to date."]:
         say(line)
+    if any(": updated" in line or workspace.FOLLOWED in line for line in lines):
+        say(OPEN_TAB)
+    for line in workspace.remarks(_notebooks(), work):
+        say(line)
+
+
+@app.command()
+def answers(
+    which: Annotated[str, typer.Argument(help="A notebook, 12, or an exercise, 12.2; else all.")] = "",
+    restore: Annotated[bool, typer.Option(help="Put them back into your copies.")] = False,
+    work: Work = None,
+) -> None:
+    """What you solved, as it was when the check said "correct"."""
+    from mechlab_course.answers import solved
+    from mechlab_course.build import restoring
+
+    found = solved(which)
+    if not found:
+        say(f"No exercise {f'of {which} ' if which else ''}is solved yet.")
+    elif restore:
+        put = lambda notebooks, work: list(restoring.restore(notebooks, work, which, _yes))
+        for line in _in(work, put)[1] or ["Nothing to put back: no source was kept."]:
+            say(line)
+    else:
+        for each in found:
+            say(f"# {each.id}, correct on {each.day}{'' if each.source else '; the code was not kept'}")
+            say(each.source + "\n" * bool(each.source))
 
 
 @app.command()
 def check(notebook: Path) -> None:
     """Run a notebook and list what its checks say."""
+    from mechlab_course.answers import solved
     from mechlab_course.build.execute import in_one_sentence
 
-    failed = False
+    failed, days = False, {each.id: each.day for each in solved()}
     try:
         for line, correct in _outcomes(notebook):
             failed |= not correct
             say(line)
+            id = line.split(":")[0].removeprefix("Exercise ")
+            if not correct and id in days:
+                has = "does not have the answer" if "not attempted" in line else "has another answer"
+                say(f"  ({id} was solved on {days[id]}; this file {has}. See `mechlab answers {id}`.)")
     except Exception as error:
         failed = True
         say(f"{notebook.name}: {in_one_sentence(error)}")
@@ -214,13 +272,40 @@ app.command()(teaching.grade)
 app.command()(site)
 
 
-def _in(work: Path, what: Callable) -> Any:
-    """Do something with the working copies; a folder that cannot be used is told of in one sentence."""
+def _in(asked: Path | None, what: Callable) -> tuple[Path, Any]:
+    """The folder of the working copies, and what comes of doing something with them; the folder is named.
+
+    One that cannot be used is told of in one sentence.
+    """
+    from mechlab_course.build import place
+
+    work, remark = place.work_folder(asked)
     try:
-        return what(_notebooks(), work)
+        done = what(_notebooks(), work)
     except OSError as error:
         say(f"{work} cannot be used: {error.filename or ''} {error.strerror}. Choose another with --work.")
         raise SystemExit(1) from None
+    say(f"Your copies of the notebooks: {work.resolve()}. {remark}".strip())
+    return work, done
+
+
+def _differing() -> list[str]:
+    """Where the saved notebooks do not hold what was solved, if there are any."""
+    from mechlab_course.build import place, restoring
+
+    work, _ = place.work_folder(None)
+    if not (work / "notebooks").is_dir():
+        return []
+    lines = list(restoring.differing(_notebooks(), work))
+    return [*lines, "`mechlab answers` prints what was solved, with --restore it puts it back."] * bool(lines)
+
+
+def _yes(question: str) -> bool:
+    """Ask; where nobody can answer, the answer is no."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        return False
 
 
 def _notebooks() -> Path:

@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import re
+import reprlib
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from mechlab_course import folders, progress
+from mechlab_course import answers, folders, progress
 
 CORRECT, NOT_YET, NOT_ATTEMPTED = "correct", "not yet", "not attempted"
 _CHECKERS: dict[str, Callable] = {}
@@ -100,7 +101,7 @@ class Attempt:
         except BaseException as error:  # SystemExit too: a learner's exit() must not end the kernel
             if isinstance(error, NotImplementedError) and _is_the_stub(error):
                 raise NotAttempted from error
-            raise NotYet(_explain(error, self.function)) from error
+            raise NotYet(_explain(error, self.function, given)) from error
         for before, after in zip(args, given, strict=True):
             if (
                 type(before) is list
@@ -159,13 +160,16 @@ def check(function: Callable, *positional: Any, **given: Any) -> Outcome:
     with redirect_stdout(io.StringIO()) as printed:  # a check may call the function thousands of times
         outcome = run_checker(str(id), function, positional, given)
     _show_some(printed.getvalue().splitlines())
-    return concluded(outcome)
+    return concluded(outcome, **(answers.to_keep(str(id), function) if outcome.status == CORRECT else {}))
 
 
-def concluded(outcome: Outcome, recorded: bool = True) -> Outcome:
-    """Note an outcome in the progress file, and, where checks are strict, raise for any but a correct one."""
+def concluded(outcome: Outcome, recorded: bool = True, **kept: str) -> Outcome:
+    """Note an outcome in the progress file, and, where checks are strict, raise for any but a correct one.
+
+    kept: what else the file says, such as the source of a correct answer.
+    """
     if recorded:
-        progress.record(outcome.id, outcome.status)
+        progress.record(outcome.id, outcome.status, **kept)
     if os.environ.get("MECHLAB_STRICT") == "1" and outcome.status != CORRECT:
         raise AssertionError(repr(outcome))
     return outcome
@@ -229,20 +233,51 @@ def _is_the_stub(error: NotImplementedError) -> bool:
     return line.startswith("raise") or not str(error)
 
 
-def _explain(error: BaseException, function: Callable) -> str:
-    """The learner's error with the line of their own code where it happened."""
+_MEANS = {  # part of Python's or torch's message -> what it mostly means
+    "with size 0|empty|no elements": "Something is empty on this input, and you take an entry of it.",
+    "must be of type `str`": "The tokenizer reads text. Make text of it: `str(...)`.",
+    "division by zero": "What you divide by is 0 on this input.",
+    "out of bounds|out of range in self|list index out of range": "An index is larger than the axis that it "
+    "counts on. Compare the order of your indices with the axes.",
+    "Dimension out of range|too many indices": "The tensor has fewer axes than you count.",
+    "size mismatch|cannot be multiplied|must match|match the (size|shape)|broadcast|is invalid for": "Two "
+    "shapes do not fit each other. Rows for columns, an axis too few, or another order?",
+    "unhashable": "A list cannot be a key: go through its entries one by one.",
+    "cannot access local|referenced before": "This name gets its value in a branch or a loop that did not "
+    "run on this input.",
+    "same dtype|scalar type": "Two tensors hold numbers of different types: `.float()` or `.to(x.dtype)`.",
+    "Boolean value of Tensor": "`if`, `and` and `or` ask one question; this tensor holds many. Compare entry "
+    "by entry: `&`, `|`, `torch.where`.",
+}
+
+
+def _explain(error: BaseException, function: Callable, given: list) -> str:
+    """The learner's error: what it means, the line of their own code, and the input on which it happened."""
     try:
         message = str(error)[:300]
     except Exception:  # an exception whose text cannot be made
         message = ""
-    text = f"Your function stopped with {type(error).__name__}: {message}"
+    text = [f"Your function stopped with {type(error).__name__}: {message}"]
     if "does not require grad" in message:
-        text += (
-            "\nChecks run without gradients. Where you need them, work inside `with torch.enable_grad():`."
-        )
+        text.append("Checks run without gradients. Where you need them: `with torch.enable_grad():`.")
+    text += [means for sign, means in _MEANS.items() if re.search(sign, message)][:1]
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
-    if not frames or not frames[-1].line or frames[-1].lineno < code.co_firstlineno:
-        return text
-    line = f"in line {frames[-1].lineno - code.co_firstlineno + 1} of the function"
-    return f"{text}\nIt happened {line}: `{frames[-1].line.strip()}`"
+    if code and frames and frames[-1].line and frames[-1].lineno >= code.co_firstlineno:
+        line = f"in line {frames[-1].lineno - code.co_firstlineno + 1} of the function"
+        text.append(f"It happened {line}: `{frames[-1].line.strip()}`")
+    names = code.co_varnames if code else ()
+    seen = [f"{name} = {_shown(value)}" for name, value in zip(names, given, strict=False) if _shown(value)]
+    if seen:
+        text.append(f"On this input: {', '.join(seen)}"[:400])
+    return "\n".join(text)
+
+
+def _shown(value: Any) -> str:
+    """A short value as it is, a tensor by its shape; "" for models, functions and generators."""
+    if isinstance(value, torch.Tensor) and (value.ndim > 1 or value.numel() > 8):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, torch.Tensor):
+        value = [round(x, 3) if type(x) is float else x for x in value.flatten().tolist()]
+    plain = isinstance(value, (int, float, str, list, tuple, dict))
+    return reprlib.repr(value) if plain else ""

@@ -1,13 +1,10 @@
-"""Which exercises are solved, notebook by notebook: the table of notebook 00 and of `mechlab progress`."""
+"""What is solved, answered and predicted, notebook by notebook: for notebook 00 and `mechlab progress`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mechlab_course.exercises import all_ids
 from mechlab_course.progress import best, entries
-
-if TYPE_CHECKING:
-    import ipywidgets
+from mechlab_course.questions import Form, Quiz, declared
 
 TITLES = {
     "00": "Start here",
@@ -33,52 +30,88 @@ TITLES = {
 }
 
 
+COLUMNS = ("exercises", "questions", "predictions")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One notebook: of each column how many are done, and how many there are."""
+
+    number: str
+    title: str
+    done: tuple[int, ...]
+    all: tuple[int, ...]
+    begun: bool
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to solve; a prediction is no longer one when the answer is known."""
+        return self.done[:2] == self.all[:2]
+
+    @property
+    def cells(self) -> list[str]:
+        return [f"{done} of {all}" if all else "" for done, all in zip(self.done, self.all, strict=True)]
+
+
 @dataclass(frozen=True)
 class Table:
-    """Exercises done, notebook by notebook."""
+    """What is done, notebook by notebook, and what comes next."""
 
-    rows: list[tuple[str, str, int, int]]  # number, title, done, all
+    rows: list[Row]
+    last: str = ""  # the notebook that the last answer belongs to
 
     def __repr__(self) -> str:
-        lines = [f"{number}  {title:<28} {done} of {total}" for number, title, done, total in self.rows]
-        return "\n".join(["Exercises solved", *lines, self.next_step()])
+        width = max(len(row.title) for row in self.rows)
+        lines = [
+            f"{number:<2}  {title:<{width}}" + "".join(f"{cell:>13}" for cell in cells)
+            for number, title, cells in [
+                ("", "", COLUMNS),
+                *((r.number, r.title, r.cells) for r in self.rows),
+            ]
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), self.next_step()])
 
-    def to_html(self) -> str:
-        bar = '<progress value="{}" max="{}" aria-label="{}: {} of {}"></progress>'
+    def _repr_html_(self) -> str:
+        left = 'style="text-align:left"'
+        bar = '<progress value="{}" max="{}" aria-label="{}: {} exercises"></progress>'
         body = "".join(
-            f'<tr><td>{number}</td><td style="text-align:left">{title}</td><td>{done} of {total}</td>'
-            f"<td>{bar.format(done, total, title, done, total)}</td></tr>"
-            for number, title, done, total in self.rows
+            f"<tr><td>{row.number}</td><td {left}>{row.title}</td>"
+            + "".join(f"<td>{cell}</td>" for cell in row.cells)
+            + f"<td>{bar.format(row.done[0], row.all[0], row.title, row.cells[0])}</td></tr>"
+            for row in self.rows
         )
-        head = '<tr><th></th><th style="text-align:left">notebook</th><th>solved</th><th></th></tr>'
+        names = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        head = f"<tr><th></th><th {left}>notebook</th>{names}<th></th></tr>"
         return f"<table>{head}{body}</table><p>{self.next_step()}</p>"
 
-    _repr_html_ = to_html
-
     def next_step(self) -> str:
-        for number, title, done, total in self.rows:
-            if done < total:
-                return f"Next: notebook {number}, {title.lower()}."
-        return "Everything solved."
+        """The notebook to open: the one worked on last, or the next one after it that is not finished."""
+        left = [row for row in self.rows if not row.finished]
+        if not left:
+            return "Everything solved."
+        row = next((row for row in left if row.number >= self.last), left[0])
+        begun = [each.number for each in left if each.begun and each is not row]
+        besides = f" Begun and not finished: {', '.join(begun)}." if begun else ""
+        return f"Next: {'go on with ' * row.begun}notebook {row.number}, {row.title}.{besides}"
 
 
 def table() -> Table:
     """Progress over all notebooks that have exercises."""
-    reached = best(entries())
+    recorded = entries()
+    reached, exercises = best(recorded), all_ids()
     rows = []
-    for number in sorted({id.partition(".")[0] for id in all_ids()}):
-        ids = [id for id in all_ids() if id.startswith(number + ".")]
-        done = sum(reached.get(id) == "correct" for id in ids)
-        rows.append((number, TITLES.get(number, ""), done, len(ids)))
-    return Table(rows)
+    for number in sorted({id.partition(".")[0] for id in exercises}):
+        own = [id for id in exercises if id.startswith(number + ".")]
+        kinds = (own, list(declared(number, Quiz)), list(declared(number, Form)))
+        wanted = ("correct", "correct", "predicted")
+        done = tuple(
+            sum(reached.get(id) == status for id in ids) for ids, status in zip(kinds, wanted, strict=True)
+        )
+        begun = any(reached.get(id, "not attempted") != "not attempted" for ids in kinds for id in ids)
+        rows.append(Row(number, TITLES.get(number, ""), done, tuple(map(len, kinds)), begun))
+    answers = [each for each in recorded if each["status"] != "not attempted"]
+    answers.sort(key=lambda each: str(each.get("time", "")))  # those of another machine were added below
+    return Table(rows, answers[-1]["id"].partition(".")[0] if answers else "")
 
 
-def progress_table() -> "ipywidgets.VBox":
-    """The learner's progress, with a button that reads it again."""
-    import ipywidgets as w
-
-    button, shown = w.Button(description="Refresh", tooltip="Read the progress file again"), w.HTML()
-    update = lambda _=None: setattr(shown, "value", table().to_html())
-    button.on_click(update)
-    update()
-    return w.VBox([button, shown])
+progress_table = table  # its name in notebooks: run the cell again to see it anew

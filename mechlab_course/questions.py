@@ -1,5 +1,7 @@
 """Quizzes, predictions, and the numbers that the text claims."""
 
+import math
+import reprlib
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -19,21 +21,74 @@ class Quiz:
     why: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a prediction looks like: one of some choices, or so many numbers within limits."""
+
+    choices: tuple[str, ...] = ()
+    lowest: float = -math.inf
+    highest: float = math.inf
+    whole: bool = False
+    count: int = 1
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(repr(choice) for choice in self.choices)}"
+        what = "whole number" if self.whole else "number"
+        what = f"a {what}" if self.count == 1 else f"a list of {self.count} {what}s"
+        return f"{what} from {self.lowest:g} to {self.highest:g}"
+
+    def noted(self, guess: Any) -> Any:
+        """The guess as it is noted; None if it has another form."""
+        if self.choices:
+            said = str(guess).strip().lower()
+            same = [choice for choice in self.choices if choice.lower() == said]
+            like = [choice for choice in self.choices if len(said) > 1 and said in choice.lower()]
+            return next(iter(same or (like if len(like) == 1 else [])), None)
+        values = [guess] if self.count == 1 else guess if isinstance(guess, (list, tuple)) else []
+        return guess if len(values) == self.count and all(map(self._holds, values)) else None
+
+    def _holds(self, value: Any) -> bool:
+        try:
+            number = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+        except Exception:  # whatever it is, it is no number
+            return False
+        within = self.lowest <= number <= self.highest and not isinstance(value, bool)
+        return within and (number.is_integer() or not self.whole)
+
+
 def find_quiz(id: str) -> Quiz:
     """The question of this number; a `KeyError` if there is none."""
-    return _quizzes(id.partition(".")[0])[id]
+    return declared(id.partition(".")[0], Quiz)[id]
+
+
+def declared(number: str, kind: type) -> dict[str, Any]:
+    """The questions (`Quiz`) or the predictions (`Form`) of a notebook, by their ids."""
+    return {id: each for id, each in _declared(number).items() if isinstance(each, kind)}
 
 
 @cache
-def _quizzes(number: str) -> dict[str, Quiz]:
-    """Those of a notebook's `quizzes.toml`."""
-    found = {}
+def _declared(number: str) -> dict[str, Quiz | Form]:
+    """All that a notebook's `quizzes.toml` says."""
+    found: dict[str, Quiz | Form] = {}
     for folder in folders.folders():
         if folder.name[:2] == number and (path := folder / "quizzes.toml").is_file():
             for id, said in tomllib.loads(path.read_text(encoding="utf-8")).items():
-                why = {letter: " ".join(text.split()) for letter, text in said.items() if letter != "right"}
-                found[id] = Quiz(said["right"], why)
+                if "right" in said:
+                    right = said.pop("right")
+                    found[id] = Quiz(right, {letter: " ".join(text.split()) for letter, text in said.items()})
+                else:
+                    limits = {"lowest": said.pop("from", -math.inf), "highest": said.pop("to", math.inf)}
+                    found[id] = Form(tuple(said.pop("choices", ())), **limits, **said)
     return found
+
+
+def _unknown(id: Any, what: str, kind: type) -> str:
+    """What is said of an id that no question or prediction has."""
+    number = str(id).partition(".")[0]
+    known = ", ".join(declared(number, kind))
+    there = f"Those of notebook {number}: {known}." if known else "An id looks like 12.a or 12.p."
+    return f"There is no {what} {id!r}. {there}"
 
 
 def quiz(id: str, answer: Any = ...) -> Outcome:
@@ -41,21 +96,20 @@ def quiz(id: str, answer: Any = ...) -> Outcome:
 
     Every choice, right or wrong, is explained.
     """
-    question = find_quiz(id)
+    try:
+        question = find_quiz(str(id))
+    except KeyError:
+        unknown = _unknown(id, "question", Quiz)
+        return concluded(Outcome(str(id), NOT_YET, unknown, "Question"), recorded=False)
     letters = ", ".join(question.why)
     letter = str(answer).strip().lower()
     if answer is ...:
-        outcome = Outcome(
-            id, NOT_ATTEMPTED, f"Write one of {letters} in place of the three dots.", "Question"
-        )
+        status, said = NOT_ATTEMPTED, f"Write one of {letters} in place of the three dots."
     elif letter not in question.why:
-        outcome = Outcome(
-            id, NOT_YET, f"There is no choice {answer!r}; the choices are {letters}.", "Question"
-        )
+        status, said = NOT_YET, f"There is no choice {answer!r}; the choices are {letters}."
     else:
-        status = CORRECT if letter == question.right else NOT_YET
-        outcome = Outcome(id, status, question.why[letter], "Question")
-    return concluded(outcome)
+        status, said = CORRECT if letter == question.right else NOT_YET, question.why[letter]
+    return concluded(Outcome(str(id), status, said, "Question"))
 
 
 class Note:
@@ -73,11 +127,17 @@ class Note:
 
 def predict(id: str, guess: Any = ...) -> Note:
     """Note what you expect before you measure it. There is no wrong prediction, only a surprise."""
+    form = declared(str(id).partition(".")[0], Form).get(str(id))
+    if form is None:
+        return Note(_unknown(id, "prediction", Form))
     if guess is ...:
-        return Note("No prediction yet: write it in place of the three dots, then run the cell again.")
-    _PREDICTIONS[str(id)] = guess
-    progress.record(str(id), "predicted", guess=str(guess))
-    return Note(f"Noted: {guess}")
+        return Note(f"No prediction yet: write {form} in place of the three dots, then run the cell again.")
+    noted = form.noted(guess)
+    if noted is None:
+        return Note(f"Not noted: {reprlib.repr(guess)}. Write {form}, then run the cell again.")
+    _PREDICTIONS[str(id)] = noted
+    progress.record(str(id), "predicted", guess=str(noted))
+    return Note(f"Noted: {noted}")
 
 
 def reveal(id: str, measured: Any) -> Note:

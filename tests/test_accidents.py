@@ -1,22 +1,32 @@
 """What happens to a learner's work by accident: merged cells, broken files, restarts, other terminals."""
 
 import ast
+import errno
+import http.server
 import io
 import json
+import linecache
 import os
+import random
+import re
+import shutil
 import subprocess
 import sys
+import threading
 import unicodedata
 import warnings
 import zipfile
+from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_client.kernelspec import NoSuchKernel
+from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError
 from typer.testing import CliRunner
 
-from mechlab_course import cli, predict, progress, questions, reveal
+from mechlab_course import check, cli, exercise, predict, progress, questions, restarted, reveal
+from mechlab_course.answers import solved
 from mechlab_course.build import notebooks as build
 from mechlab_course.build import workspace
 from mechlab_course.build.execute import in_one_sentence
@@ -33,6 +43,7 @@ ROOT = build.ROOT
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))  # no JupyterLab but the tests' own
     monkeypatch.setattr(questions, "_PREDICTIONS", {})
 
 
@@ -383,16 +394,33 @@ def test_a_notebook_that_was_renamed_or_copied_stays_and_can_be_brought_up_to_da
     (copies / "02_y-Copy1.ipynb").write_bytes((copies / "02_y.ipynb").read_bytes())
     for name in ("01_x", "02_y"):
         put(released / f"{name}.ipynb", named(NEW, name))
-    assert refresh(released, work) == {"01_x.ipynb": "new", "02_y.ipynb": "followed"}
-    lines = update(released, work)
-    assert [line.partition(":")[0] for line in lines] == ["02_y-Copy1.ipynb", "my notebook.ipynb"]
-    assert "a copy of 01_x.ipynb under another name" in lines[1] and "Give it that name" in lines[1]
-    assert (copies / "my notebook.ipynb").read_text(encoding="utf-8") == theirs
-    (copies / "my notebook.ipynb").replace(copies / "01_x.ipynb")
-    lines = [line for line in update(released, work) if line.startswith("01_x")]
-    assert "updated, 1 of your cells kept" in lines[0]  # not those of the old course
-    texts = [c["source"] for c in json.loads((copies / "01_x.ipynb").read_text())["cells"]]
+    assert refresh(released, work) == {"01_x.ipynb": "changed by you", "02_y.ipynb": "followed"}
+    assert not (copies / "01_x.ipynb").exists()  # no blank one beside theirs
+    copied, renamed = workspace.remarks(released, work)
+    assert "02_y-Copy1.ipynb: left alone, a copy of 02_y.ipynb under another name" in copied
+    assert "my notebook.ipynb is your copy of 01_x.ipynb under another name" in renamed
+    (line,) = update(released, work)
+    assert line.startswith("my notebook.ipynb: updated, 1 of your cells kept")  # not those of the old course
+    texts = [c["source"] for c in json.loads((copies / "my notebook.ipynb").read_text())["cells"]]
     assert done(1) in texts and "# Title" not in texts and "# Another title" in texts
+    assert update(released, work) == []
+
+
+def test_two_copies_under_other_names_are_both_left_alone_and_said(course):
+    released, work, copies = course
+    theirs = named(mine(("a", [cell(done(1), "a")])), "01_x")
+    (copies / "01_x.ipynb").unlink()
+    for name in ("first", "second"):
+        put(copies / f"{name}.ipynb", theirs)
+    put(copies / "no mark.ipynb", theirs | {"metadata": {}})  # of the front ends that throw it away
+    put(copies / "own.ipynb", notebook(cell("1 + 1", "z")))
+    assert refresh(released, work)["01_x.ipynb"] == "new"
+    said = [
+        line.partition(".ipynb: left alone, a copy of 01_x.ipynb")[0]
+        for line in workspace.remarks(*course[:2])
+    ]
+    assert said == ["first", "no mark", "second"]
+    assert all(json.loads((copies / f"{name}.ipynb").read_text()) == theirs for name in ("first", "second"))
 
 
 def test_two_updates_in_a_second_keep_two_backups(course):
@@ -481,13 +509,13 @@ def elsewhere(code, home):
 
 
 def test_a_prediction_outlives_the_kernel(tmp_path):
-    elsewhere("from mechlab_course import predict; predict('12.p', 41); predict('12.p', 42)", tmp_path / "h")
+    elsewhere("from mechlab_course import predict; predict('12.p', 4); predict('12.p', 2)", tmp_path / "h")
     ask = "from mechlab.course import reveal; print(reveal('12.p', 40), reveal('12.q', 1))"
     said = elsewhere(ask, tmp_path / "h")
-    assert said == "You predicted: 42. Measured: 40. Measured: 1. (You noted no prediction.)"
+    assert said == "You predicted: 2. Measured: 40. Measured: 1. (You noted no prediction.)"
 
 
-@pytest.mark.parametrize("guess", [None, 0, "", "größer 0", [1, 2], 0.25])
+@pytest.mark.parametrize("guess", [0, -1, 0.25, "0.25"])
 def test_every_guess_is_found_again(guess, monkeypatch):
     predict("12.p", guess)
     assert repr(reveal("12.p", 3)) == f"You predicted: {guess}. Measured: 3."
@@ -505,9 +533,9 @@ def test_the_newest_prediction_counts_and_damage_costs_a_line(tmp_path, monkeypa
         file.write('[]\n{"id": "12.p", "status": "predicted"}\n{"id": "12.q", "sta')  # the machine went off
     monkeypatch.setattr(questions, "_PREDICTIONS", {})
     assert repr(reveal("12.p", 3)) == "You predicted: 1. Measured: 3."
-    predict("12.r", 5)  # on a line of its own, not at the end of what was cut off
+    predict("12.q", 5)  # on a line of its own, not at the end of what was cut off
     monkeypatch.setattr(questions, "_PREDICTIONS", {})
-    assert repr(reveal("12.r", 3)) == "You predicted: 5. Measured: 3."
+    assert repr(reveal("12.q", 3)) == "You predicted: 5. Measured: 3."
 
 
 def test_a_home_with_a_tilde_is_the_users(monkeypatch, tmp_path):
@@ -636,6 +664,497 @@ def test_commands_speak_on_a_terminal_that_knows_ascii_only(course, tmp_path):
         (released / "03_ü.ipynb").write_text(text.replace("0", change), encoding="utf-8")
     said = done.stdout.decode()
     assert "03_" in said and "updated" in said
+
+
+# --- deleted, open, unwritable ---
+
+
+def texts_of(path):
+    return [workspace.text_of(c) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+
+
+def test_a_deleted_exercise_is_missed_and_comes_back(course):
+    released, work, copies = course
+    own = cell("mine = 1", "n")
+    put(copies / "01_x.ipynb", named(mine(("a", []), ("b", [cell(done(2), "b"), own])), "01_x"))
+    assert refresh(released, work)["01_x.ipynb"] == "same" and update(released, work) == []
+    (line,) = workspace.remarks(released, work)
+    assert line.startswith("01_x.ipynb: exercise 01.1 is missing. `mechlab update --restore 01`")
+    (line,) = update(released, work, restore="01")
+    assert "updated, 2 of your cells kept; the old file is backup" in line
+    texts = texts_of(copies / "01_x.ipynb")
+    assert task(1) in texts and done(2) in texts and "mine = 1" in texts and task(2) not in texts
+    assert list(workspace.remarks(released, work)) == []
+
+
+def test_an_exercise_that_is_half_written_or_in_another_cell_is_not_missing(course):
+    released, work, copies = course
+    half = cell('@exercise("01.1")\ndef f1():\n    return (1', "a")
+    put(copies / "01_x.ipynb", named(mine(("a", [half]), ("b", []), ("x", [cell(done(2), "x")])), "01_x"))
+    assert list(workspace.remarks(released, work)) == []
+    as_text = cell(task(1), "a", "markdown")
+    put(copies / "01_x.ipynb", named(mine(("a", [as_text]), ("b", [])), "01_x"))
+    (line,) = workspace.remarks(released, work)
+    assert "exercise 01.1 and exercise 01.2 are missing" in line
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """What JupyterLab says of the notebooks that have a kernel."""
+
+    def do_GET(self):
+        self.send_response(200 if "token=secret" in self.path else 403)
+        self.end_headers()
+        self.wfile.write(json.dumps([{"path": "notebooks/01_x.ipynb"}]).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def jupyter(course, tmp_path):
+    """01_x.ipynb is open, and files of servers that are gone lie about."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "runtime").mkdir()
+    about = {"url": f"http://127.0.0.1:{server.server_port}/", "token": "secret", "root_dir": str(course[1])}
+    others = {
+        "1": "{",
+        "2": "[]",
+        "3": json.dumps(about | {"url": "http://127.0.0.1:1/"}),
+        "9": json.dumps(about),
+    }
+    others["4"] = json.dumps(about | {"token": "wrong"})
+    for number, text in others.items():
+        (tmp_path / "runtime" / f"jpserver-{number}.json").write_text(text, encoding="utf-8")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_notebook_that_is_open_in_jupyterlab_is_left_alone(course, jupyter, edited):
+    released, work, copies = course
+    if edited:
+        put(copies / "01_x.ipynb", named(mine(("a", [cell(done(1), "a")])), "01_x"))
+    for name in ("01_x", "02_y"):
+        put(released / f"{name}.ipynb", named(NEW, name))
+    before = (copies / "01_x.ipynb").read_bytes()
+    lines = update(released, work)
+    assert "01_x.ipynb: left alone, it is open in JupyterLab. There: File > Close and Shut Down" in lines[0]
+    assert "02_y.ipynb: brought up to date" in lines[1]
+    assert (copies / "01_x.ipynb").read_bytes() == before
+
+
+def failing(monkeypatch, error=errno.ENOSPC, only=""):
+    """Every write of bytes is cut off half-way: the disk is full."""
+    whole = Path.write_bytes
+
+    def write(path, data):
+        if only in path.name:
+            whole(path, data[: len(data) // 2])
+            raise OSError(error, os.strerror(error), str(path))
+        return whole(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+
+
+@pytest.mark.parametrize("only", ["", "01_x-", ".01_x.ipynb.new"], ids=["any", "the backup", "the copy"])
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_full_disk_leaves_every_copy_as_it_was(course, monkeypatch, edited, only):
+    released, work, copies = course
+    if edited:
+        put(copies / "01_x.ipynb", named(mine(("a", [cell(done(1), "a")])), "01_x"))
+    before = (copies / "01_x.ipynb").read_bytes()
+    put(released / "01_x.ipynb", named(NEW, "01_x"))
+    with monkeypatch.context() as patch:
+        failing(patch, only=only)
+        line = next((line for line in update(released, work) if line.startswith("01_x")), "")
+    if edited or only != "01_x-":
+        assert "left alone" in line and (copies / "01_x.ipynb").read_bytes() == before
+    assert not [path for path in work.rglob("*") if path.name.endswith(".new")]
+    update(released, work)
+    texts = texts_of(copies / "01_x.ipynb")
+    assert "# Another title" in texts and (done(1) in texts) == edited
+
+
+def test_a_read_only_copy_stays_as_it_is(course):
+    released, work, copies = course
+    put(copies / "01_x.ipynb", named(mine(("a", [cell(done(1), "a")])), "01_x"))
+    for name in ("01_x", "02_y"):
+        (copies / f"{name}.ipynb").chmod(0o444)
+        put(released / f"{name}.ipynb", named(NEW, name))
+    before = {path.name: path.read_bytes() for path in copies.iterdir()}
+    lines = update(released, work)
+    assert "01_x.ipynb: left alone, it could not be written (it is read-only)" in lines[0]
+    assert "02_y.ipynb: left alone" in lines[1]
+    assert {path.name: path.read_bytes() for path in copies.iterdir()} == before
+
+
+def test_a_link_is_followed_and_stays_a_link(course, tmp_path):
+    released, work, copies = course
+    elsewhere = tmp_path / "drive"
+    copies.rename(elsewhere)
+    copies.symlink_to(elsewhere)
+    put(elsewhere / "real.txt", named(mine(("a", [cell(done(1), "a")])), "01_x"))
+    (elsewhere / "01_x.ipynb").unlink()
+    (elsewhere / "01_x.ipynb").symlink_to(elsewhere / "real.txt")
+    put(released / "01_x.ipynb", named(NEW, "01_x"))
+    assert "updated" in update(released, work)[0]
+    assert copies.is_symlink() and (elsewhere / "01_x.ipynb").is_symlink()
+    assert done(1) in texts_of(elsewhere / "real.txt")
+
+
+def test_learners_get_no_pages_for_authors(course):
+    released, work, _ = course
+    for name in ("contributing.md", "teaching.md", "make_picture.py"):
+        (released.parent / "docs" / name).write_text("for others", encoding="utf-8")
+    refresh(released, work)
+    assert sorted(path.name for path in (work / "docs").iterdir()) == ["glossary.md", "more"]
+
+
+def anything(chance, cells, n):
+    """The cells after one thing that a learner may do to them."""
+    at, wrote = chance.randrange(len(cells)), f"# by me, {n}"
+    here = cells[at]
+    answer = cell(f"{done(chance.choice([1, 2]), n)}  {wrote}", f"n{n}")
+    changes = {
+        "add": [here, cell(wrote, f"n{n}")],
+        "edit": [here | {"source": f"{workspace.text_of(here)}\n{wrote}"}],
+        "answer": [answer],
+        "answer below": [here, answer],
+        "delete": [],
+        "twice": [here, here],
+        "windows": [here | {"source": workspace.text_of(here).replace("\n", "\r\n")}],
+        "text": [cell(workspace.text_of(here), here["id"], "markdown")],
+        "merge": [
+            here | {"source": f"{workspace.text_of(here)}\n\n{workspace.text_of(cells[at - 1])}\n{wrote}"}
+        ],
+    }
+    return [*cells[:at], *chance.choice([*changes.values()]), *cells[at + 1 :]] or [here]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_done_to_a_copy_no_command_loses_what_was_written(course, seed):
+    """Edits, renaming, copies, new courses and every command in any order: each text is in a copy or a backup."""
+    released, work, copies = course
+    chance, course_now = random.Random(seed), BASE
+    for n in range(25):
+        one, do = chance.choice(sorted(copies.glob("*.ipynb"))), chance.randrange(8)
+        if do < 4:
+            cells = anything(chance, json.loads(one.read_text(encoding="utf-8"))["cells"], n)
+            put(one, named(notebook(*cells), "01_x" if chance.random() < 0.9 else "?"))
+        elif do == 4:
+            to = copies / chance.choice(["01_x.ipynb", "02_y.ipynb", "mine.ipynb", "a copy.ipynb"])
+            if not to.exists():
+                chance.choice([one.rename, lambda to, one=one: shutil.copyfile(one, to)])(to)
+        elif do == 5:
+            course_now = NEW if course_now is BASE else BASE
+            for name in ("01_x", "02_y"):
+                put(released / f"{name}.ipynb", named(course_now, name))
+        else:
+            before = written(work)
+            update(released, work, chance.choice(["", "01", "02"])) if do == 6 else refresh(released, work)
+            assert before <= written(work), f"step {n}"
+        list(workspace.remarks(released, work))
+
+
+def written(work):
+    """What the learner has written, in the copies and in the backups."""
+    files = [*(work / "notebooks").glob("*.ipynb"), *(work / "backup").glob("*")]
+    return {mark for path in files for mark in re.findall(r"# by me, \d+", path.read_text(encoding="utf-8"))}
+
+
+# --- the folder of last time ---
+
+
+@pytest.fixture
+def at_home(released, monkeypatch, tmp_path):
+    """A learner in an empty folder; JupyterLab only notes what it is started with."""
+    started = []
+
+    def start(_, command):
+        started.append(command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli, "pull", lambda *_: None)
+    monkeypatch.setattr(cli.os, "execv", start)
+    monkeypatch.setattr(cli.subprocess, "run", lambda command: start("", command))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    return tmp_path, started
+
+
+def opened(started):
+    return next(each for each in started[-1] if "root_dir" in each).partition("=")[2]
+
+
+def test_lab_opens_the_folder_of_last_time_from_anywhere_and_names_it(at_home, monkeypatch):
+    folder, started = at_home
+    said = run(app, ["lab", "--no-browser"]).stdout
+    assert opened(started) == str(folder / "a" / "work") and f"Your copies of the notebooks: {folder}" in said
+    monkeypatch.chdir(folder / "b")
+    said = run(app, ["lab", "--no-browser"]).stdout
+    assert (
+        opened(started) == str(folder / "a" / "work") and "the one of last time. For another: --work" in said
+    )
+    assert not (folder / "b" / "work").exists()
+    assert str(folder / "a" / "work") in run(app, ["update"]).stdout
+    run(app, ["lab", "--no-browser", "--work", "other"])
+    assert opened(started) == str(folder / "b" / "other")
+    monkeypatch.chdir(folder / "a")  # its own copies count before those of last time
+    said = run(app, ["lab", "--no-browser"]).stdout
+    assert (
+        opened(started) == str(folder / "a" / "work")
+        and f"Last time it was {folder / 'b' / 'other'}." in said
+    )
+
+
+def test_lab_opens_the_first_notebook_also_under_another_name(at_home, course):
+    put(course[0] / "00_start_here.ipynb", named(BASE, "00_start_here"))
+    run(app, ["lab", "--no-browser"])
+    copies = at_home[0] / "a" / "work" / "notebooks"
+    (copies / "00_start_here.ipynb").rename(copies / "my 00.ipynb")
+    assert "my 00.ipynb is your copy of 00_start_here.ipynb" in run(app, ["lab", "--no-browser"]).stdout
+    assert "--LabApp.default_url=/lab/tree/notebooks/my%2000.ipynb" in at_home[1][-1]
+
+
+def test_a_work_folder_that_was_moved_is_asked_for(at_home):
+    folder, started = at_home
+    run(app, ["lab", "--no-browser"])
+    (folder / "a" / "work").rename(folder / "a" / "moved")
+    (folder / "a" / "work").mkdir()
+    run(app, ["lab", "--no-browser", "--work", str(folder / "b" / "w")])
+    (folder / "b" / "w").rename(folder / "b" / "v")
+    said = run(app, ["update"]).stdout
+    assert f"Your copies were in {folder / 'b' / 'w'} last time, and are not there now." in said
+    assert "--work FOLDER" in said and "`mechlab answers`" in said
+    run(app, ["lab", "--no-browser", "--work", str(folder / "b" / "v")])
+    assert opened(started) == str(folder / "b" / "v")
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff\xfe", b"\x00\n", b"nowhere\n"])
+def test_a_damaged_note_of_the_folder_costs_nothing(at_home, note, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "work_folder.txt").write_bytes(note)
+    assert run(app, ["lab", "--no-browser"]).exit_code == 0
+    assert opened(at_home[1]) == str(at_home[0] / "a" / "work")
+
+
+def test_a_home_that_cannot_be_written_to_stops_nothing(at_home, monkeypatch):
+    (at_home[0] / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("MECHLAB_HOME", str(at_home[0] / "file" / "home"))
+    assert run(app, ["lab", "--no-browser"]).exit_code == 0 and len(at_home[1]) == 1
+
+
+# --- correct answers are kept ---
+
+STUB = '@exercise("00.1")\ndef f(logits, answer, rival):\n    raise NotImplementedError'
+RIGHT = '@exercise("00.1")\ndef f(logits, answer, rival):\n    return logits[-1, answer] - logits[-1, rival]'
+WRONG = RIGHT.replace("-1", "0")
+
+
+def in_cell(code, name="/tmp/ipykernel_1/2.py"):
+    """Run code as the kernel does: its lines can be read, and no file of this name is there."""
+    name = name.replace("2", str(abs(hash(code))))
+    linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+    names = {"exercise": exercise}
+    exec(compile(code, name, "exec"), names)
+    return check(names["f"])
+
+
+def kept(id="00.1"):
+    return [each.source for each in solved(id)]
+
+
+def test_each_different_correct_answer_is_kept_once_with_its_whole_cell():
+    other = "import torch\n\ndef last(x):\n    return x[-1]\n\n" + RIGHT.replace(
+        "logits[-1, answer]", "last(logits)[answer]"
+    )
+    for code in (WRONG, RIGHT, RIGHT, other, RIGHT, WRONG, STUB):
+        in_cell(code)
+    noted = progress.path().read_text(encoding="utf-8")
+    assert kept() == [RIGHT, other] and (noted.count('"correct"'), noted.count('"source"')) == (4, 2)
+    with progress.path().open("a", encoding="utf-8") as file:
+        file.write('{"id": "00.1", "status": "correct", "source": 3, "time": 4}\n[]\n{"id": "00.1", "sou')
+    assert sorted(kept()) == sorted([RIGHT, other, "3"])
+
+
+def test_too_long_a_cell_is_not_kept_and_said_so():
+    in_cell(RIGHT + "\n# " + "x" * 20_000)
+    assert kept() == [""]
+    assert "# 00.1, correct on 20" in (said := run(app, ["answers", "00"]).stdout) and "was not kept" in said
+
+
+def test_of_a_function_in_a_file_the_function_is_kept():
+    @exercise("00.1")
+    def f(logits, answer, rival):
+        return logits[-1, answer] - logits[-1, rival]
+
+    assert check(f).status == "correct" and len(kept()) == 1 and "def f(" in kept()[0]
+
+
+@pytest.fixture
+def solved_00(at_home, course):
+    """Solved and never saved: the copy still holds the task."""
+    released, work, copies = course
+    put(
+        released / "00_start.ipynb",
+        named(notebook(cell("# T", "t", "markdown"), cell(STUB, "s")), "00_start"),
+    )
+    run(app, ["lab", "--no-browser", "--work", str(work)])
+    in_cell(WRONG)
+    in_cell(RIGHT)
+    return work, copies / "00_start.ipynb"
+
+
+def test_an_answer_lost_with_its_tab_is_said_printed_and_put_back(solved_00):
+    work, copy = solved_00
+    said = run(app, ["progress"]).stdout
+    assert "00.1: solved on 20" in said and "your saved file does not have the answer" in said
+    assert RIGHT in run(app, ["answers", "00.1"]).stdout and RIGHT in run(app, ["answers"]).stdout
+    assert "No exercise of 12 is solved yet." in run(app, ["answers", "12"]).stdout
+    said = run(app, ["answers", "00", "--restore"]).stdout
+    assert (
+        "00.1: put back into 00_start.ipynb, as it was correct on 20" in said
+        and "The old file is backup" in said
+    )
+    assert texts_of(copy) == ["# T", RIGHT]
+    assert "00.1: your copy holds it already." in run(app, ["answers", "--restore"]).stdout
+    assert "00.1" not in run(app, ["progress"]).stdout
+    assert len(list((work / "backup").iterdir())) == 1
+
+
+def test_another_answer_is_never_replaced_unasked(solved_00):
+    work, copy = solved_00
+    newer = notebook(cell("# T", "t", "markdown"), cell(WRONG, "s"))
+    put(copy, newer)
+    assert "00.1: solved on 20" in (said := run(app, ["progress"]).stdout) and "has another answer" in said
+    for typed in ("", "n\n"):
+        said = run(app, ["answers", "--restore"], input=typed).stdout
+        assert "your copy has another answer, and keeps it" in said and texts_of(copy)[1] == WRONG
+    run(app, ["answers", "--restore"], input="y\n")
+    assert texts_of(copy)[1] == RIGHT
+    (backup,) = (work / "backup").iterdir()
+    assert json.loads(backup.read_text()) == newer
+
+
+def test_line_ends_of_windows_and_blank_ones_are_no_other_answer(solved_00):
+    _, copy = solved_00
+    put(copy, notebook(cell(RIGHT.replace("\n", "\r\n") + "\r\n\r\n", "s")))
+    assert "00.1" not in run(app, ["progress"]).stdout
+
+
+def test_putting_back_says_what_is_missing_and_spares_what_cannot_be_written(solved_00, monkeypatch):
+    _, copy = solved_00
+    put(copy, notebook(cell("1", "s")))
+    assert (
+        "its cell is missing. First `mechlab update --restore 00`"
+        in run(app, ["answers", "--restore"]).stdout
+    )
+    run(app, ["update", "--restore", "00"])
+    before = copy.read_bytes()
+    with monkeypatch.context() as patch:
+        failing(patch)
+        said = run(app, ["answers", "--restore"]).stdout
+    assert "00_start.ipynb: left alone, it cannot be read or written" in said and copy.read_bytes() == before
+    monkeypatch.setattr("mechlab_course.build.copies.is_open", lambda _: True)
+    assert "left alone, it is open in JupyterLab" in run(app, ["answers", "--restore"]).stdout
+    assert copy.read_bytes() == before
+
+
+def test_check_says_what_was_solved_before(solved_00):
+    _, copy = solved_00
+    put(
+        copy,
+        notebook(
+            cell("from mechlab_course import check, exercise", "i"), cell(WRONG, "s"), cell("check(f)", "c")
+        ),
+    )
+    said = run(app, ["check", str(copy)]).stdout
+    assert "Exercise 00.1: not yet." in said
+    assert (
+        "(00.1 was solved on 20" in said
+        and "this file has another answer. See `mechlab answers 00.1`" in said
+    )
+
+
+def test_update_says_what_to_do_with_an_open_tab(released, monkeypatch):
+    notebooks, work, _ = released
+    assert "Overwrite" not in run(app, ["update", "--work", str(work)]).stdout
+    put(notebooks / "01_x.ipynb", named(NEW, "01_x"))
+    said = run(app, ["update", "--work", str(work)]).stdout
+    assert "Reload Notebook from Disk" in said and "Overwrite would undo the update" in said
+
+
+# --- after a restart ---
+
+TEXTS = [
+    "import mechlab as ml\nmodel = ml.load()",
+    "with a as b:\n    c = [x for x in b]",
+    "%time d = 1\nprint(c)",
+    "e = d",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "this", "where"),
+    [
+        ("model", TEXTS[2], "further up"),
+        ("ml", TEXTS[1], "further up"),
+        ("c", f"{TEXTS[2]}\n", "further up"),
+        ("b", TEXTS[3], "further up"),
+        ("x", TEXTS[3], ""),  # of a comprehension: no name of the notebook
+        ("e", TEXTS[2], ""),  # made further down
+        ("print", TEXTS[3], ""),
+        ("c", "changed(c), and not saved", "of this notebook"),
+    ],
+)
+def test_a_name_that_a_cell_above_makes_is_explained(name, this, where):
+    said = restarted.advice_for(name, this, [TEXTS])
+    assert bool(said) == bool(where)
+    if where:
+        assert f"`{name}` is made by a cell {where} that has not run" in said
+        assert "Run > Run All Above Selected Cell.\nYour answers and your progress stay." in said
+
+
+def test_where_the_file_is_not_known_the_cell_tells_the_notebook():
+    assert "`model` is made" in restarted.advice_for("model", TEXTS[1], [["other"], TEXTS])
+    assert restarted.advice_for("model", "nowhere", [["other"], TEXTS]) == ""
+
+
+@pytest.mark.parametrize("startup", [True, False], ids=["mechlab lab", "another front end"])
+def test_a_name_error_after_a_restart_says_what_to_do(tmp_path, monkeypatch, startup):
+    """A real kernel, at once after its start: with the hook of `mechlab lab`, or after the import of the course."""
+    cells = [
+        "from mechlab_course import check\nother_cache = 3",
+        "def f():\n    return other_cache + 1",
+        "nosuch",
+        "f()",
+    ]
+    put(tmp_path / "n.ipynb", notebook(*(cell(text, f"c{n}") for n, text in enumerate(cells))))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "n.ipynb"))
+    monkeypatch.delenv("PYTHONSTARTUP", raising=False)
+    if startup:
+        monkeypatch.setenv("PYTHONSTARTUP", cli.KERNELS["PYTHONSTARTUP"])
+    first = [] if startup else [cell("import mechlab_course", "i")]
+    ran = notebook(*first, *(cell(text, f"c{n}") for n, text in enumerate(cells[1:])), cell("dir()", "d"))
+    node = nbformat.from_dict(ran)
+    NotebookClient(node, kernel_name="python3", allow_errors=True, timeout=60).execute()
+    errors = [each for c in node.cells for each in c.outputs if each.output_type == "error"]
+    assert [each.evalue for each in errors] == [
+        "name 'nosuch' is not defined",
+        "name 'other_cache' is not defined",
+    ]
+    said = ["\n".join(each.traceback) for each in errors]
+    assert "restart" not in said[0] and "`other_cache` is made by a cell further up" in said[1]
+    assert "Run All Above Selected Cell" in said[1] and "Traceback" in said[1]
+    assert "restarted" not in node.cells[-1].outputs[0]["data"]["text/plain"]  # no name of ours is left
+
+
+def test_startup_is_silent_where_the_course_cannot_be_imported(tmp_path):
+    ran = subprocess.run([sys.executable, "-S", "-c", f"exec(open({cli.KERNELS['PYTHONSTARTUP']!r}).read())"], cwd=tmp_path, capture_output=True)  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
 
 
 # --- what came back ---

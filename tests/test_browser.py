@@ -22,6 +22,7 @@ import pytest
 
 from mechlab_course.build import execute
 from mechlab_course.build.execute import FLAGS
+from mechlab_course.build.folding import TITLE
 from tests.cells import needed
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
@@ -178,13 +179,13 @@ def test_a_slider_recomputes_on_the_model(page):
     explorer = cell(page, "patch_explorer")
     explorer.scroll_into_view_if_needed()
     output = explorer.locator(".jp-OutputArea")
-    assert "head 23.3 from the other prompt" in output.inner_text()
-    before = re.search(r"head 23\.3 from the other prompt\s+([+-][\d.]+)", output.inner_text())[1]
+    assert "first sentence, head 23.3 replaced" in output.inner_text()
+    before = re.search(r"head 23\.3 replaced\s+([+-][\d.]+)", output.inner_text())[1]
     handle = explorer.locator(".noUi-handle").nth(1)
     handle.focus()
     page.keyboard.press("ArrowRight")  # sliders work from the keyboard
     page.wait_for_timeout(2500)
-    after = re.search(r"head 23\.4 from the other prompt\s+([+-][\d.]+)", output.inner_text())[1]
+    after = re.search(r"head 23\.4 replaced\s+([+-][\d.]+)", output.inner_text())[1]
     assert float(before) < 0.5 < float(after)
     page.screenshot(path=SHOTS / "4-slider.png")
 
@@ -215,6 +216,31 @@ def test_a_hint_unfolds(page):
     assert "Take the last row" in hint.inner_text()
 
 
+def test_what_a_prediction_must_not_see_is_folded(page):
+    bars = page.locator(".jp-InputPlaceholder")
+    assert bars.count() == 4
+    assert {bar.strip() for bar in bars.all_inner_texts()} == {TITLE}
+    assert page.locator(".cm-line", has_text="claim(").count() == 0
+    bars.first.locator(".jp-Placeholder-content").click()
+    assert page.locator(".cm-line", has_text="claim(").count() > 0
+
+
+def fits(page, text: str) -> None:
+    """Controls and what they change are seen together on a laptop of 1366 by 768."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.wait_for_timeout(500)
+    found = (
+        cell(page, text)
+        .locator(".jp-OutputArea-child")
+        .filter(has=page.locator(".jupyter-widgets, [id^=attention-]"))
+    )
+    pane = page.locator(".jp-WindowedPanel-outer:visible").first.bounding_box()["height"]
+    assert found.first.bounding_box()["height"] <= pane <= 650, text
+    page.set_viewport_size(before)
+    page.wait_for_timeout(500)
+
+
 def slide(page, call: str, key: str = "ArrowRight") -> tuple[str, str]:
     """What the explorer of a cell says before and after one step of its first slider, by the keyboard."""
     found = cell(page, call)
@@ -227,6 +253,11 @@ def slide(page, call: str, key: str = "ArrowRight") -> tuple[str, str]:
     page.wait_for_timeout(2500)
     page.screenshot(path=SHOTS / f"8-{call.strip('(')}.png")
     return before, output.inner_text()
+
+
+def moves_the_temperature(page):
+    before, after = slide(page, "temperature_explorer(")
+    assert "all other tokens" in before and before != after
 
 
 def moves_the_lens(page):
@@ -280,10 +311,14 @@ def touches_the_circuit(page):
     head = box.locator("button", has_text="23.3").first
     head.focus()
     page.keyboard.press("Enter")
-    until(page, lambda: "23.3:" in box.locator("h3").first.inner_text() and "Attention of 23.3" in text())
+    until(page, lambda: "23.3:" in box.locator("h3").first.inner_text())
     until(page, lambda: "running" not in text() and "without 23.3" in text())
     intact = value("all in place")
     assert value("without 23.3") < intact - 1
+    box.get_by_text("Where it looks").click()
+    until(page, lambda: "Attention of 23.3" in text())
+    fits(page, "circuit_explorer(")
+    box.get_by_text("Without it").click()
     for name in ("23.0", "23.1"):
         head = box.locator("button", has_text=name).first
         head.click()
@@ -298,6 +333,7 @@ def touches_the_circuit(page):
 
 
 EXPLORERS = {
+    "02": ("temperature_explorer(", moves_the_temperature),
     "21": ("lens_explorer(", moves_the_lens),
     "23": ("pattern_explorer(", moves_the_pattern),
     "25": ("toy_explorer(", moves_the_toy),
@@ -352,6 +388,7 @@ def test_an_explorer_answers_in_the_browser(page, name):
     run_cells(page, notebook, builds_upon(name, call))
     drew(page, notebook, name, figures=0)
     explore(page)
+    fits(page, call)
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name[:2] not in EXPLORERS])
@@ -365,6 +402,182 @@ def test_the_other_notebooks_draw_their_first_picture(page, name):
         if notebook.locator(".js-plotly-plot").count():
             break
     drew(page, notebook, name, figures=1)
+
+
+LASTING = {
+    "load": "import time\nimport mechlab as ml\nfrom mechlab.waiting import waiting\nmodel = ml.load()\n"
+    "pair = ml.prompt_pair(model, 'When John and Mary met, John gave a drink to', "
+    "'When John and Mary met, Mary gave a drink to', ' Mary', ' John')",
+    "slider": "ml.widgets.patch_explorer(model, pair.clean, pair.corrupted, pair.metric, layer=23, head=3)",
+    "bar": "with waiting('counting', 4, delay=0) as done:\n    for _ in range(4):\n        time.sleep(0.6)\n"
+    "        done()\nprint('counted')",
+    "figure": "ml.Scores([1.0, -2.0], ('head',), 'effect (logits)', {'head': ['a', 'b']}).plot()",
+    "attention": "_, cache = model.run_with_cache(pair.clean)\nml.attention_view(cache['pattern', 23][0], "
+    "model.to_str_tokens(pair.clean[0]), [str(n) for n in range(9)])",
+    "circuit": "prompts = ml.ioi_prompts(model, 8)\nruns = ml.CircuitRuns(model, prompts, prompts.corrupted('abc'))\n"
+    "ml.circuit_explorer(runs, ml.ioi.found_circuit(), start=(23, 3))",
+}
+SMALL = {"width": 1366, "height": 768}  # of which a notebook gets 645 pixels in height
+
+
+def closed(page, file: Path) -> None:
+    """Save, leave the page, shut all kernels down: the next day."""
+    code = lambda: [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
+    page.keyboard.press("Escape")
+    deadline = time.monotonic() + 60
+    while not all(each["execution_count"] for each in code()):
+        assert time.monotonic() < deadline, "the notebook was not saved"
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(2000)
+    page.once("dialog", lambda dialog: dialog.accept())  # "Leave site?": drawing changes a notebook too
+    page.goto("about:blank")
+    for session in asked("sessions"):
+        asked(f"sessions/{session['id']}", "DELETE")
+
+
+def theme(name: str) -> None:
+    address = f"{HERE}/lab/api/settings/@jupyterlab/apputils-extension:themes?token=test"
+    content = json.dumps({"raw": json.dumps({"theme": f"JupyterLab {name}"})}).encode()
+    head = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(address, content, head, method="PUT"))
+
+
+def contrast(page, found) -> tuple[float, float]:
+    """Luminance of the paper of an element, and the contrast of the strongest ink on it."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    found.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    pixels = np.asarray(Image.open(io.BytesIO(found.screenshot())).convert("RGB")).reshape(-1, 3) / 255
+    linear = np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
+    light = linear @ [0.2126, 0.7152, 0.0722]
+    paper = float(np.median(light))
+    return paper, max((light.max() + 0.05) / (paper + 0.05), (paper + 0.05) / (light.min() + 0.05))
+
+
+@pytest.fixture(scope="module")
+def lasting(page, lab):
+    """A notebook with one of everything that moves, run, saved and left."""
+    cells = [{"cell_type": "markdown", "id": "top", "metadata": {}, "source": "# 99 What lasts"}]
+    cells += [
+        {
+            "cell_type": "code",
+            "id": id,
+            "metadata": {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for id, source in LASTING.items()
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    file = lab[0] / "work" / "notebooks" / "99_lasting.ipynb"
+    file.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    page.set_viewport_size(SMALL)
+    notebook = opened(page, file.stem)
+    run_cells(page, notebook, list(range(1, len(cells))))
+    yield file
+    page.set_viewport_size({"width": 1400, "height": 1000})
+
+
+def test_what_moves_fits_a_small_screen_and_is_no_error_on_the_next_day(page, lasting):
+    for text in ("patch_explorer", "attention_view", "circuit_explorer"):
+        fits(page, text)
+    closed(page, lasting)
+    notebook = opened(page, lasting.stem)
+    said = ""
+    for n in range(len(LASTING) + 1):
+        notebook.locator(".jp-Cell").nth(n).scroll_into_view_if_needed()
+        page.wait_for_timeout(700)
+        said += notebook.locator(".jp-Cell").nth(n).inner_text()
+    page.screenshot(path=SHOTS / "9-reopened.png")
+    for dead in ("model not found", "Loading widget", "Error displaying", "% done"):
+        assert dead not in said
+    assert "head 23.3 replaced" in said and "23.3: subject suppressor" in said and "counted" in said
+    assert said.count("Run the cell again to move the controls.") == 2
+    outputs = {c["id"]: c.get("outputs", []) for c in json.loads(lasting.read_text())["cells"]}
+    assert "% done" not in json.dumps(outputs["bar"])
+    live = "() => [...document.querySelectorAll('.mechlab-awake')].filter(e => e.offsetHeight).length"
+    run_cells(page, notebook, [1, 2])
+    assert page.evaluate(live) == 1  # it is gone where the controls move again
+
+
+@pytest.mark.parametrize("name", ["Dark", "Light"])
+def test_pictures_follow_the_theme(page, lasting, name):
+    theme(name)
+    notebook = opened(page, lasting.stem)
+    try:
+        for part in (".jp-RenderedPlotly", "[id^=attention-]", ".mechlab-circuit"):
+            notebook.locator(".jp-Cell").last.scroll_into_view_if_needed()
+            paper, ink = contrast(page, notebook.locator(part).first)
+            assert (paper < 0.05 if name == "Dark" else paper > 0.8) and ink >= 4.5, (part, paper, ink)
+            page.screenshot(path=SHOTS / f"9-{name}-{re.sub(r'[^a-zA-Z]', '', part)}.png")
+    finally:
+        theme("Light")
+
+
+COUNTED = "return model.to_tokens(str(number), prepend_bos=False).shape[1]"
+
+
+def mechlab(folder: Path, *command: str) -> str:
+    """What a command says to the learner of this JupyterLab, in another folder than the one it was started in."""
+    env = os.environ | {"MECHLAB_HOME": str(folder / "home")}
+    (folder / "elsewhere").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mechlab_course.cli", *command]
+    done = subprocess.run(
+        command, env=env, cwd=folder / "elsewhere", capture_output=True, encoding="utf-8", input=""
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_a_restart_is_explained_and_an_answer_that_was_never_saved_comes_back(page, lab):
+    notebook = opened(page, "01_tokens_and_embeddings")
+    menu(page, "Kernel")
+    page.locator(".lm-Menu-itemLabel", has_text="Restart Kernel").first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.wait_for_timeout(3000)
+    check = run_cell(page, "check(count_tokens")
+    page.screenshot(path=SHOTS / "9-restarted.png")
+    said = " ".join(check.inner_text().split())
+    assert "NameError" in said and "is made by a cell further up that has not run since the kernel" in said
+    assert "Run > Run All Above Selected Cell. Your answers and your progress stay." in said
+    check.locator(".cm-line").first.click()
+    menu(page, "Run", "Run All Above Selected Cell")
+    wait_until_idle(page)
+    cell(page, "def count_tokens").locator(".cm-line", has_text="raise NotImplementedError").click()
+    page.keyboard.press("End")
+    page.keyboard.press("Shift+Home")
+    page.keyboard.type(COUNTED)
+    page.keyboard.press("Shift+Enter")
+    assert "Exercise 01.1: correct." in run_cell(page, "check(count_tokens").inner_text()
+    loaded = notebook.locator(".jp-CodeCell").first.locator(".jp-OutputArea-output").all_inner_texts()
+    assert [text.strip()[:19] for text in loaded if text.strip()] == ["smollm2: 30 layers "]
+    said = mechlab(lab[0], "answers", "01", "--restore")
+    assert (
+        "left alone, it is open in JupyterLab" in said and f"{lab[0] / 'work'}. It is the one of last" in said
+    )
+    page.once("dialog", lambda dialog: dialog.accept())  # "Leave site?"
+    page.goto("about:blank")
+    for session in asked("sessions"):
+        asked(f"sessions/{session['id']}", "DELETE")
+    saved = lab[0] / "work" / "notebooks" / "01_tokens_and_embeddings.ipynb"
+    shutil.copyfile(ROOT / "notebooks" / saved.name, saved)  # as if nothing had been saved by itself either
+    assert "01.1: solved on 20" in mechlab(lab[0], "progress")
+    assert COUNTED in mechlab(lab[0], "answers", "01.1")
+    assert "01.1: put back into 01_tokens" in mechlab(lab[0], "answers", "01", "--restore")
+    assert COUNTED in saved.read_text(encoding="utf-8")
+    notebook = opened(page, "01_tokens_and_embeddings")
+    assert COUNTED in cell(page, "count_tokens").inner_text()
+
+
+def asked(what: str, method: str = "GET"):
+    request = urllib.request.Request(f"{HERE}/api/{what}?token=test", method=method)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.loads(answer.read() or "null")
 
 
 def test_the_working_copy_is_never_overwritten(lab):

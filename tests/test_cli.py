@@ -29,6 +29,7 @@ def test_help_names_every_command():
         "doctor",
         "pull",
         "progress",
+        "answers",
         "update",
         "check",
         "run",

@@ -1,15 +1,21 @@
 """The course machinery: checks, questions, progress, reference tables, working copies, sources and build."""
 
 import json
+import re
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from mechlab import reference
-from mechlab_course import check, claim, exercise, overview, predict, progress, quiz, reveal
-from mechlab_course.build import execute, workspace
+from mechlab.loading import models
+from mechlab_course import check, claim, exercise, overview, predict, progress, questions, quiz, reveal
 from mechlab_course.build import notebooks as build
-from mechlab_course.build.sources import SourceError, read
+from mechlab_course.build import workspace
+from mechlab_course.build.folding import TITLE, parts
+from mechlab_course.build.sources import Cell, SourceError, read
+from mechlab_course.exercises import all_ids
+from mechlab_course.questions import declared
 
 
 @pytest.fixture(autouse=True)
@@ -109,11 +115,58 @@ def test_a_quiz_explains_every_choice_and_accepts_sloppy_letters():
     assert repr(quiz("00.a", "b")).startswith("Question 00.a: correct.")
 
 
-def test_predict_then_reveal():
-    assert "No prediction yet" in repr(predict("x.p"))
-    assert "You noted no prediction" in repr(reveal("x.p", 3))
-    predict("x.p", 5)
-    assert repr(reveal("x.p", 3)) == "You predicted: 5. Measured: 3."
+def test_predict_then_reveal(monkeypatch):
+    monkeypatch.setattr(questions, "_PREDICTIONS", {})
+    assert "No prediction yet: write a whole number from 0 to 8" in repr(predict("00.p"))
+    assert "You noted no prediction" in repr(reveal("00.p", 3))
+    predict("00.p", 5)
+    assert repr(reveal("00.p", 3)) == "You predicted: 5. Measured: 3."
+
+
+@pytest.mark.parametrize(
+    ("id", "guess", "form"),
+    [
+        *(
+            ("00.p", guess, "a whole number from 0 to 8")
+            for guess in ("many", 12, -1, 2.5, True, [3], None, "")
+        ),
+        *(("13.p", guess, "a number from 0 to 1") for guess in (1.2, float("nan"), "größer 0", (0.1, 0.2))),
+        *(("31.q", guess, "a list of 4 numbers from 0 to 1") for guess in (0, [0, 1], [0, 1, 1, "x"])),
+        *(("23.p", guess, "one of 'a', 'b', 'c'") for guess in ("d", 2, "a or b", torch.ones(3))),
+        ("42.q", "zero", "one of 'above zero', 'below zero', 'about zero'"),
+    ],
+)
+def test_a_guess_of_another_form_is_not_noted(id, guess, form):
+    said = repr(predict(id, guess))
+    assert said.startswith("Not noted: ") and f"Write {form}, then run the cell again." in said
+    assert progress.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("id", "guess", "noted"),
+    [
+        ("00.p", 8, "8"),
+        ("00.p", " 3", " 3"),
+        ("13.p", torch.tensor(0.25), "0.25"),
+        ("03.p", "10 %", "10 %"),
+        ("23.p", "B", "b"),
+        ("11.p", "lime", "LIME"),
+        ("42.q", "Above", "above zero"),
+        ("31.q", [0, 1, 1, 0], "[0, 1, 1, 0]"),
+    ],
+)
+def test_a_guess_of_the_right_form_is_found_after_a_restart(id, guess, noted, monkeypatch):
+    assert "Noted: " in repr(predict(id, guess))
+    monkeypatch.setattr(questions, "_PREDICTIONS", {})
+    assert noted in repr(reveal(id, "x"))
+
+
+def test_ids_that_nothing_has_get_a_sentence():
+    assert "There is no question '00.z'. Those of notebook 00: 00.a." in repr(quiz("00.z", "a"))
+    assert "There is no prediction '00.q'. Those of notebook 00: 00.p." in repr(predict("00.q", 3))
+    for said in (quiz("x", "a"), quiz(12, "a"), predict("99.p", 1), predict(None, 1), quiz("12.p", "a")):
+        assert "There is no " in repr(said)
+    assert progress.entries() == []
 
 
 class Model:
@@ -142,9 +195,42 @@ def test_progress_counts_the_best_and_survives_a_damaged_file(home):
     check(answer(lambda logits, answer, rival: 0))  # a later failure takes nothing away
     with progress.path().open("a") as file:
         file.write('half a line\n{"id": 3}\n[]\n\n')
-    assert "00  Start here                   1 of 3" in repr(overview.table())
-    assert "Next: notebook 00, start here." in repr(overview.table())
-    assert 'aria-label="Start here: 1 of 3"' in overview.table().to_html()
+    assert re.search(r"\n00  Start here +1 of 3 +0 of 1 +0 of 1\n", repr(overview.table()))
+    assert "Next: go on with notebook 00, Start here." in repr(overview.table())
+    assert 'aria-label="Start here: 1 of 3 exercises"' in overview.table()._repr_html_()
+
+
+def finish(number):
+    for id in [id for id in all_ids() if id.startswith(number)] + list(declared(number, questions.Quiz)):
+        progress.record(id, "correct")
+
+
+def test_the_next_notebook_is_the_one_in_hand_or_the_one_after_it(monkeypatch):
+    assert "Next: notebook 00, Start here." in repr(overview.table())
+    finish("12")
+    finish("31")
+    assert repr(overview.table()).endswith("Next: notebook 32, Steering.")  # not 01
+    predict("13.p", 0.5)
+    assert repr(overview.table()).endswith("Next: go on with notebook 13, Neurons.")
+    progress.record("24.1", "not attempted")  # a check that was run beneath a stub begins nothing
+    finish("32")
+    with progress.path().open("a") as file:  # the clock of this machine counts in seconds
+        file.write('{"id": "32.1", "status": "correct", "time": "2999"}\n')
+    assert repr(overview.table()).endswith(
+        "Next: notebook 33, Matrix orthogonalization. Begun and not finished: 13."
+    )
+
+
+def test_the_table_has_questions_and_predictions_in_straight_columns():
+    quiz("31.a", "z")
+    predict("31.p", 0.5)
+    head, *rows, _ = repr(overview.table()).splitlines()
+    ends = [match.end() for match in re.finditer(r"\w+", head)]
+    assert len(rows) == 20
+    for row in rows:
+        assert {match.end() for match in re.finditer(r"\d+ of \d+", row)} <= set(ends), row
+    (row,) = (row for row in overview.table().rows if row.number == "31")
+    assert row.done == (0, 0, 1) and row.begun and not row.finished
 
 
 def test_progress_that_cannot_be_saved_costs_nothing_else(monkeypatch, tmp_path, capsys):
@@ -171,6 +257,9 @@ def test_the_table_shows_paper_stored_and_yours():
     row = table.loc["mean probability of the answer"]
     assert row["paper"].startswith("0.49 (GPT-2 small") and row["yours"] == "0.478"
     assert table.loc["mean logit difference (logits)", "yours"] == ""
+    table = reference.table("00", {"share of prompts with the answer above its rival": torch.tensor(1.0)})
+    row = table.loc["share of prompts with the answer above its rival"]
+    assert row["yours"] == row["SmolLM2, stored"] == "1.00"  # not "1": columns to be compared
 
 
 def csv_notebooks() -> set[str]:
@@ -292,6 +381,23 @@ def test_update_leaves_a_broken_notebook_alone(course):
     assert mine.read_text() == "not json"
 
 
+@pytest.mark.model
+def test_loading_says_so_before_it_is_slow(monkeypatch, capsys):
+    shown = []
+
+    @contextmanager
+    def meanwhile(text):
+        shown.append((text, capsys.readouterr().out))
+        yield
+
+    monkeypatch.setattr(models, "meanwhile", meanwhile)
+    models.load()
+    assert shown[0][0].startswith("loading smollm2") and shown[0][1] == ""
+    assert capsys.readouterr().out.count("\n") == 1
+    models.load(quiet=True)
+    assert len(shown) == 1
+
+
 # --- sources and build ---
 
 GOOD = '''# %% [markdown]
@@ -355,6 +461,54 @@ def test_rules_of_a_source_are_enforced(tmp_path, change, message):
         build.learner_notebook(path)
 
 
+MIXED = """effect = measure()
+for name, says in (("a", 1.0), ("b", 2.0)):
+    claim(model, name, effect[name], says=says, within=0.1)
+reveal("12.p", effect["a"])
+# the table
+assert effect["a"] > 0
+effect"""
+
+
+def test_claims_and_reveals_get_cells_of_their_own(tmp_path):
+    path = source(tmp_path, GOOD + WRONG * 3 + f"\n# %%\n{MIXED}\n")
+    for made in (build.learner_notebook(path), build.solution_notebook(path)):
+        measured, shown, checked = made["cells"][-4:-1]
+        assert "".join(measured["source"]) == "effect = measure()\neffect" and not measured["metadata"]
+        assert "".join(shown["source"]) == 'reveal("12.p", effect["a"])'
+        assert shown["metadata"] == {"mechlab": {"kind": "reveal"}}
+        assert "".join(checked["source"]).splitlines()[0] == TITLE
+        assert {"claim(", "# the table", "assert "} <= set(
+            re.findall(r"claim\(|# the table|assert ", "".join(checked["source"]))
+        )
+        assert checked["metadata"]["jupyter"] == {"source_hidden": True}  # JupyterLab
+        assert checked["metadata"]["cellView"] == "form"  # Colab
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "kinds"),
+    [
+        ("x = 1\nassert x == 1", "", [""]),  # a check of the lesson's own stays
+        ("claim(model, 'x', x, says=1, within=0)", "assert", ["assert"]),
+        ("y = 1\nreveal('12.p', x)\nclaim(model, 'x', y, says=1, within=0)", "assert", ["reveal", "assert"]),
+        ("x = 1\nx", "compare", ["compare"]),
+        ("reveal('12.p', x)", "compare", ["compare"]),
+        ("if x:\n    claim(model, 'x', x, says=1, within=0)", "", [""]),
+    ],
+)
+def test_what_is_taken_out_of_a_cell(code, kind, kinds):
+    assert [part.kind for part in parts(Cell("code", code, {"kind": kind} if kind else {}))] == kinds
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("claim(model, 'x', x, says=1, within=0)\nx = 2", ""), ("x = 2\nreveal('12.p', x)", "assert")],
+)
+def test_a_statement_that_would_read_something_else_cannot_move(code, kind):
+    with pytest.raises(SourceError, match=r"cannot move: \['x'\] is set on its way"):
+        parts(Cell("code", code, {"kind": kind}))
+
+
 def test_three_wrong_variants_are_required_and_each_must_expect_something(tmp_path):
     new = (GOOD + WRONG * 2).replace("12.1", "99.1")  # an exercise of which no mistakes are declared
     with pytest.raises(SourceError, match=r"exercise 99\.1 has 2 wrong variants; it needs 3"):
@@ -368,6 +522,19 @@ def test_a_hidden_check_reaches_neither_notebook(tmp_path):
     assert "secret" not in build.dump(build.learner_notebook(path)) + build.dump(
         build.solution_notebook(path)
     )
+
+
+def test_the_link_to_colab_waits_for_an_address(tmp_path, monkeypatch):
+    path = source(tmp_path, GOOD + WRONG * 3)
+    assert "Open in Colab" not in build.dump(build.learner_notebook(path))
+    monkeypatch.setattr(build, "address", lambda: "https://github.com/somebody/mechlab")
+    page = "https://colab.research.google.com/github/somebody/mechlab/blob/main/notebooks/12_x.ipynb"
+    assert f"[Open in Colab]({page})" in build.dump(build.learner_notebook(path))
+
+
+def test_no_page_for_learners_says_how_it_is_made():
+    for name, text in build.pages().items():
+        assert "mechlab build" not in re.sub(r"<!--.*?-->", "", text), name
 
 
 def test_a_stale_solution_is_noticed(tmp_path):
@@ -385,10 +552,3 @@ def test_a_stale_solution_is_noticed(tmp_path):
     assert build._is_fresh(target, expected)
     changed = build.solution_notebook(source(tmp_path, GOOD.replace("x + 1", "x + 2") + WRONG * 3))
     assert not build._is_fresh(target, changed)
-
-
-def test_progress_bars_are_not_stored():
-    widget = lambda text: {"data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": [text]}}
-    assert execute._is_bar(widget("patching  86% |########5 | 00:00 left"))
-    assert not execute._is_bar(widget("VBox(children=(IntSlider(value=3),))"))
-    assert not execute._is_bar({"output_type": "stream", "text": ["right on 57 % | of them\n"]})

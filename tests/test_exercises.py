@@ -10,7 +10,7 @@ import torch
 from mechlab_course import check, exercise
 from mechlab_course.build import notebooks as build
 from mechlab_course.build.sources import exercises, read
-from mechlab_course.checking import mistakes_of
+from mechlab_course.checking import mistakes_of, only_wrong, random
 from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, all_ids
 from mechlab_course.folders import tried
 from mechlab_course.questions import find_quiz
@@ -208,16 +208,98 @@ def tried_answers():
             yield id, head.replace(" ", "-"), code, verdict == "right"
 
 
+def judge(id: str, code: str, model):
+    names = dict(setup_names())
+    exec(compile(code, "<answer>", "exec"), names)
+    return check(exercise(id)(names["f"]), model)
+
+
+SAID: list[str] = []  # of wrong answers, in this run
+
+
 @pytest.mark.parametrize(
     ("id", "code", "right"), [pytest.param(i, c, r, id=n) for i, n, c, r in tried_answers()]
 )
 def test_answers_that_a_reader_tried(id, code, right, smollm2, monkeypatch, tmp_path):
     monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
-    names = dict(setup_names())
-    exec(compile(code, "<answer>", "exec"), names)
-    outcome = check(exercise(id)(names["f"]), smollm2)
+    outcome = judge(id, code, smollm2)
     assert (outcome.status == CORRECT) == right, outcome
     assert outcome.status != NOT_ATTEMPTED
+    SAID.extend([] if right else [outcome.message])
+
+
+def unspecific(message: str) -> bool:
+    """Whether a message gives two numbers and no more, or Python's error and neither its meaning nor an input."""
+    if "stopped with" in message:
+        return "\n" not in message and "It is called as" not in message
+    if message.startswith(("Return ", "True and False are needed", "Predictions worse than the mean")):
+        return False
+    return bool(re.search(r"(yours is|you returned?|you say) \S+\.$|this check cannot read", message))
+
+
+def test_few_messages_say_only_that_it_is_wrong():
+    if len(SAID) < 500:
+        pytest.skip("needs the tried answers of all notebooks")
+    assert sum(map(unspecific, SAID)) < 0.05 * len(SAID), [*filter(unspecific, SAID)]
+
+
+ACCUSED = {  # answers on which a cause was named that was not theirs -> what is said, what must not be
+    "42.3 wrong: pairs drawn, 5 and 95 percent": ("90 % interval", "draw pairs"),
+    "42.3 wrong: len(circuit) draws of pairs": ("as many pairs as there are prompts", None),
+    "42.3 wrong: prompts drawn, 90 percent": ("prompts one by one", None),
+    "42.8 wrong: ends on the line with >=": ("right on a line", None),
+    "12.2 wrong: first above": ("falls below half again", "adds most"),
+    "23.5 wrong: row any": ("`any(1)`", "anybody's"),
+    "25.2 wrong: ones": ("same size", "repeated"),
+    "22.7 wrong: class 0 less class 1": ("sign is turned", "among the groups"),
+    "34.5 wrong: half threshold": ("above a half", "likeliest"),
+    "03.4 wrong: cosine": ("cosine", None),
+    "13.3 wrong: returns in loop": ("inside the loop", "changed copy"),
+    "43.6 wrong: one size for all": ("size of its own circuit", None),
+}
+
+
+@pytest.mark.parametrize("answer", ACCUSED)
+def test_a_cause_is_named_only_where_the_data_rule_out_the_others(answer, smollm2, monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+    code = next(code for _, name, code, _ in tried_answers() if name == answer.replace(" ", "-"))
+    message = judge(answer.split()[0], code, smollm2).message
+    said, not_said = ACCUSED[answer]
+    assert said in message and (not_said is None or not_said not in message), message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fact"),
+    [
+        (lambda x: -x, "sign is turned"),
+        (lambda x: x.abs(), "sign is lost"),
+        (lambda x: 3 * x, "3 times"),
+        (lambda x: x + 2, "+2 off"),
+        (lambda x: x.floor(), "rounded"),
+        (lambda x: x.roll(1, 1), "along the axis head everything stands one place too late"),
+        (lambda x: torch.cat([x[:2], -x[2:]]), "along the axis layer only these are right: 0, 1 of 0 to 3"),
+        (lambda x: x.pow(3) + 1, "yours is"),
+    ],
+)
+def test_a_wrong_result_that_no_mistake_explains_is_described(wrong, fact):
+    right = random(4, 5)
+    message = only_wrong(wrong(right), right, "layer, head")
+    assert fact.lower() in message.lower()
+    assert "upside down" not in only_wrong(
+        torch.ones(3), torch.tensor([1.0, 0.0, 2.0])
+    )  # 1 / 0 is like nothing
+
+
+def test_an_error_says_what_it_means_and_on_which_input(monkeypatch, tmp_path):
+    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
+
+    def none_below(effects, start):
+        run = start + effects.cumsum(0)
+        return int((run <= run[-1] / 2).nonzero()[-1]) + 1
+
+    message = check(exercise("12.2")(none_below)).message
+    assert "is empty on this input" in message
+    assert "On this input: effects = [2.0, 0.1, 0.1, 0.1], start = 0.0" in message
 
 
 @pytest.mark.parametrize(("id", "why"), [(id, why) for id in all_ids() for why in mistakes_of(id)])

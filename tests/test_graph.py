@@ -2,7 +2,7 @@
 
 import json
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from threading import Thread
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from mechlab.circuits.circuits import Circuit, Edge
 from mechlab.pictures.graph import circuit_explorer, circuit_picture
 from mechlab.pictures.graph.picture import COLOURS, looks, tint
 from mechlab.pictures.graph.plan import lay_out
+from mechlab.pictures.graph.svg import pixels
 from mechlab.pictures.graph.trials import Trials
 from tests.test_hooks import hooks_left
 
@@ -108,6 +109,8 @@ def test_heads_and_labels_of_a_large_circuit_stay_apart():
     assert all(0.5 <= x <= plan.size[0] - 0.5 and (2 * x) % 1 == 0 for x, _ in plan.heads.values())
     crowd = lay_out(Circuit.of([(3, head) for head in range(16)]))
     assert [y for _, y in crowd.heads.values()].count(0.0) == 8 and crowd.layers == [(3, 0.5)]  # in two lines
+    layers = [(layer, y) for layer, y in plan.layers if layer < 23]
+    assert all(0.5 <= b[1] - a[1] <= 1 for a, b in pairwise(layers))  # no taller than it must be
     labels = [label for *_, label in plan.edges[:20]]
     assert min(abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in combinations(labels, 2)) > 0.15
     assert len(circuit_picture(CIRCUIT).figure.to_json()) < 6_000
@@ -136,14 +139,16 @@ class Hands:
     def __init__(self, model, circuit=CIRCUIT, metric=METRIC, **given):
         start = given.pop("start", None)
         self.box = circuit_explorer(ready(model, metric, **given), circuit, start=start)
-        _, canvas, panel = self.box.children
+        _, canvas, panel, _ = self.box.children
         self.drawn, *buttons = canvas.children
         self.buttons = {button.description: button for button in buttons}
-        self.told, self.status, self.removal, self.controls, self.prompt, self.pattern = panel.children
-        (self.toggle, self.role, self.back), self.together = (
-            self.controls.children[0].children,
-            self.controls.children[1],
+        self.told, self.status, self.controls = panel.children
+        without, looks = self.controls.children
+        (self.toggle, self.role, self.back), self.removal, self.together = (
+            without.children[0].children,
+            *without.children[1:],
         )
+        self.prompt, self.pattern = looks.children
 
     def numbers(self, part) -> list[float]:
         return [float(found) for found in re.findall(r"<code>([+-][\d.]+)</code>", part.value)]
@@ -264,7 +269,7 @@ def test_heads_are_real_buttons_and_what_is_chosen_shows_by_shape(gqa):
     areas = [button.layout.grid_area for button in hands.buttons.values()]
     assert len(set(areas)) == 5
     assert hands.drawn.value.count("<title>") == 3 and 'aria-label="Circuit: 5 heads' in hands.drawn.value
-    assert hands.drawn.value.count('height="48"') == 1  # the frame of the chosen head
+    assert hands.drawn.value.count('rx="8"') == 1  # the frame of the chosen head
     assert 'stroke-dasharray="3 3"' not in hands.drawn.value
     hands.toggle.value = True
     assert hands.drawn.value.count('stroke-dasharray="3 3"') == 1
@@ -329,6 +334,14 @@ def test_heads_that_act_everywhere_need_no_positions(gqa):
 def test_what_does_not_fit_the_model_is_refused(gqa, circuit, given, message):
     with pytest.raises(ValueError, match=message):
         Hands(gqa, circuit, **given)
+
+
+def test_the_circuit_that_was_found_fits_a_small_screen():
+    found = ml.ioi.found_circuit()
+    plan = lay_out(found, ["IO", "S1", "S1+1", "S2", "end"])
+    width, height = pixels(found, plan)
+    assert width <= 545 and height <= 600  # a panel of 330 pixels has room beside it from 900 on
+    assert circuit_picture(found).figure.layout.height <= 645
 
 
 def test_the_figure_is_plain_json():

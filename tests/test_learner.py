@@ -78,7 +78,10 @@ def test_three_times_through_the_whole_course(monkeypatch, tmp_path, capsys):
                     assert outcome.status == expected[how], f"{stem}, {how}: {outcome}"
                     assert outcome._repr_html_()
         table = overview.table()
-        assert (sum(row[2] for row in table.rows), sum(row[3] for row in table.rows)) == (done, total), how
+        assert (sum(row.done[0] for row in table.rows), sum(row.all[0] for row in table.rows)) == (
+            done,
+            total,
+        ), how
     assert "Everything solved." in repr(table)
     assert "Traceback" not in capsys.readouterr().out
 

@@ -19,7 +19,9 @@ from mechlab_course.build import notebooks as build
 from mechlab_course.build.docs import names
 from mechlab_course.build.sources import exercises, read
 from mechlab_course.checking import mistakes_of
+from mechlab_course.questions import Form, declared
 from tests.imports import circles, imports, modules
+from tests.spoilers import asked, calls, gives_away, spoilers, text_of
 
 ROOT = build.ROOT
 SOURCES = build.sources()
@@ -53,7 +55,9 @@ def test_most_code_cells_are_asserted_or_compared(stem):
 @by_source
 def test_size_in_words_and_cells(stem):
     cells = shipped(stem)
-    hints = re.compile(r"<details>.*?</details>", re.DOTALL)
+    hints = re.compile(
+        r"<details><summary>Hint.*?</details>|<summary>What we saw</summary>|</?details>", re.DOTALL
+    )
     words = sum(len(hints.sub("", c.source).split()) for c in cells if c.type == "markdown")
     code = [len(c.stub().splitlines()) for c in cells if c.type == "code" and c.kind != "setup"]
     assert words <= 2500
@@ -63,13 +67,66 @@ def test_size_in_words_and_cells(stem):
 
 
 @by_source
+def test_no_prediction_is_given_away_on_its_screen(stem):
+    assert not (found := spoilers(stem, build.learner_notebook(SOURCES[stem])["cells"])), "\n".join(found)
+
+
+def test_the_lint_for_predictions_sees_what_it_should():
+    """The faults of November 2026: the answer in a claim, in the prose, in a word, and rounded."""
+    for kind, line, answer in (
+        ("check", 'claim(model, "fall without 20.0", both[4, 1], says=1.9, within=0.15)', "1.9"),
+        ("text", "Minus 0.23: the model", "0.228"),
+        ("text", "Below zero (−0.23): the model now prefers the subject.", "-0.23"),
+        ("text", "Five, one for each dimension, and they are the five most important.", "5"),
+        ("check", 'assert marks.index[0] == "LIME"', "LIME"),
+        ("text", "The closest are Tuesday and Sunday.", "' Tuesday', ' Sunday'"),
+        ("check", "assert list(toys.values()) == [0, 1, 1, 0]", "[0, 1, 1, 0]"),
+    ):
+        assert gives_away(kind, line, answer), line
+    for kind, line, answer in (
+        ("code", "layers = [0, 2, 4, 6, 10, 18]", "4"),
+        ("text", "Notebook 12 and layers 16 to 29 say more.", "16"),
+        ("text", "It was 0.2 before.", "0.29"),
+    ):
+        assert not gives_away(kind, line, answer), line
+
+
+@by_source
+def test_every_prediction_has_a_form_that_its_solution_fits_and_a_reveal_that_is_shown(stem):
+    cells = build.solution_notebook(SOURCES[stem])["cells"]
+    forms, asked_in, shown_in = declared(stem[:2], Form), asked(cells, "predict"), asked(cells, "reveal")
+    assert set(forms) == set(asked_in) == set(shown_in)
+    for id, form in forms.items():
+        (call,) = (c for c in calls(text_of(cells[asked_in[id]]), "predict") if c.args[0].value == id)
+        assert form.noted(ast.literal_eval(call.args[1])) is not None, (
+            f"{id}: {ast.unparse(call)} is no {form}"
+        )
+        last = ast.parse(text_of(cell := cells[shown_in[id]])).body[-1]
+        assert ast.unparse(last).startswith("reveal("), f"{id}: only what stands last in a cell is shown"
+        assert "source_hidden" not in cell["metadata"].get("jupyter", {}), f"{id}: the reveal is folded"
+
+
+@by_source
+def test_numbers_do_not_drown_the_argument(stem):
+    """At most six in a hundred words of prose, names of heads and layers among them; figures hold the rest."""
+    text = "\n".join(c.source for c in shipped(stem) if c.type == "markdown")
+    text = re.sub(r"(?s)<details><summary>Hint.*?</details>|```.*?```", "", text)
+    text = re.sub(r"(?m)^ *(#|\||Difficulty |Time: |Download).*$", "", text)
+    text = re.sub(r"`[^`]*`|\$[^$]*\$|[Nn]otebooks? \d\d((,| and|, and| to) \d\d)*|Question \d\d", "x", text)
+    numbers = re.findall(r"(?<![\w.,])[−-]?\d[\d,]*(?:\.\d+)?(?:\s?%)?(?!\w)", text)
+    assert len(numbers) <= 0.06 * len(text.split()), (
+        f"{100 * len(numbers) / len(text.split()):.1f} in a hundred"
+    )
+
+
+@by_source
 def test_every_exercise_has_three_hints_three_mistakes_and_a_frame(stem):
     cells = read(SOURCES[stem])
     for id, cell, check, wrong in exercises(cells):
         before, after = cells[cells.index(cell) - 1], cells[cells.index(check) + 1]
         assert f"### Exercise {id} " in before.source
         assert re.search(r"Difficulty [1-5] of 5 · \d+ minutes · needs", before.source), id
-        assert after.source.count("<details>") == 3, id
+        assert after.source.count("<details><summary>Hint") == 3, id
         assert len(wrong) + len(mistakes_of(id)) >= 3, id
 
 
@@ -189,10 +246,22 @@ def code_lines(path: Path) -> int:
 
 
 AREAS = {  # glob -> (what is left out of it, most lines of code: what it had in November 2026 and about 3 %)
-    "mechlab/**/*.py": ("pictures", 9350),  # nulls, exact edges, half rule, AtP*, several facts at once: +400
-    "mechlab/pictures/**/*.py": ("", 1165),  # dots with their intervals, one a row: +45
-    "course/*/checks.py": ("", 5050),  # open exercises, whose finds are tried on other data: +650
-    "mechlab_course/**/*.py": ("grading site", 1740),  # merged cells, broken files, other spellings: +270
+    "mechlab/**/*.py": (
+        "pictures",
+        9420,
+    ),  # nulls, exact edges, half rule, AtP*, several facts at once, lines that tell of waiting: +470
+    "mechlab/pictures/**/*.py": (
+        "",
+        1290,
+    ),  # a dark theme, explorers that outlive their kernel and fit a laptop: +125
+    "course/*/checks.py": (
+        "",
+        5700,
+    ),  # finds that are tried on other data, causes named only where the answer rules out others: +1,250
+    "mechlab_course/**/*.py": (
+        "grading site",
+        2400,
+    ),  # nothing lost (answers kept, restored, restarts), predictions of a form, claims folded: +650
     "mechlab_course/grading/*.py": ("", 2240),  # every statement that an answer needs, any file name: +500
     "mechlab_course/site/*.py": ("", 660),
 }
@@ -364,7 +433,7 @@ def test_no_word_of_the_glossary_is_used_before_its_notebook():
     early = []
     for stem in sorted(SOURCES):
         text = "\n".join(c.source for c in read(SOURCES[stem]) if c.type == "markdown")
-        text = re.sub(r"<details>.*?</details>|```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        text = re.sub(r"<details><summary>Hint.*?</details>|```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
         sentences = [s for s in re.split(r"(?<=[.:?])\s", text) if not re.search(r"[Nn]otebooks? \d\d", s)]
         for word, number in glossary().items():
             if number > stem[:2] and len(word) > 3 and word not in EVERYDAY:

@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from jaxtyping import TypeCheckError
 
 import mechlab as ml
+from mechlab import waiting
 from mechlab.pictures import patterns
+from mechlab.pictures.boxes import AWAKE
+from mechlab.pictures.drawing import bars
 from mechlab.pictures.patterns import _circuitsvis, attention_view
 from mechlab.pictures.widgets import patch_explorer, temperature_explorer
 from mechlab.results import Scores
-from mechlab_course import progress_table
+from mechlab_course.build import execute
 
 HEADS = Scores(
     torch.randn(30, 9, generator=torch.Generator().manual_seed(0)) - 1, ("layer", "head"), "effect (logits)"
@@ -90,10 +95,12 @@ def test_a_picture_shows_itself_with_its_twin(capsys):
         picture._ipython_display_()
     finally:
         display_functions.publish_display_data = original
-    (bundle,) = shown
+    bundle, words = shown
     assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"}  # no script, no renderer
     assert bundle["text/plain"] == picture.text
-    assert capsys.readouterr().out == f"In words: {picture.text}\n"
+    assert words["text/plain"] == f"In words: {picture.text}" and capsys.readouterr().out == ""
+    assert words["text/html"].startswith("<details") and picture.text in words["text/html"]
+    assert len(words["text/html"]) < 600
     assert HEADS.top(1).place[0] in picture.text
 
 
@@ -163,6 +170,7 @@ def test_the_patch_explorer_recomputes_on_the_live_model(gqa):
     pair = ml.prompt_pair(gqa, "When John gave Mary", "When Mary gave John", " Mary", " John")
     box = patch_explorer(gqa, pair.clean, pair.corrupted, pair.metric)
     layer, head = box.children[0].children
+    assert "this prompt, head 0.0 replaced" in box.children[1].value
     before = box.children[1].value
     layer.value, head.value = 2, 1
     _, cache = gqa.run_with_cache(pair.corrupted)
@@ -170,7 +178,7 @@ def test_the_patch_explorer_recomputes_on_the_live_model(gqa):
         expected = pair.metric(gqa(pair.clean)).item()
     assert box.children[1].value != before
     assert (
-        "head 2.1 from the other prompt" in box.children[1].value
+        "this prompt, head 2.1 replaced" in box.children[1].value
         and f"{expected:+.2f}" in box.children[1].value
     )
 
@@ -178,22 +186,82 @@ def test_the_patch_explorer_recomputes_on_the_live_model(gqa):
 def test_the_temperature_explorer_sharpens_and_flattens():
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
     box = temperature_explorer(logits, ["a", "b", "c", "d"], k=3)
-    slider, shown = box.children
+    slider, shown, _ = box.children
     for temperature in (0.5, 2.0):
         slider.value = temperature
         assert f"{(logits / temperature).softmax(-1)[0]:+.2f}" in shown.value
     assert "all other tokens" in shown.value
 
 
-def test_the_progress_table_refreshes(tmp_path, monkeypatch):
-    monkeypatch.setenv("MECHLAB_HOME", str(tmp_path))
-    box = progress_table()
-    assert "0 of 3" in box.children[1].value
-    from mechlab_course import progress
+def test_bars_go_both_ways_from_a_line_at_zero():
+    made = bars([("a", 3.0), ("b", -1.0)], "logits")
+    assert "margin-left:25.0%;width:75.0%;background:#D55E00" in made
+    assert "margin-left:0.0%;width:25.0%;background:#0072B2" in made
+    assert made.count("25.0% 0/1px") == 2  # the line
 
-    progress.record("00.1", "correct")
-    box.children[0].click()
-    assert "1 of 3" in box.children[1].value
+
+def test_an_explorer_leaves_a_copy_and_the_sentence_that_wakes_it():
+    box = temperature_explorer(torch.tensor([3.0, 2.0, 1.0, 0.0]), ["a", "b", "c", "d"], k=3)
+    box.children[0].value = 2.0
+    left = box._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in left
+    assert "temperature: 2.0" in left["text/html"] and "all other tokens" in left["text/html"]
+    assert AWAKE in left["text/html"] and AWAKE in left["text/plain"] and "VBox" not in left["text/plain"]
+
+
+def test_a_cell_that_runs_again_leaves_no_widgets_of_its_first_run(monkeypatch):
+    from ipywidgets.widgets.widget import _instances
+
+    asked = {"metadata": {"cellId": "one"}, "header": {"msg_id": "1"}}
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(get_parent=lambda: asked))
+    make = lambda: temperature_explorer(torch.tensor([3.0, 2.0, 1.0]), ["a", "b"], k=2)
+    before, first = len(_instances), [make(), make()]
+    both = len(_instances) - before
+    asked["header"] = {"msg_id": "2"}
+    make()
+    assert len(_instances) - before == both / 2 and first[0].comm is None
+
+
+def test_a_stored_output_keeps_the_copy_and_no_dead_widget_or_line():
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "An explorer."}
+    output = {"data": view | {"text/html": "<p>copy</p>"}, "metadata": {}}
+    execute._shrink(output, page=None)
+    assert set(output["data"]) == {"text/html", "text/plain"}
+    assert execute._is_wiped({"data": {"text/plain": []}}) and execute._is_wiped({"data": {"text/plain": ""}})
+    assert not execute._is_wiped({"data": {"text/plain": ["0.5"]}}) and not execute._is_wiped({"text": ["a"]})
+
+
+def test_a_terminal_gets_one_line_that_is_wiped_out(monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "_in_notebook", lambda: False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with waiting.waiting("patching", 2, delay=0) as done:
+        time.sleep(0.6)
+        done()
+    said = capsys.readouterr().err
+    assert said.startswith("\rpatching: 50% done, about 1 s left") and said.endswith("\r")
+    assert set(said.split("\r")[-2]) == {" "}
+
+
+def test_a_title_stays_clear_of_the_buttons():
+    long = (
+        "what each head says, with and without the four name movers, three stand-ins, in logits of the answer"
+    )
+    title = Scores([1.0, 2.0], ("head",), "x").plot(title=long).figure.layout.title
+    lines = title.text.split("<br>")
+    assert " ".join(lines) == long and max(map(len, lines)) * 7.5 <= 720 - 70 and title.font.size == 15
+
+
+def test_every_row_of_a_head_map_is_named_and_gaps_are_said():
+    axis = HEADS.plot().figure.layout.yaxis
+    assert len(axis.tickvals) == 30 and axis.title.text == "layer"
+    few = Scores(torch.zeros(3, 2), ("layer", "head"), "x", {"layer": ["0", "10", "18"]}).plot().figure
+    assert few.layout.yaxis.title.text == "layer (not every one)" and few.layout.yaxis.tickvals == (
+        "0",
+        "10",
+        "18",
+    )
+    low = HEADS.plot(height=320).figure.layout.yaxis
+    assert low.ticktext == tuple(map(str, range(0, 30, 2)))
 
 
 def test_long_labels_leave_room_for_the_drawing():
@@ -214,6 +282,6 @@ def test_long_labels_leave_room_for_the_drawing():
 
 def test_an_axis_is_called_what_people_call_it():
     found = ml.Scores(torch.randn(2, 3), ("layer", "pos"), "share")
-    assert "3 (position)" in found.summary()
+    assert "2 rows (layer) × 3 columns (position)" in found.summary()
     assert found.plot().figure.layout.xaxis.title.text == "position"
     assert ml.Scores([1.0, 2.0], ("pos",), "share").plot().figure.layout.xaxis.title.text == "position"

@@ -80,7 +80,11 @@ def test_one_prompt_has_no_interval():
 
 def test_summary_names_range_leaders_and_baselines(scores):
     text = scores.summary()
-    assert "3 (layer) × 4 (head)" in text and "clean 3.00" in text and scores.top(1).place[0] in text
+    assert (
+        "3 rows (layer) × 4 columns (head)" in text
+        and "clean 3.00" in text
+        and scores.top(1).place[0] in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -199,17 +199,18 @@ def shown_as(data: dict, source: str = "f(x)") -> list[tuple[str, str]]:
     return list(outputs.rendered({"source": source, "outputs": [output]}, shown))
 
 
-def test_a_figure_cannot_end_its_script_and_a_full_progress_bar_is_left_out():
+def test_a_figure_cannot_end_its_script_and_an_explorer_shows_the_copy_that_it_left():
     figure = {"data": [{"x": ["</script><!--"]}], "layout": {"title": {"text": "a <b>"}}}
     ((what, made),) = shown_as({"image/png": PIXEL, outputs.PLOTLY: figure, "text/plain": 'two "words" <'})
     tree = BeautifulSoup(made, "html.parser")
     assert what == "figure" and json.loads(tree.script.string)["data"] == figure["data"]
     assert tree.img["alt"] == 'two "words" <' and (tree.img["width"], tree.img["height"]) == ("1", "1")
-    assert shown_as({outputs.WIDGET: {}, "text/plain": "patching  78% |###| 00:00"}) == []
-    ((what, made),) = shown_as(
-        {outputs.WIDGET: {}, "text/plain": "VBox(children=(IntSlider("}, "x = 1\nml.widgets.patch_explorer(x)"
-    )
-    assert what == "explorer" and "Open the notebook</a> to move the slider" in made and "head" in made
+    twin = {"text/html": "<details>two</details>", "text/plain": "In words: two"}
+    assert shown_as(twin) == []  # it stands under the figure
+    copy = '<div class="mechlab-explorer"><table><tr><td>5.58</td></tr></table><style>p {}</style></div>'
+    ((what, made),) = shown_as({"text/html": copy, "text/plain": "x"}, "x = 1\nml.widgets.patch_explorer(x)")
+    assert what == "explorer" and "Open the notebook</a> to use it" in made and "head" in made
+    assert "5.58" in made and "p {}" not in made
 
 
 def test_an_attention_view_keeps_what_it_was_called_with():

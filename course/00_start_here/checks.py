@@ -40,6 +40,12 @@ def _difference(attempt: Attempt, logits: torch.Tensor, answer: int, rival: int)
         "token after the whole prompt is in the last row, index -1.": mine[0] - other[0],
         "The sign is the other way round: it must be positive when the answer scores higher "
         "than the rival.": -expected,
+        "You took the mean of the rows. The last one speaks about the next token: index -1.": (
+            (mine - other).mean()
+        ),
+        "You took the largest logit. Take that of `answer`.": logits[-1].max() - other[-1],
+        "You divided. The difference is wanted: subtract.": mine[-1] / other[-1],
+        "Your result is a whole number: leave out `int`.": expected.trunc(),
         "These are probabilities: leave out the softmax and subtract the logits.": p[answer] - p[rival],
         "These are log-probabilities of one token only: subtract the rival's.": p[answer].log(),
     }

@@ -53,8 +53,9 @@ for p, token in zip(*probabilities.topk(5), strict=True):
 # `with ml.intervene(...)` one of them is replaced. `model` is an object of **TransformerLens**, a library made for
 # looking inside models; `ml` is mechlab, the small library of this course.
 #
-# The cell after the picture, like every cell with `claim`, compares the numbers in the text with yours. You can read
-# past it. (In it `z` is what a head says; notebook 03 explains the names.)
+# After the picture comes a folded cell, *Numbers of the text, checked*. There is one wherever the text quotes numbers: it
+# compares them with yours. Run it like the others; you need not open it. (VS Code does not fold it: read past it there,
+# as it may hold the answer to a prediction.)
 
 # %%
 pair = ml.prompt_pair(
@@ -101,7 +102,8 @@ predict("00.p", 0)
 # sliders does the same for all nine heads of layer 23 at once.
 
 # %%
-ml.widgets.patch_explorer(model, pair.clean, pair.corrupted, pair.metric, layer=23, head=3)
+sentences = ("first sentence", "second sentence")
+ml.widgets.patch_explorer(model, pair.clean, pair.corrupted, pair.metric, layer=23, head=3, names=sentences)
 
 # %%
 with torch.no_grad():
@@ -127,7 +129,7 @@ assert strongest[-1] == 3 or model.cfg.model_name != "smollm2"
 #
 # A head's **pattern** says, for each token (row), how much it takes from itself and from each earlier token
 # (column). The shares of a row sum to 1. The text starts with a begin token, `<|im_start|>`. The large picture shows
-# 23.3 first: rows (*destination*) look at columns (*source*), and a darker cell is a larger share. Look at the last row.
+# 23.3 first: rows (*destination*) look at columns (*source*), and a stronger colour is a larger share. Look at the last row.
 # Click another head to see it instead.
 
 # %%
@@ -154,6 +156,10 @@ claim(model, "23.3, from the last token to Mary", to_mary, says=0.08, within=0.0
 # below it. A check says *correct*, *not yet* (with the likely mistake), or *not attempted*. Nothing breaks if
 # you skip one: later cells never use your answer. Hints are folded below the check; the last one is the worked
 # answer.
+#
+# The **kernel**, the Python behind a notebook, forgets everything when it is restarted, or when you come back another
+# day: click the cell where you want to go on, then choose *Run > Run All Above Selected Cell*. Your answers and your
+# progress stay; `mechlab answers 00` in a terminal prints what a check has called correct, saved or not.
 #
 # `Float[Tensor, "pos d_vocab"]` only says what the axes of a tensor are: one row for each token of the prompt, one
 # column for each of the 49,152 tokens the model knows. `Float[Tensor, ""]` has no axes: it is one number.
@@ -439,7 +445,8 @@ def holding_back():
 # to 03 take this model apart, down to single heads. From 11 on you may write `ml.load("gpt2")` in the setup cell:
 # then the numbers in the text are SmolLM2's, the others yours.
 #
-# Something odd? Run `mechlab doctor` in a terminal. Your progress is a file on this machine:
+# Something odd? Run `mechlab doctor` in a terminal. Your progress is a file on this machine. Run the cell
+# again to see what is new:
 
 # %%
 from mechlab_course import progress_table

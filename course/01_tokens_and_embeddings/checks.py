@@ -91,6 +91,7 @@ def _nearest(attempt: Attempt, W_E: torch.Tensor, token: int, k: int) -> None:
         """The token struck out, or the first of the list left out, or neither."""
         return struck(scores).topk(k).indices, scores.topk(k + 1).indices[1:], scores.topk(k).indices
 
+    apart = -(W_E - W_E[token]).norm(dim=-1)
     lowest = cosine.argsort()[:k], struck(cosine).argsort()[:k]
     mistakes = {
         "You rank by the dot product, so long rows win. Divide each row by its length first.": best(
@@ -98,10 +99,20 @@ def _nearest(attempt: Attempt, W_E: torch.Tensor, token: int, k: int) -> None:
         ),
         "You divide each column by its length. There must be one length for each row: "
         "`norm(dim=-1, keepdim=True)`.": best(scores(normalize(W_E, dim=0))),
+        "You rank by distance, so rows of another length lose. Rank by the cosine.": best(apart),
+        "You rank by the size of the cosine. A row that points the other way is not near.": best(
+            cosine.abs()
+        ),
+        "You divide by the sum of the sizes. The length is `norm`, the root of the sum of squares.": best(
+            scores(normalize(W_E, p=1))
+        ),
         "These are the lowest cosines: sort the other way, largest first.": lowest,
     }
-    for why, forms in mistakes.items():
-        refuse(any(torch.equal(found, form) for form in forms), why)
+    for why, forms in mistakes.items():  # where one is the same with right scores, it tells nothing
+        told = (
+            form for form, right in zip(forms, best(cosine), strict=False) if not torch.equal(form, right)
+        )
+        refuse(any(torch.equal(found, form) for form in told), why)
     itself = "The token itself is in the list: it always has the highest cosine, 1. Leave it out."
     first = "(If you leave out the first of your list: with your scores the first is another token.)"
     refuse(token in found.tolist(), f"{itself} {first}")
@@ -116,6 +127,30 @@ def _step(rows, a, b, c):
 
 
 class Analogies:
+    def wrong_two_signs(W, a, b, c):
+        """You seem to compute a + b - c. It is b - a + c: from a to b, and the same step from c."""
+        return normalize(W) @ (W[a] + W[b] - W[c])
+
+    def c_taken_off(W, a, b, c):
+        """You seem to take c off. The step b - a is added to c."""
+        return normalize(W) @ (W[b] - W[a] - W[c])
+
+    def without_a(W, a, b, c):
+        """You seem to leave out a: b + c is no step from a to b."""
+        return normalize(W) @ (W[b] + W[c])
+
+    def near_c(W, a, b, c):
+        """You seem to look for the nearest of c alone. The step b - a is missing."""
+        return normalize(W) @ W[c]
+
+    def distance(W, a, b, c):
+        """You seem to rank by distance. Nearest means the highest cosine here."""
+        return -(W - _step(W, a, b, c)).norm(dim=-1)
+
+    def c_forbidden(W, a, b, c):
+        """You seem to forbid c as an answer. The task is the honest version: every token is allowed."""
+        return (normalize(W) @ _step(W, a, b, c)).index_fill(0, torch.tensor(c), -torch.inf)
+
     def turned_round(W, a, b, c):
         """You seem to compute a - b + c. The step goes from a to b, so it is b - a, added to c."""
         return normalize(W) @ _step(W, b, a, c)
@@ -154,11 +189,15 @@ def check_analogy(attempt: Attempt) -> str:
     return "Eight analogies, and the one that changes nothing (a = b) gives c back."
 
 
-def _rotated(x, theta, position=None):
+def _turns(x, theta, position=None):
+    """The angle of each position and pair."""
     n_pos, d = x.shape
     position = torch.arange(n_pos) if position is None else position
-    turn = position[:, None] * theta ** (-torch.arange(0, d, 2) / d)
-    first, second = x.chunk(2, -1)
+    return position[:, None] * theta ** (-torch.arange(0, d, 2) / d)
+
+
+def _rotated(x, theta, position=None):
+    turn, (first, second) = _turns(x, theta, position), x.chunk(2, -1)
     return torch.cat([first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin()], -1)
 
 
@@ -168,6 +207,38 @@ def _interleave(x):
 
 
 class Rotations:
+    def sin_for_cos(x, theta):
+        """sin and cos are exchanged: first' = first * cos - second * sin."""
+        turn, (first, second) = _turns(x, theta), x.chunk(2, -1)
+        return torch.cat(
+            [first * turn.sin() - second * turn.cos(), second * turn.sin() + first * turn.cos()], -1
+        )
+
+    def first_already_turned(x, theta):
+        """In the second formula you use the first half after it was turned. Use it as it came in."""
+        turn, (first, second) = _turns(x, theta), x.chunk(2, -1)
+        first = first * turn.cos() - second * turn.sin()
+        return torch.cat([first, second * turn.cos() + first * turn.sin()], -1)
+
+    def minus_in_both(x, theta):
+        """There is a minus in both formulas. The second has a plus: second * cos + first * sin."""
+        turn, (first, second) = _turns(x, theta), x.chunk(2, -1)
+        return torch.cat(
+            [first * turn.cos() - second * turn.sin(), second * turn.cos() - first * turn.sin()], -1
+        )
+
+    def halves_exchanged(x, theta):
+        """The two halves come out exchanged: the first half stands first."""
+        return _rotated(x, theta).roll(x.shape[1] // 2, -1)
+
+    def degrees(x, theta):
+        """You took the angles as degrees. They are in radians already."""
+        return _rotated(x, theta, torch.arange(len(x)) * torch.pi / 180)
+
+    def double_exponent(x, theta):
+        """The exponent is -2 i / d_head for pair i; yours is twice that."""
+        return _rotated(x, theta**2)
+
     def other_way(x, theta):
         """You turn the other way: the minus sign belongs to first' = first * cos - second * sin."""
         return _rotated(x, theta, -torch.arange(len(x)))

@@ -256,8 +256,12 @@ days = {" Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"
 claim(model, "days among the six neighbours", len(days & set(neighbours(" Monday"))), says=6, within=0)
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # The model learned from use that these words are alike. For " king" and " Paris" it is the other way round: other
 # spellings come first.
+#
+# </details>
 #
 # ## How the cosine misleads
 #

@@ -23,6 +23,30 @@ def _agree(found: Tensor, expected: Tensor, why: str, tolerance: float = 1e-3) -
 
 
 class Norms:
+    def mean_of_sizes(x, eps):
+        """You take the mean of the sizes. It is the root of the mean of the squares."""
+        return x / (x.abs().mean(-1, keepdim=True) + eps)
+
+    def one_for_all(x, eps):
+        """You take one mean over all positions. Each row has its own: `mean(-1, keepdim=True)`."""
+        return x / (x.pow(2).mean() + eps).sqrt()
+
+    def multiplied(x, eps):
+        """You multiply by the root. Divide by it."""
+        return x * (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+    def mean_squared(x, eps):
+        """You square the mean. Take the mean of the squares."""
+        return x / (x.mean(-1, keepdim=True).pow(2) + eps).sqrt()
+
+    def eps_squared(x, eps):
+        """You add eps squared. Add eps itself."""
+        return rms_norm(x, eps**2)
+
+    def variance(x, eps):
+        """You divide by the standard deviation, around the mean. RMS norm takes the squares themselves."""
+        return x / (x.var(-1, keepdim=True) + eps).sqrt()
+
     def layer_norm(x, eps):
         """You subtract the mean: that is LayerNorm. RMS norm only divides."""
         return rms_norm(x - x.mean(-1, keepdim=True), eps)
@@ -72,6 +96,18 @@ class Patterns:
         """The scores are not divided by sqrt(d_head); without it the softmax is too sharp."""
         return attention_pattern(q * q.shape[-1] ** 0.5, k)
 
+    def multiplied(q, k):
+        """You multiply by sqrt(d_head). Divide by it."""
+        return attention_pattern(q * q.shape[-1], k)
+
+    def by_positions(q, k):
+        """You divide by the root of the number of positions. It is that of d_head."""
+        return attention_pattern(q * (q.shape[-1] / len(q)) ** 0.5, k)
+
+    def keys_ask(q, k):
+        """Queries and keys are exchanged: row q holds what query q gives to each key."""
+        return attention_pattern(k.repeat_interleave(q.shape[1] // k.shape[1], 1), q)
+
     def by_d_head(q, k):
         """You divide by d_head; it should be its square root."""
         return attention_pattern(q / q.shape[-1] ** 0.5, k)
@@ -115,6 +151,22 @@ def check_attention_pattern(attempt: Attempt, model) -> str:
 
 
 class Heads:
+    def no_pattern(pattern, v, W_O):
+        """The pattern is not used: each position takes its own value only."""
+        return torch.einsum("khd,hdm->khm", v, W_O)
+
+    def mean_pattern(pattern, v, W_O):
+        """You average the patterns over the heads. Each head has its own."""
+        return head_outputs(pattern.mean(0, keepdim=True).expand_as(pattern), v, W_O)
+
+    def mean_matrix(pattern, v, W_O):
+        """You average W_O over the heads. Each head has its own."""
+        return head_outputs(pattern, v, W_O.mean(0, keepdim=True).expand_as(W_O))
+
+    def reversed_matrices(pattern, v, W_O):
+        """The heads meet the matrices of W_O in reverse order."""
+        return head_outputs(pattern, v, W_O.flip(0))
+
     def transposed(pattern, v, W_O):
         """The pattern is transposed: sum over the positions that are looked at (the last axis)."""
         return head_outputs(pattern.transpose(1, 2), v, W_O)
@@ -169,6 +221,26 @@ class Gates:
     def gelu(x, W_gate, W_in, W_out):
         """You used gelu, as in GPT-2. This model's gate is silu."""
         return (gelu(x @ W_gate) * (x @ W_in)) @ W_out
+
+    def tanh(x, W_gate, W_in, W_out):
+        """You used tanh. This model's gate is silu: x times sigmoid(x)."""
+        return ((x @ W_gate).tanh() * (x @ W_in)) @ W_out
+
+    def softplus(x, W_gate, W_in, W_out):
+        """You used softplus. This model's gate is silu: x times sigmoid(x)."""
+        return (torch.nn.functional.softplus(x @ W_gate) * (x @ W_in)) @ W_out
+
+    def leaky_relu(x, W_gate, W_in, W_out):
+        """You used a leaky relu. This model's gate is silu: x times sigmoid(x)."""
+        return (torch.nn.functional.leaky_relu(x @ W_gate) * (x @ W_in)) @ W_out
+
+    def softmax(x, W_gate, W_in, W_out):
+        """You used a softmax. Each neuron's gate is by itself: silu."""
+        return ((x @ W_gate).softmax(-1) * (x @ W_in)) @ W_out
+
+    def silu_on_the_output(x, W_gate, W_in, W_out):
+        """silu belongs on the gate alone, not on what W_out gives."""
+        return silu(((x @ W_gate) * (x @ W_in)) @ W_out)
 
     def no_value(x, W_gate, W_in, W_out):
         """W_in is never used: a neuron is the product of gate and value."""
@@ -261,6 +333,25 @@ class Block:
     def mlp_not_added(resid, attention, mlp, norm):
         """What the MLP returns is not added to the stream."""
         return mlp(norm(resid + attention(norm(resid))))
+
+    def second_copy_normed(resid, attention, mlp, norm):
+        """In the second step you add to the normalised copy. The norm is for reading only."""
+        resid = resid + attention(norm(resid))
+        return norm(resid) + mlp(norm(resid))
+
+    def stream_twice(resid, attention, mlp, norm):
+        """The stream is in your sum twice: after the first step it is part of the new one."""
+        new = resid + attention(norm(resid))
+        return resid + new + mlp(norm(new))
+
+    def reads_attention_only(resid, attention, mlp, norm):
+        """The MLP reads what attention wrote alone. It reads the whole stream, with that added."""
+        written = attention(norm(resid))
+        return resid + written + mlp(norm(written))
+
+    def attention_never_added(resid, attention, mlp, norm):
+        """What attention has written is never added to the stream."""
+        return resid + mlp(norm(attention(norm(resid))))
 
     def no_mlp(resid, attention, mlp, norm):
         """The MLP is missing: the block has two steps."""

@@ -153,8 +153,12 @@ predict("02.p", 3)
 reveal("02.p", cache["k", 0].shape[2])
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # SmolLM2 saves memory with **grouped queries** (grouped-query attention, GQA): three neighbouring query heads share one key
 # head and one value head. So the first three heads use key head 0, the next three key head 1, the last three key head 2.
+#
+# </details>
 #
 # One tool for the exercises is `torch.einsum("qhd,khd->hqk", q, k)`. In the string each letter is an axis; after it come
 # the tensors. The first tensor has the axes q (query position), h (head) and d, the second k (key position), h and d.
@@ -623,10 +627,14 @@ claim(model, "probability moved, after layer 0 beside 29", changed[0] / changed[
 assert 0.7 < changed[6] / changed[2] < 1.3 and moved[6] < 0.5 * moved[2]  # layers 18 and 6
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # After layer 0 the nudge moves the normalised stream by half of its length, after layer 29 by a fiftieth. What it does to the output shrinks far less:
 # after layer 29 it still shifts nearly half as much probability as after layer 0. From layer 6 to layer 18 it does about the same, though it moves ever
 # less. So how far a vector moves a stream does not say what it does. Measure the output. (The figures are those of one prompt; other prompts have
 # others.)
+#
+# </details>
 #
 # ## Where are the parameters?
 #

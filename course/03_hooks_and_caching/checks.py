@@ -124,6 +124,12 @@ def _missing(rest: Tensor, cache, layer: int, kind: str) -> str:
     for what, name in (("MLPs are", "mlp_out"), ("attention outputs are", "attn_out")):
         if layer and lacks(sum(cache[name, i] for i in range(layer))):
             return f"The {what} missing: each layer writes twice."
+    both = [cache["attn_out", i] + cache["mlp_out", i] for i in range(layer)]
+    for i, written in enumerate(both):
+        where = f"For layer {layer} the sum runs over the layers 0 to {layer - 1}."
+        refuse(lacks(written), f"What layer {i} writes is missing. {where}")
+    one = layer > 1 and lacks(sum(both[:-1]))
+    refuse(one, f"Only the last layer before layer {layer} is in it. All earlier layers have written.")
     if lacks(cache["hook_embed"]):
         return "The embedding is missing: the sum starts with it."
     return f"For layer {layer} of a {kind} model your sum is {rest.norm():.2f} away from resid_pre."
@@ -163,11 +169,23 @@ def check_first_parting(attempt: Attempt) -> str:
             [(rows or [-1])[-1] for rows in above(_SIZES)]
         ),
         "When the streams never part the answer is -1; you return 0.": first(_SIZES, never=0),
+        "You measure by the cosine. Take the distance, `(a - b).norm(dim=-1)`.": first(
+            1 - torch.cosine_similarity(a, b, dim=-1)
+        ),
+        "You divide by the length of all layers together. Each layer has its own: `norm(dim=-1)`.": first(
+            (a - b).norm(dim=-1) / a.norm()
+        ),
+        "You take lengths along the layers. One number a layer: `norm(dim=-1)`.": first(
+            (a - b).norm(dim=0) / a.norm(dim=0)
+        ),
+        "You look for the layer from which they stay apart. The first above the threshold is wanted.": [
+            max((t >= _SIZES).nonzero()[:, 0].tolist(), default=-1) + 1 for t in thresholds
+        ],
         "You compare lengths. Two streams of equal length can point in different directions: take "
         "(a - b).": first(lengths),
     }
-    for why, values in mistakes.items():
-        refuse(found == values, why)
+    fit = [why for why, values in mistakes.items() if found == values]  # two may say the same of all
+    refuse(fit, " Or: ".join(fit[:2]))
     shown = ", ".join(f"{v:.2f}" for v in _SIZES.tolist())
     for t, mine, right in zip(thresholds, found, expected, strict=True):
         asked = f"With relative distances {shown} and threshold {t} the answer is {right}"

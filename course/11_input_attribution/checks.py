@@ -127,6 +127,10 @@ class Shapley:
         others. Average over all orders."""
         return _joined(value, torch.arange(n))
 
+    def leaving_in_one_order(value, n):
+        """You let the tokens leave in one order only. Average over all orders."""
+        return _joined(value, torch.arange(n).flip(0))
+
     def sum_over_orders(value, n):
         """Your values are the sum over all orders. Divide by the number of orders."""
         return Shapley.right(value, n) * factorial(n)
@@ -150,7 +154,8 @@ class Shapley:
         if close(found, ratio * expected, 1e-3) and abs(ratio - 1) > 1e-3:
             return f"Your shares are the right ones times {ratio:.3g}. What do you divide by?"
         if abs(found.sum() - whole) <= 1e-3:
-            return "The sum is right, the shares are not. " + only_wrong(found, expected)
+            told = "The sum is right, the shares are not: every order must count, and once."
+            return f"{only_wrong(found, expected)} {told}"
         sums = f"Your shares add up to {found.sum():.3f}; the whole, all tokens minus none, is {whole:.3f}."
         question = "Does every size of mask have the same total weight?"
         return f"{sums} Shapley values always add up (efficiency). {question}"
@@ -279,6 +284,18 @@ class Curves:
         """You put tokens back into an empty prompt: that is the insertion curve."""
         return value(1 - _masks(scores.argsort(descending=True)))
 
+    def one_late(value, scores):
+        """Every token goes one step too late: after step 1 the highest score is out already."""
+        return _curve(value, scores)[[0, *range(len(scores))]]
+
+    def one_early(value, scores):
+        """Every token goes one step too early: the first value is that of the whole prompt."""
+        return _curve(value, scores)[[*range(1, len(scores) + 1), len(scores)]]
+
+    def falls(value, scores):
+        """You return how far the value has fallen. The curve holds the values themselves."""
+        return _curve(value, scores)[0] - _curve(value, scores)
+
     def ranks(value, scores):
         """You used the rank of each token as if it were a position. `argsort` gives positions."""
         return value(_masks(scores.argsort(descending=True).argsort()))
@@ -353,6 +370,18 @@ class Rollout:
     def last_layer(patterns):
         """This is the last layer only. Multiply all layers."""
         return _kept(patterns)[-1]
+
+    def first_head(patterns):
+        """You follow the first head only. Take the mean over the heads."""
+        return _rolled(_kept(patterns[:, :1]))
+
+    def without_the_last(patterns):
+        """The last layer is missing. Multiply all layers."""
+        return _rolled(_kept(patterns[:-1])) if len(patterns) > 1 else torch.eye(patterns.shape[-1])
+
+    def identity_once(patterns):
+        """The identity is mixed in once, at the end. Each layer keeps half of what was there."""
+        return 0.5 * _rolled(patterns.mean(1)) + 0.5 * torch.eye(patterns.shape[-1])
 
     def swapped(patterns):
         """Rows and columns are swapped: row q says where position q comes from."""

@@ -543,8 +543,14 @@ assert marks.index[0] == "LIME" and marks.loc["attention rollout", "random order
 claim(model, "LIME better than random by", marks.loc["LIME", "better than random by"], says=3.2, within=0.4)
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # At each step the grey band holds nine in ten random orders. The orders of LIME and of kernel SHAP beat all twenty. A fifth of the random
-# orders are at least as good as the gradients and occlusion, and most are better than rollout. But one prompt is an anecdote. So the same was done on eight facts. Tokens were replaced in three ways: by a comma; by `<|endoftext|>`, a token that
+# orders are at least as good as the gradients and occlusion, and most are better than rollout.
+#
+# </details>
+#
+# But one prompt is an anecdote. So the same was done on eight facts. Tokens were replaced in three ways: by a comma; by `<|endoftext|>`, a token that
 # marks the end of a text; and by `mean`, the mean of all embeddings, which is no token at all. Below, commas:
 #
 # - `better`: the distance from random orders, in logits,

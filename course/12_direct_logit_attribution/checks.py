@@ -67,6 +67,23 @@ class DirectEffects:
         one number, `scale`."""
         return _effects(parts, W_U, answer, rival) / parts.pow(2).mean(-1).sqrt()
 
+    def own_norm(parts, W_U, answer, rival, scale):
+        """You divided each part by its own norm. All parts are divided by one number, `scale`."""
+        return _effects(parts, W_U, answer, rival) / parts.norm(dim=1)
+
+    def one_divided(parts, W_U, answer, rival, scale):
+        """Only the rival's logit is divided by the scale. Put the difference into brackets."""
+        return parts @ W_U[:, answer] - parts @ W_U[:, rival] / scale
+
+    def probabilities(parts, W_U, answer, rival, scale):
+        """These are differences of probabilities. Logits are wanted: no softmax."""
+        share = (parts @ W_U / scale).softmax(-1)
+        return share[:, answer] - share[:, rival]
+
+    def log_probabilities(parts, W_U, answer, rival, scale):
+        """That is a log probability. The difference of two logits is wanted, without a softmax."""
+        return (parts @ W_U / scale).log_softmax(-1)[:, answer]
+
     def unit_direction(parts, W_U, answer, rival, scale):
         """You normalised the direction. The logits use the columns of W_U as they are."""
         return _effects(parts, W_U, answer, rival) / scale / (W_U[:, answer] - W_U[:, rival]).norm()
@@ -92,50 +109,78 @@ def _last_below(sums, half: float) -> int:
 
 
 def _turn_mistakes(effects, start: float) -> dict:
-    """What is said of a wrong layer, and which layers it is said of."""
+    """What is said of a wrong layer, and which layers a mistake may give."""
     plain, sums = effects.cumsum(0), start + effects.cumsum(0)
-    peaks = (effects == effects.max()).nonzero()[:, 0].tolist()
-    peak = peaks if len(peaks) == 1 else []
-    no_start = [_last_below(rise, plain[-1] / 2) for rise in (plain, sums)]
-    half_rise = [_last_below(sums, start + plain[-1] / 2)]
+    half, first = sums[-1] / 2, lambda above: [*above.nonzero()[:, 0].tolist(), len(sums)][:1]
     return {
-        "That is the layer that adds most. The running sum may pass half elsewhere.": peak,
+        "That is the layer that adds most. The running sum may pass half elsewhere.": (
+            (effects == effects.max()).nonzero()[:, 0].tolist()
+        ),
         "Half of the final value is asked, not half of the largest.": [_last_below(sums, sums.max() / 2)],
-        "Where is `start`, what the embedding and constants give?": no_start if start else [],
-        "Half of the final value is asked, not half of the rise.": half_rise if start else [],
+        "Where is `start`, what the embedding and constants give?": [
+            _last_below(rise, plain[-1] / 2) for rise in (plain, sums)
+        ],
+        "Half of the final value is asked, not half of the rise.": [_last_below(sums, start + plain[-1] / 2)],
+        "It falls below half again afterwards, and must stay above: yours is the first above half.": first(
+            sums > half
+        ),
+        "A sum right at half is not above it: `>`, and `<=` for those below.": [
+            _last_below(sums + 1e-6, half)
+        ],
+        "One layer too far: the layer after which the sum stays above is the one that lifts it there.": [
+            _last_below(sums, half) + 1
+        ],
+        "One layer early: that is the last at or below half.": [max(0, _last_below(sums, half) - 1)],
+        "You ask when the sum is above 0. Half of its final value is asked.": [_last_below(sums, 0.0)],
     }
+
+
+RUNS = (  # effects, start
+    ([0.1, -0.2, 3.0, 1.0, 0.3], 0.0),
+    ([0.5, 0.5, 0.5, 0.5, 3.0, -1.0], -1.0),
+    ([2.0, 0.1, 0.1, 0.1], 0.0),
+    ([-1.0, -1.0, 4.0, 2.5, 0.0], 1.5),
+    ([1.0, -1.0, 0.2, 1.8, 0.0], 0.1),
+    ([1.0, 1.5, 1.0, 1.0, 1.0, 1.0], 0.0),
+    ([1.0, 1.0, 1.0, 2.0, 3.0, -4.0], 0.0),
+    ([0.2, 1.0, 1.0, 1.5], 3.0),
+    ([-1.0, 7.0, 0.5], -4.0),
+    ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 0.0),
+)
 
 
 @checker("12.2")
 def check_turning_layer(attempt: Attempt) -> str:
-    for effects, start in (
-        ([0.1, -0.2, 3.0, 1.0, 0.3], 0.0),
-        ([0.5, 0.5, 0.5, 0.5, 3.0, -1.0], -1.0),
-        ([2.0, 0.1, 0.1, 0.1], 0.0),
-        ([-1.0, -1.0, 4.0, 2.5, 0.0], 1.5),
-        ([1.0, -1.0, 0.2, 1.8, 0.0], 0.1),
-        ([1.0, 1.5, 1.0, 1.0, 1.0, 1.0], 0.0),
-        ([1.0, 1.0, 1.0, 2.0, 3.0, -4.0], 0.0),
-        ([0.2, 1.0, 1.0, 1.5], 3.0),
-        ([-1.0, 7.0, 0.5], -4.0),
-        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 0.0),
-    ):
+    answers = []
+    for effects, start in RUNS:
         sums = start + torch.tensor(effects).cumsum(0)
-        half = sums[-1] / 2
-        right = _last_below(sums, half)
-        found = whole_number(attempt(torch.tensor(effects), start), "the layer")
-        if found == right:
-            continue
-        rounded = [round(v, 2) for v in sums.tolist()]
-        shown = f"With effects {effects} and start {start}: the running sum is {rounded}"
-        for why, layers in _turn_mistakes(torch.tensor(effects), start).items():
-            refuse(found in layers, f"{why} {shown}.")
-        why = f"One layer too far. {shown}, and layer {right} is the one that ends above half."
-        refuse(found == right + 1, why)
-        why = f"It falls below half again afterwards; it must stay above. {shown}."
-        refuse(found < right and (sums[:right] > half).any(), why)
-        raise NotYet(f"{shown}. It stays above half from layer {right} on; you return {found}.")
+        try:
+            found = whole_number(attempt(torch.tensor(effects), start), "the layer")
+        except NotYet:
+            _explain_layers(answers)  # an earlier answer tells more than the error
+            raise
+        shown = f"With effects {effects} and start {start}: the running sum is "
+        shown += str([round(v, 2) for v in sums.tolist()])
+        answers.append((found, sums, shown, _turn_mistakes(torch.tensor(effects), start)))
+    _explain_layers(answers)
     return "The layer after which the running sum stays above half of its end, ten times."
+
+
+def _explain_layers(answers: list[tuple]) -> None:
+    """Raise `NotYet` if one is wrong. A cause is named if it explains all answers."""
+    wrong = [each for each in answers if each[0] != _last_below(each[1], each[1][-1] / 2)]
+    if not wrong:
+        return
+    for why in wrong[0][3]:
+        refuse(all(found in told[why] for found, _, _, told in answers), f"{why} {wrong[0][2]}.")
+    found, sums, shown, _ = wrong[0]
+    half = sums[-1] / 2
+    right = _last_below(sums, half)
+    why = f"One layer too far. {shown}, and layer {right} is the one that ends above half."
+    refuse(found == right + 1, why)
+    why = f"It falls below half again afterwards; it must stay above. {shown}."
+    refuse(found < right and (sums[:right] > half).any(), why)
+    raise NotYet(f"{shown}. It stays above half from layer {right} on; you return {found}.")
 
 
 def _every_position(z, W_O, direction):
@@ -158,6 +203,15 @@ class HeadEffects:
 
     def right(z, W_O, direction, scale):
         return _every_position(z, W_O, direction)[-1] / scale
+
+    def otherwise(found, z, W_O, direction, scale):
+        written = (z[-1, 0] @ W_O[0]).norm()
+        told = (
+            f"What head 0 writes at the last position, `z[-1, 0] @ W_O[0]`, is {written:.3g} long; its inner "
+        )
+        right = HeadEffects.right(z, W_O, direction, scale)[0]
+        told += f"product with `direction`, divided by the scale, is {right:.4g}"
+        return f"{told}. You return {found[0]:.4g} for it. Try that head alone."
 
     def no_norm(z, W_O, direction, scale):
         """The norm is missing: divide by `scale`."""
@@ -186,6 +240,23 @@ class HeadEffects:
     def sign(z, W_O, direction, scale):
         """The sign is turned."""
         return -_every_position(z, W_O, direction)[-1] / scale
+
+    def one_early(z, W_O, direction, scale):
+        """This is the position before the last. The answer is made at the last, `z[-1]`."""
+        return _every_position(z, W_O, direction)[-2] / scale
+
+    def unit_direction(z, W_O, direction, scale):
+        """You scaled the direction to length 1. Take it as it is."""
+        return _every_position(z, W_O, direction)[-1] / scale / direction.norm()
+
+    def own_norm(z, W_O, direction, scale):
+        """You divided what each head writes by its own length. All are divided by one number, `scale`."""
+        written = torch.einsum("hd,hdm->hm", z[-1], W_O)
+        return written @ direction / written.norm(dim=1)
+
+    def cosines(z, W_O, direction, scale):
+        """These are cosines: how much a head writes is lost. Take the inner product, divided by `scale`."""
+        return torch.cosine_similarity(torch.einsum("hd,hdm->hm", z[-1], W_O), direction[None])
 
     def one_W_O(z, W_O, direction, scale):
         """You used one head's W_O for all heads. Each head has its own."""
@@ -224,6 +295,30 @@ class ForAndAgainst:
         """You left the name itself out of the mean. Take it over all names."""
         names = effects.shape[1]
         return ForAndAgainst.right(effects, answer, rival) * names / (names - 1)
+
+    def against(effects, answer, rival):
+        """The second column has its sign turned. It is the effect on the rival, not against it."""
+        return ForAndAgainst.right(effects, answer, rival) * torch.tensor([1, -1])
+
+    def z_scores(effects, answer, rival):
+        """You divided by the standard deviation too. Only the mean is taken away."""
+        return ForAndAgainst.right(effects, answer, rival) / effects.std(1, keepdim=True)
+
+    def median(effects, answer, rival):
+        """You took the median away. Take the mean."""
+        return (effects - effects.median(1, keepdim=True).values)[:, [answer, rival]]
+
+    def neighbours(effects, answer, rival):
+        """You cut out a slice. Pick the two columns: `[:, [answer, rival]]`."""
+        return ForAndAgainst.right(effects, answer, answer + 1)
+
+    def difference(effects, answer, rival):
+        """That is the difference of the two. Keep them apart, each less the head's mean."""
+        return (effects[:, [answer]] - effects[:, [rival]]).expand(-1, 2)
+
+    def sum_of_names(effects, answer, rival):
+        """You took away the sum over the names. Take away their mean."""
+        return (effects - effects.sum(1, keepdim=True))[:, [answer, rival]]
 
     def one_mean(effects, answer, rival):
         """You took one mean of everything. Each head has its own."""
@@ -277,6 +372,35 @@ class SaidAnew:
     def norm_only(before, after, scale_before, scale_after):
         """This is the share of the norm. The rest of the change is wanted."""
         return (_again(before, scale_before / scale_after) - before).mean(0)
+
+    def both_scaled(before, after, scale_before, scale_after):
+        """You scaled `after` too. It is counted in the broken model's scale already."""
+        return _again(after - before, scale_before / scale_after).mean(0)
+
+    def wrong_one_scaled(before, after, scale_before, scale_after):
+        """You scaled `after`. It is `before` that must be counted as the broken model counts it."""
+        return (_again(after, scale_before / scale_after) - before).mean(0)
+
+    def divided_again(before, after, scale_before, scale_after):
+        """You divided by `scale_after` once more. Direct effects are divided by a scale already."""
+        return _again(after - _again(before, scale_before / scale_after), 1 / scale_after).mean(0)
+
+    def relative(before, after, scale_before, scale_after):
+        """You divided by what was said before. The change itself is wanted."""
+        same = _again(before, scale_before / scale_after)
+        return ((after - same) / same).mean(0)
+
+    def mean_of_ratios(before, after, scale_before, scale_after):
+        """You took means before you multiplied. Scale prompt by prompt; the mean comes last."""
+        return after.mean(0) - before.mean(0) * (scale_before / scale_after).mean()
+
+    def median(before, after, scale_before, scale_after):
+        """You took the median over the prompts. Take the mean."""
+        return (after - _again(before, scale_before / scale_after)).median(0).values
+
+    def added_up(before, after, scale_before, scale_after):
+        """You added up over the prompts. Take the mean."""
+        return SaidAnew.right(before, after, scale_before, scale_after) * len(before)
 
     def sign(before, after, scale_before, scale_after):
         """The sign is turned: positive where the head says more than before."""

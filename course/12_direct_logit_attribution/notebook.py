@@ -93,6 +93,8 @@ claim(model, "balanced, up to layer 23", sums["balanced"][23], says=3.8, within=
 claim(model, "balanced, in all", sums["balanced"][-1], says=4.6, within=0.15)
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # The story is dead. With the roles exchanged the sum stands at +3.4 instead of −3.3: it follows the *people*, whoever is
 # named twice. In the six couples as we chose them a man gives and a woman receives, and below layer 23 the model
 # writes for the man. Twelve of our sixteen sentences have a man who gives: hence the lean. Had we chosen women, the same sum would have
@@ -101,6 +103,8 @@ claim(model, "balanced, in all", sums["balanced"][-1], says=4.6, within=0.15)
 #
 # An earlier version of this course told the false story in two notebooks, and took it as confirmed that they agreed. Two
 # measurements on the same unbalanced sentences share their error.
+#
+# </details>
 #
 # > **Balance first.** Whatever is not the question must stand on both sides equally often. The test: exchange the roles,
 # > and see whether the sign follows the role.
@@ -642,12 +646,16 @@ low, high = change.interval()
 assert high[4] < -1 and high[6] < -0.8 and abs(low[3]) < 0.4 and abs(high[3]) < 0.4
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Two failures, in both directions.
 #
 # *Indirect effects.* Without 20.0 nearly two logits are lost, though it says next to nothing itself; 19.2 and 17.4 are
 # alike. Such heads can only act through later parts that read what they write.
 #
 # *Self-repair.* 23.0 speaks for the right name with 0.7 logits. Without it the logit difference does not fall.
+#
+# </details>
 #
 # **Question 12.b.** Where did the effect of 20.0 go in the picture of direct effects?
 #

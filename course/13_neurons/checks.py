@@ -25,6 +25,15 @@ def _log_prob_mistakes(before, written, W_U, scale, answer) -> dict:
         "take `log_softmax` first.": written / scale @ W_U[:, answer],
         "That is a difference of probabilities. Take their logarithms.": log_p(after).exp() - low.exp(),
         "The sign is turned: with the neuron minus without it.": low - log_p(after),
+        "These are bits. Nats are wanted: the natural logarithm.": (log_p(after) - low)
+        / torch.tensor(2.0).log(),
+        "That is a ratio of probabilities. The difference of their logarithms is wanted.": (
+            log_p(after) - low
+        ).exp(),
+        "You divided the log-probabilities. Subtract them.": log_p(after) / low,
+        "Only the stream is divided by `scale`. Divide the sum, with what is written.": (
+            log_p(before + written * scale) - low
+        ),
         "The norm is missing: divide by `scale` before the unembedding.": log_p(after * scale)
         - log_p(before * scale),
         "You divide each stream by its own length. Hold the norm: use `scale` both times.": log_p(
@@ -48,7 +57,8 @@ def check_log_prob_increase(attempt: Attempt) -> str:
         shape = tuple(found.shape)
         refuse(found.numel() != 1, f"One number is wanted, for the answer; you return {shape}.")
         found = found.reshape(()).detach().float()
-        otherwise = f"The result should be {expected:.4f}, and yours is {found:.4f}."
+        otherwise = f"The log-probability is {low:.4f} without and {high:.4f} with what is written, so the "
+        otherwise += f"rise is {expected:.4f}; you return {found:.4f}. Which of the two is not yours?"
         mistakes = _log_prob_mistakes(before, written, W_U, scale, answer)
         must_equal(found, expected, mistakes, otherwise=lambda otherwise=otherwise: otherwise)
         raised = attempt(before, written, W_U + random(d, 1, seed=5), scale, answer)
@@ -69,6 +79,14 @@ class Promoted:
     def either_sign(row, activation, W_U, k):
         """You took the largest changes of either sign. The tokens that it raises are wanted."""
         return (row @ W_U).abs().topk(k).indices
+
+    def cosines(row, activation, W_U, k):
+        """You divided by the length of each column of W_U. Logits grow with it: leave it in."""
+        return (activation * (row @ W_U) / W_U.norm(dim=0)).topk(k).indices
+
+    def without_the_first(row, activation, W_U, k):
+        """You left out the token that it raises most. No token is forbidden here."""
+        return (activation * (row @ W_U)).topk(k + 1).indices[1:]
 
     def lowered(row, activation, W_U, k):
         """These are the tokens that it lowers most."""
@@ -170,6 +188,9 @@ def check_silence(attempt: Attempt) -> str:
         why = "What the output matrix reads, after the nonlinearity, is `mlp.hook_post`."
         refuse(not post, f"You hook {hooks[0][0]}. {why}")
         layers = sorted({layer for layer, _ in neurons})
+        bare = [n for n in layers if not any(name.startswith(f"blocks.{n}.") for name, _ in post)]
+        why = "is in no hook of yours. One hook for each neuron: does the `return` stand inside the loop?"
+        refuse(bare, f"Of {neurons}, layer {bare[:1]} {why}")
         for layer in layers:
             _explain_layer(layer, found[layer], clean[layer], neurons)
         for n in range(layers[0]):

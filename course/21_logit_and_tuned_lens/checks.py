@@ -10,8 +10,17 @@ from mechlab.metrics import logit_difference
 from mechlab.reference import data_dir
 from mechlab.runs.engines import run_of
 from mechlab.runs.run import Put
-from mechlab_course.checking import close, declare, number, only_wrong, random, refuse, whole_number
-from mechlab_course.exercises import Attempt, checker, find_checker
+from mechlab_course.checking import (
+    close,
+    declare,
+    must_equal_in_all,
+    number,
+    only_wrong,
+    random,
+    refuse,
+    whole_number,
+)
+from mechlab_course.exercises import Attempt, NotYet, checker, find_checker
 
 
 def _streams(layers: int, d: int, seed: int):
@@ -41,6 +50,26 @@ class LensLogits:
     def over_layers(streams, W_U):
         """Your mean runs over the layers. It runs over the coordinates of one stream."""
         return streams / streams.pow(2).mean(0, keepdim=True).sqrt() @ W_U
+
+    def one_for_all(streams, W_U):
+        """You divide by one root mean square, over all streams. Each has its own."""
+        return streams / streams.pow(2).mean().sqrt() @ W_U
+
+    def mean_of_sizes(streams, W_U):
+        """You divide by the mean of the sizes. It is the root of the mean of the squares."""
+        return streams / streams.abs().mean(-1, keepdim=True) @ W_U
+
+    def norm_of_the_logits(streams, W_U):
+        """You divide the logits by their root mean square. Divide the streams by theirs, before W_U."""
+        return LensLogits.right(streams @ W_U, torch.eye(W_U.shape[1]))
+
+    def probabilities(streams, W_U):
+        """These are probabilities. The logits are wanted: no softmax."""
+        return LensLogits.right(streams, W_U).softmax(-1)
+
+    def multiplied(streams, W_U):
+        """You multiply by the root mean square. Divide by it."""
+        return streams * streams.pow(2).mean(-1, keepdim=True).sqrt() @ W_U
 
     def no_root(streams, W_U):
         """You divide by the mean of the squares. Take its root."""
@@ -93,6 +122,14 @@ class Ranks:
         """`argsort` gives tokens, not ranks: its entry at `answer` is some token's id."""
         return logits.argsort(-1, descending=True)[:, answer]
 
+    def first_or_not(logits, answer):
+        """You say whether the answer leads. Count how many tokens are ahead of it."""
+        return (logits.argmax(-1) == answer).long()
+
+    def first_layer(logits, answer):
+        """You compare with the answer's logit of the first layer. Each layer has its own."""
+        return (logits > logits[0, answer]).sum(-1)
+
     def one_layer(logits, answer):
         """You compare with the answer's logit of one layer. Each layer has its own."""
         return (logits > logits[-1, answer]).sum(-1)
@@ -141,6 +178,35 @@ class KL:
     def mean(a, b):
         """You took the mean over the vocabulary. Add up."""
         return KL.right(a, b) / a.shape[-1]
+
+    def lens_as_weights(a, b):
+        """The weights are the lens' probabilities. They belong to the model."""
+        p, q, _ = _logs(a, b)
+        return (q.exp() * (p - q)).sum(-1)
+
+    def over_positions(a, b):
+        """The softmax runs over the positions. It runs over the vocabulary: `log_softmax(-1)`."""
+        p, q = a.log_softmax(0), b.log_softmax(0)
+        return (p.exp() * (p - q)).sum(-1)
+
+    def ratio(a, b):
+        """You multiply with p / q. Its logarithm is wanted: log p − log q."""
+        p, q, weights = _logs(a, b)
+        return (weights * (p - q).exp()).sum(-1)
+
+    def squares(a, b):
+        """These are squared differences. KL has p · (log p − log q), with its sign."""
+        p, q, _ = _logs(a, b)
+        return (p - q).pow(2).sum(-1)
+
+    def sizes(a, b):
+        """You took the size of each difference. Some terms are negative: keep their signs."""
+        p, q, weights = _logs(a, b)
+        return (weights * (p - q).abs()).sum(-1)
+
+    def both_ways(a, b):
+        """That is the mean of both directions. Only KL(model ‖ lens) is wanted."""
+        return (KL.right(a, b) + KL.right(b, a)) / 2
 
     def no_weights(a, b):
         """You left out the weights. Multiply with the model's probabilities."""
@@ -235,6 +301,7 @@ def check_fit(attempt: Attempt) -> str:
 
 @checker("21.5")
 def check_depth(attempt: Attempt) -> str:
+    answers = []
     for tops, expected in (
         ([7, 3, 3, 3, 3, 3, 3, 7, 7, 7], 7),
         ([7, 3, 2, 1, 3, 7, 7], 5),
@@ -244,21 +311,32 @@ def check_depth(attempt: Attempt) -> str:
         ([5], 0),
         ([2, 9, 2, 2, 2, 3, 2], 6),
     ):
-        found = whole_number(attempt(torch.tensor(tops)), "the layer")
+        try:
+            found = whole_number(attempt(torch.tensor(tops)), "the layer")
+        except NotYet:
+            must_equal_in_all(answers)  # an earlier answer tells more than the error
+            raise
         begins = "Wanted is where the last unbroken run begins."
         changes, same = sum(a != b for a, b in pairwise(tops)), tops.count(tops[-1])
-        for why, layer in {
+        told = {
             "It changes again after that layer. From the answer on it must stay the same.": tops.index(
                 tops[-1]
             ),
             f"That is how often it changes. {begins}": changes,
             "That layer still says something else. The answer is the next one.": expected - 1,
             f"That counts the layers that say the same. {begins}": same,
+            "That is where the largest id stands. Ids are names of tokens, not sizes.": tops.index(max(tops)),
+            f"That is how many layers say something else. {begins}": len(tops) - same,
+            f"That is where two layers in a row agree for the first time. {begins}": next(
+                (n for n, pair in enumerate(pairwise(tops)) if pair[0] == pair[1]), len(tops) - 1
+            ),
             "That is how many layers say the same at the end. Wanted is where they begin.": len(tops)
             - expected,
-        }.items():
-            refuse(found == layer != expected, f"{why} With {tops} it is {expected}.")
-        refuse(found != expected, f"With {tops} it is {expected}, and yours is {found}.")
+        }
+        one, each = torch.tensor, f"With {tops} it is {expected}, where the last unbroken run begins; "
+        told = {why: one(float(layer)) for why, layer in told.items()}
+        answers.append((one(float(found)), one(float(expected)), told, f"{each}you return {found}."))
+    must_equal_in_all(answers)
     return "The layer where the last unbroken run begins, seven times."
 
 

@@ -416,10 +416,14 @@ peter = leaning(model.to_tokens(sentence.format("Peter")), [mary], [john])[:, 0]
 claim(model, "Peter gave, entering layer 23", peter[23], says=-1.4, within=0.2)
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # The sign follows the *name*, not the role: 1.9 for John when Mary gave. With Peter as the giver, who is neither, it is −1.4 again. Averaged
 # over 32 pairs that exchange the roles, 0.11 [0.04, 0.18] is left on entering layer 23, the interval over pairs, and less than 0.2 either way on entering any
 # layer before. So nearly all that the lens read was a liking for John, or for men's names. Of who was repeated it reads next to nothing, until 7.3 logits arrive in layer 23. Notebook 12 tells how its own −1.5
 # went the same way. Two readings that agreed were two looks at one imbalance.
+#
+# </details>
 #
 # ### Exercise 21.5 Prediction depth
 #
@@ -578,10 +582,14 @@ claim(model, "whole stream at 23", mean[23][4], says=0.04, within=0.03)
 claim(model, "swap at 23", mean[23][0], says=0.02, within=0.03)
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # On entering layer 24 the swap moves the output 0.74 of the way, and no other pair of cities more than 0.12. Is it used, then? Look at the direct
 # effect: 0.56. Three quarters of the effect need no later layer: norm and unembedding read the change themselves. What later layers add is 0.18
 # [0.14, 0.21], over couples; the largest of the twenty nulls adds 0.08. So later layers do use it, a little, for this one sentence and relation. On
 # entering layer 28 the swap moves the output all the way, nearly all of it directly.
+#
+# </details>
 #
 # And before? On entering layer 23 even the *whole* stream of the partner moves the output only 0.04 of the way; one layer later, all of it. So whatever the last
 # token's stream holds before layer 24, the answer hardly depends on it: layer 23 brings it from other positions. (That is not "the country cannot be read there": the check of the next exercise finds a trace.)

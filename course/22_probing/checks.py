@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from mechlab.reference import data_dir
-from mechlab_course.checking import close, must_equal, random, refuse, seeded
+from mechlab_course.checking import close, must_equal, must_equal_in_all, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -20,8 +20,14 @@ def _two_classes(ones: int, zeros: int, d: int, seed: int):
     return train, labels, test
 
 
+def _split_of_sums(train, labels, test):
+    low, high = (train[labels == n].sum(0) for n in (0, 1))
+    return ((test - (low + high) / 2) @ (high - low) > 0).long()
+
+
 @checker("22.1")
 def check_mass_mean(attempt: Attempt) -> str:
+    answers = []
     for sizes in ((12, 6, 5, 0), (5, 20, 8, 1), (9, 9, 3, 2)):
         train, labels, test = _two_classes(*sizes)
         found = attempt(train, labels, test)
@@ -41,17 +47,32 @@ def check_mass_mean(attempt: Attempt) -> str:
             "Whatever is learned comes from the training examples.": split(test.mean(0)),
             "You split at the mean of all examples. "
             "With unequal classes that is not half way between the two means.": split(train.mean(0)),
+            "You split at the median of what you project. Half of the test need not be of class 1.": (
+                split(test[(test @ (high - low)).argsort()[29]])
+            ),
+            "You compare cosines. The nearer mean is asked for: lengths count.": (
+                cosine_similarity(test, high[None]) > cosine_similarity(test, low[None])
+            ).long(),
+            "Half is missing: the middle of two means is half of their sum.": split(low + high),
+            "You added up the examples of each class. Take their means.": _split_of_sums(train, labels, test),
+            "You took one number for each example. The means are vectors: average over the examples only.": (
+                test.mean(1) > (train[labels == 0].mean() + train[labels == 1].mean()) / 2
+            ).long(),
             "You compare inner products with the two means. The nearer mean is asked for: "
             "the longer mean wins otherwise.": (test @ high > test @ low).long(),
         }
         wrong = f"{int((found != expected).sum())} of 60 test examples get the other label."
-        must_equal(found, expected, mistakes, otherwise=lambda wrong=wrong: wrong)
+        answers.append((found, expected, mistakes, f"{wrong} Is each put with the nearer class mean?"))
+    must_equal_in_all(answers)
     return "The nearer class mean, on three sets with unequal classes and means far from zero."
 
 
 def _for_each(found, groups: list[str], what: str) -> torch.Tensor:
     """What the learner returned as a tensor with one entry for each example; else `NotYet`."""
-    found = torch.as_tensor(found)
+    try:
+        found = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet(f"{what} is needed for each of the {len(groups)} examples.") from None
     refuse(found.shape != (len(groups),), f"{what} is needed for each of the {len(groups)} examples.")
     return found
 
@@ -121,6 +142,12 @@ def _check_plain(found, said, truth) -> None:
         "You divide by the spread of the predictions. Take that of the truth.": 1
         - (said - truth).pow(2).sum() / spread,
         "That is the share that is left. Take 1 minus it.": 1 - expected,
+        "You took sizes. R² compares squares.": 1
+        - (said - truth).abs().sum() / (truth - truth.mean()).abs().sum(),
+        "You took the root of both sums. R² compares the sums of squares themselves.": 1
+        - (said - truth).norm() / (truth - truth.mean()).norm(),
+        "You divide one sum by n and the other by n − 1. Divide sum by sum.": 1
+        - (1 - expected) * (len(truth) - 1) / len(truth),
         "You measure the truth from zero. Measure it from its mean.": _r_squared(said, truth, 0),
     }
     why = f"Without groups R² should be {expected:.3f}, and yours is {found:.3f}."
@@ -262,7 +289,7 @@ def _check_draws(attempt: Attempt, streams, labels, groups: list[str]) -> None:
         refuse(slant, "It is not at right angles to the real difference: take away the projection on that.")
         like = {chosen: cosine_similarity(found, each, dim=0) for chosen, each in right.items()}
         best = max(like, key=like.get)
-        _explain_draw(found, streams, real, like[best].item())
+        _explain_draw(found, streams, real, like[best].item(), min(like.values()).item())
         why = "The direction is right, its length is not: do not scale it."
         refuse(not close(found, right[best], 1e-3), why)
         seen.add(best)
@@ -273,11 +300,12 @@ def _check_draws(attempt: Attempt, streams, labels, groups: list[str]) -> None:
     refuse(len(again) > 1, why)
 
 
-def _explain_draw(found, streams, real, cosine: float) -> None:
+def _explain_draw(found, streams, real, cosine: float, opposite: float) -> None:
     """Why a direction is no difference of class means with whole groups dealt out; else `NotYet`."""
+    turned = "The sign is turned: the mean of class 1 less that of class 0."
     if cosine > 0.999:
         return
-    refuse(cosine < -0.999, "It is turned round, or the two classes have changed their sizes.")
+    refuse(opposite < -0.999, turned)
     basis = torch.linalg.qr((streams - streams.mean(0)).T).Q  # of all differences between examples
     inside = (basis.T @ found).norm() / found.norm()
     foreign = "It is no difference of means of these streams. Isotropic noise would be the weakest null."

@@ -259,9 +259,8 @@ assert (length[0, positive == 1] == 1).all() and (length[0, positive == 0] > 1).
 # %%
 negated = [f"The {n} was not {w} at all." for n, w in zip(nouns, words, strict=True)]
 denied, said = ml.residual_streams(model, negated)[some], torch.zeros(feeling.score.per_prompt.shape)
-for test in (
-    np.arange(len(words)) // 6 % 4 == np.arange(4)[:, None]
-):  # six: one positive adjective, one negative
+sixth = np.arange(len(words)) // 6  # a positive adjective and a negative one
+for test in sixth % 4 == np.arange(4)[:, None]:
     onto = (denied[:, test], 1 - positive[test])
     said[test] = ml.probe_layers(streams[:, ~test], positive[~test], on=onto).score.per_prompt
 denials = replace(feeling.score, values=said.mean(0), per_prompt=said, labels=layers)
@@ -320,7 +319,7 @@ def halved(score):
 
 
 chosen = pd.DataFrame({name: halved(score) for name, score in found.items()}).T
-chosen
+chosen.assign(mean=chosen["mean"].map("{:.2f}".format))
 
 # %% kind="assert"
 claim(
@@ -358,17 +357,22 @@ carried = {name: halved(score)["mean"] for name, score in onto.items()}
 claim(model, "capitals to cities, layer chosen", carried["capitals to cities"], says=0.82, within=0.06)
 claim(model, "cities to capitals, layer chosen", carried["cities to capitals"], says=0.72, within=0.06)
 claim(model, "cities to larger, layer chosen", carried["cities to larger"], says=0.58, within=0.06)
+half = of["cities"].reshape(-1, 2)[::2].ravel()  # every second pair, of a true and a false one
+denied = facts.statement[half].str.replace(" is in ", " is not in ").tolist()
+denied = (ml.residual_streams(model, denied)[some], 1 - true[half])  # what was true is false now
+with_not = ml.probe_layers(fact_streams[:, of["capitals"]], true[of["capitals"]], on=denied).score
 assert onto["capitals to cities"].values[8:11].max() < 0.65  # layers 21 to 27
+assert with_not.values.max() < 0.6 and with_not.values[5:7].max() < 0.3  # entering layers 12 and 15
 assert len(of["cities"]) == 2 * (80 - 26) and onto["capitals to cities, random model"].values.max() < 0.56
 drawn(
-    {name: score.values for name, score in onto.items()},
+    {name: score.values for name, score in (onto | {"capitals to cities with a not": with_not}).items()},
     "trained on one kind, tested on another: share right",
 )
 
 # %% [markdown]
 # To cities that it has not seen the probe of capitals carries over (0.82, the layer chosen on one half and scored on the other), from layer 21 to 27
 # hardly, and on a random model nowhere. Back from cities to capitals it reaches 0.72. To "larger" it hardly carries over anywhere (0.58). So there is something
-# that place statements share. It need not be truth: that "Shanghai" and "China" belong together would do as well. Put "not" into the city statements, and see.
+# that place statements share. It is not truth. Put "not" into the city statements and the probe is wrong where it was right: it reads that "Shanghai" and "China" belong together.
 #
 # %% [markdown]
 # ## The map of the world
@@ -489,10 +493,14 @@ def r2(said, truth, units=country):
 baseline, shown = r2(told(cities.continent, place), place)
 claim(model, "R² of latitude from the continent", baseline[0], says=0.62, within=0.03)
 claim(model, "R² of longitude from the continent", baseline[1], says=0.87, within=0.03)
-reveal("22.p1", f"latitude {shown['latitude']}, longitude {shown['longitude']}")
+reveal("22.p1", " and ".join(f"{axis} {text}" for axis, text in shown.items()))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # **The continent alone does no worse than the probe.** No wonder: the prompt asked for it. The attractive number is a coarse label in disguise.
+#
+# </details>
 #
 # Is there no map, then? That does not follow. This probe had to spend itself on the continents. Ask a new one for the rest alone: how many degrees north and
 # east of the middle of its continent does each city lie?
@@ -531,13 +539,17 @@ assert (
     value["letters of the name, new cities"].max() < 0.27
     and floor < 0 < 0.15 - value["probe, new countries"][0]
 )
-print(reveal("22.p2", second["probe, new cities"][1]))
+reveal("22.p2", " and ".join(f"{axis} {text}" for axis, text in second["probe, new cities"][1].items()))
 pd.DataFrame({name: text for name, (_, text) in second.items()}).T
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # It passes. 0.28 and 0.53 on new cities; with whole countries held out 0.36 is left of the longitude, and of the latitude nothing that its interval
 # tells from 0. A random model stays below 0. The surface (runs of one to three letters of the name) does less well, and nothing on new countries.
 # An earlier version of this notebook stopped here and wrote: "so there is some of a map".
+#
+# </details>
 #
 # ### Exercise 22.6 The baseline that kills it
 #
@@ -656,9 +668,10 @@ china = (cities.country == "China").to_numpy()
 of_china = ml.probe_layers(city_streams[depths][:, china], place[china], probe="ridge")
 tops = [f"{probe.score.values.max():.2f}" for probe in (last_rung, of_china)]
 print(r2(last_rung.predictions[-1], within, country[large])[1], "; best of six layers, and in China:", tops)
+reveal("22.p3", f"{last_rung.score.values.max():.2f} on the best of six layers")
 
 # %% [markdown]
-# Nothing. But would this probe have found something? A test that cannot succeed shows nothing when it fails. Plant a map: add to each stream the
+# Would this probe have found a map? A test that cannot succeed shows nothing when it fails. Plant a map: add to each stream the
 # city's latitude within its country, along one direction, drawn from noise with the covariance of the streams. How large must it be?
 
 # %%
@@ -692,15 +705,18 @@ claim(
     says=0.51,
     within=0.05,
 )
-reveal("22.p3", f"{last_rung.score.values.max():.2f} on the best of six layers")
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # A map that took one hundredth of the variance of the streams would have shown, with an R² of about 0.3. (What countries differ in takes half of
 # it.) So here the ladder ends: **it knows the country, or roughly the region; inside a country nothing was found.**
 #
 # What would change our mind? An R² above 0 inside countries, on held-out cities: from a larger model, a prompt that asks for the province
 # or the coast, another position, or a probe that is not linear. What would *not*: a higher R² on the first rung.
 # Gurnee and Tegmark (2023) find 0.88 for places in Llama-2-7b, at the last token of the name (the last table has ours beside it). That too is the first rung.
+#
+# </details>
 #
 # **Question 22.a.** You read: "a probe finds the *altitude* of a city it has not seen, R² 0.40." Which baseline do you make first, and what
 # should it reach if the probe knows nothing but the country?

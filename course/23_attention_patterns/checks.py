@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from mechlab.discovery.attention import head_scores, looked_for, repeated_tokens
 from mechlab.loading.models import tiny
 from mechlab.tokens import first_tokens
-from mechlab_course.checking import close, declare, must_equal, random, refuse, seeded
+from mechlab_course.checking import close, declare, must_equal_in_all, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker, find_checker
 
 HEADS_APART = "You averaged over the heads too. Keep them apart: one number for each head."
@@ -54,6 +54,27 @@ class PreviousToken:
         """This is the first text only. Take the mean over all."""
         return PreviousToken.right(pattern[:1])
 
+    def everything_before(pattern):
+        """You average over all places below the diagonal. The token before is the one line just below it."""
+        return pattern.tril(-1).mean((0, 2, 3))
+
+    def first_token(pattern):
+        """This is attention to the very first token. The token before lies one to the left of each query."""
+        return pattern[:, :, 1:, 0].mean((0, 2))
+
+    def last_query(pattern):
+        """This is the last position only. Take the mean over all that have a token before them."""
+        return pattern[:, :, -1, -2].mean(0)
+
+    def largest(pattern):
+        """You took the largest over the positions. Take the mean."""
+        return pattern.diagonal(-1, 2, 3).amax(2).mean(0)
+
+    def how_often(pattern):
+        """You count how often the token before gets most. Take the mean of the attention itself."""
+        first = pattern.argmax(-1)[:, :, 1:] == torch.arange(pattern.shape[-1] - 1)
+        return first.float().mean((0, 2))
+
     def two_back(pattern):
         """This is attention two tokens back."""
         return pattern.diagonal(-2, 2, 3).mean((0, 2))
@@ -93,6 +114,17 @@ class Induction:
         """You look at the earlier copy itself: that is a duplicate-token head. Wanted is the token that
         came after it, one further on."""
         return _second_half(pattern, length, length).mean((0, 2))
+
+    def every_pair(pattern, length):
+        """You average over all pairs of a query and a key. Each query of the second half has one key: pick
+        pairs, with two index tensors of one length."""
+        queries = torch.arange(length + 1, 2 * length + 1)
+        return pattern[:, :, queries][..., queries - length + 1].mean((0, 2, 3))
+
+    def rows_and_columns(pattern, length):
+        """Queries and keys are exchanged: rows are queries. A query of the second half looks back."""
+        queries = torch.arange(length + 1, 2 * length + 1)
+        return pattern[:, :, queries - length + 1, queries].mean((0, 2))
 
     def token_before(pattern, length):
         """You look at the token before the earlier copy. Wanted is the one after it."""
@@ -168,6 +200,7 @@ def _queries_and_keys():
 
 @checker("23.3")
 def check_matching(attempt: Attempt) -> str:
+    answers = []
     for queries, keys in _queries_and_keys():
         found, tokens, scores = _one_share(attempt(queries, keys)), len(keys), queries @ keys.T
         expected = _own_best(scores)
@@ -178,12 +211,24 @@ def check_matching(attempt: Attempt) -> str:
             "In attention a longer key gets more: use the inner product.": _own_best(
                 queries @ normalize(keys).T
             ),
+            "You compare keys with keys. Ask with the queries: `queries @ keys.T`.": _own_best(keys @ keys.T),
+            "You took distances. Attention asks for the largest inner product.": _own_best(
+                -torch.cdist(queries, keys)
+            ),
+            "You left out the keys behind each token. Here all keys are compared.": _own_best(scores.tril()),
+            "You ask whether the own key is above the mean. It must be the best of all.": (
+                (scores.diag() > scores.mean(1)).float().mean()
+            ),
+            "That is a percentage. Return a share, between 0 and 1.": 100 * expected,
             "You took the mean of a softmax. Count how often the own key is the best.": _own_softmax(scores),
             "You counted the tokens. Divide by their number.": expected * tokens,
             "You counted the tokens whose own key is not the best.": 1 - expected,
         }
         why = f"With {tokens} tokens the share should be {expected:.3f}, and yours is {found:.3f}."
-        must_equal(found, expected, mistakes, 1e-5, lambda why=why: why)
+        answers.append(
+            (found, expected, mistakes, f"{why} Count the queries whose largest score is their own.")
+        )
+    must_equal_in_all(answers, 1e-5)
     return "Right on three random sets, and 1 where every key suits its query."
 
 
@@ -199,6 +244,8 @@ def _copying_head(tokens: int, d: int, head: int, vocab: int, k: int, seed: int)
 def _copying_mistakes(streams, W_V, W_O, W_U, ids, k) -> dict:
     """What is said of a wrong share, and the share."""
     own, logits = ids[:, None], streams @ W_V @ W_O @ W_U
+    mine = logits.gather(1, own)
+    among = lambda given: share((given.topk(k).indices == own).any(1))
     best, share = logits.topk(k).indices, lambda hit: hit.float().mean()
     no_head, smallest = (streams @ W_U).topk(k).indices, (-logits).topk(k).indices
     return {
@@ -210,6 +257,17 @@ def _copying_mistakes(streams, W_V, W_O, W_U, ids, k) -> dict:
             torch.isin(best, ids).any(1)
         ),
         "You ask for the very first. Among the k largest is enough.": share(logits.argmax(-1) == ids),
+        "You added the stream itself. Only what the head writes is read.": among(streams @ W_U + logits),
+        "Largest does not mean in size: a very negative logit is not large.": among(logits.abs()),
+        "Its rank may be up to k − 1, counting from 0: among the k largest, `< k`.": share(
+            (logits > mine).sum(1) <= k
+        ),
+        "The weights stand in the wrong order or transposed: streams @ W_V @ W_O @ W_U.": among(
+            streams @ W_O.T @ W_V.T @ W_U
+        ),
+        "`any` runs over the tokens. For each token ask over its k places: `any(1)`.": share(
+            (best == own).any(0)
+        ),
         "These are the k smallest logits.": share((smallest == own).any(1)),
         "You counted the tokens. Divide by their number.": (best == own).any(1).sum(),
         "You divide by all k places. A token counts once if one of its k places is right: `any(1)`.": share(
@@ -220,6 +278,7 @@ def _copying_mistakes(streams, W_V, W_O, W_U, ids, k) -> dict:
 
 @checker("23.5")
 def check_copying(attempt: Attempt) -> str:
+    answers = []
     for sizes in ((83, 12, 6, 160, 5, 3), (61, 8, 4, 140, 3, 1), (53, 6, 3, 130, 4, 0)):
         streams, W_V, W_O, W_U, ids, k = _copying_head(*sizes)
         best = (streams @ W_V @ W_O @ W_U).topk(k).indices
@@ -228,7 +287,10 @@ def check_copying(attempt: Attempt) -> str:
         why = f"With {len(ids)} tokens and k = {k} the share should be {expected:.3f}"
         why += f", and yours is {found:.3f}."
         mistakes = _copying_mistakes(streams, W_V, W_O, W_U, ids, k)
-        must_equal(found, expected, mistakes, 1e-5, lambda why=why: why)
+        answers.append(
+            (found, expected, mistakes, f"{why} Count rows with their own id among the k largest.")
+        )
+    must_equal_in_all(answers, 1e-5)
     again = attempt(
         3.0 * streams, W_V, W_O, W_U, ids, k
     )  # a norm divides all logits of a token by one number

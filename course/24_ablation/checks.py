@@ -46,6 +46,40 @@ class MeanAblated:
         """All heads are replaced. Only the one that is named should be."""
         return reference.mean(0).expand_as(z)
 
+    def over_heads(z, reference, head):
+        """You averaged over the heads too. This head has its own mean."""
+        return _put(z, head, reference.mean((0, 2)))
+
+    def first_prompt(z, reference, head):
+        """Only the first prompt is changed. Change all of them."""
+        return torch.cat([MeanAblated.right(z, reference, head)[:1], z[1:]])
+
+    def last_position(z, reference, head):
+        """Only the last position is changed. Change all of them, each with its own mean."""
+        return torch.cat([z[:, :-1], MeanAblated.right(z, reference, head)[:, -1:]], 1)
+
+    def position(z, reference, head):
+        """You replaced a position of all heads. The axes are [batch, pos, head, d_head]: the head is the
+        third index, `z[:, :, head]`."""
+        z = z.clone()
+        z[:, head % z.shape[1]] = reference[:, head % z.shape[1]].mean(0)
+        return z
+
+    def coordinate(z, reference, head):
+        """You replaced a coordinate of all heads. The axes are [batch, pos, head, d_head]: the head is the
+        third index, `z[:, :, head]`."""
+        z = z.clone()
+        z[..., head % z.shape[3]] = reference[..., head % z.shape[3]].mean(0)
+        return z
+
+    def median(z, reference, head):
+        """You took the median of the reference prompts. Take the mean."""
+        return _put(z, head, reference[:, :, head].median(0).values)
+
+    def subtracted(z, reference, head):
+        """You took the mean off. Write it in the place of what was there."""
+        return _put(z, head, z[:, :, head] - reference[:, :, head].mean(0))
+
     def zero(z, reference, head):
         """That is zero ablation. Write the mean."""
         return _put(z, head, 0)
@@ -119,6 +153,33 @@ class WithoutDirection:
     def level_not_scaled(stream, direction, level):
         """You put `level` times the direction as it is. Use the direction of length 1."""
         return _set_along(stream, direction, 0) + level * direction
+
+    def scaled_once(stream, direction, level):
+        """The direction is scaled to length 1 in one place and not in the other. Compute `unit` once."""
+        return stream + (level - stream @ direction / direction.norm())[..., None] * direction
+
+    def level_scaled_down(stream, direction, level):
+        """What was there comes off rightly, but `level` is divided by the length of the direction."""
+        return _set_along(stream, direction, level / direction.norm())
+
+    def one_for_all(stream, direction, level):
+        """You took one component for all positions, the mean. Each position has its own."""
+        unit = direction / direction.norm()
+        return stream + (level - (stream @ unit).mean()) * unit
+
+    def level_everywhere(stream, direction, level):
+        """You added `level` to every coordinate. It goes along the direction: `level * unit`."""
+        return _set_along(stream, direction, 0) + level
+
+    def sizes(stream, direction, level):
+        """You took the size of the component. Its sign says which way it must move."""
+        unit = direction / direction.norm()
+        return stream + (level - (stream @ unit).abs())[..., None] * unit
+
+    def cosines(stream, direction, level):
+        """You measured the component on streams of length 1. Only the direction has length 1."""
+        unit, short = direction / direction.norm(), stream / stream.norm(dim=-1, keepdim=True)
+        return stream + (level - short @ unit)[..., None] * unit
 
     def reflected(stream, direction, level):
         """The stream is reflected: taken off twice."""

@@ -297,11 +297,15 @@ claim(model, "without four random others of layer 23", together.random.mean(), s
 reveal("24.p", round(together.random.mean().item(), 1))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Without the four only 0.4 is lost, although they raise the right name. Taking a part away tells what the model *cannot do without*, not what it *uses*:
 # others step in, or had said enough.
 #
 # The random control costs *more*: 2.8 is left. Layer 23 has only five other heads. Any four of them leave out just one, so most draws include 23.3. A
 # matched control is only as good as its pool.
+#
+# </details>
 #
 # **Question 24.b.** The four can go, and hardly anything is lost. "So the model does not use them", says a colleague. Which experiment could prove
 # him wrong?

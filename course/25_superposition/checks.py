@@ -23,6 +23,22 @@ class Reconstruct:
         """The ReLU is missing: what comes back is never below zero."""
         return x @ W @ W.T + b
 
+    def gelu(x, W, b):
+        """You used gelu. A ReLU cuts at 0."""
+        return torch.nn.functional.gelu(x @ W @ W.T + b)
+
+    def sigmoid(x, W, b):
+        """You used a sigmoid. A ReLU cuts at 0, and leaves what is above."""
+        return (x @ W @ W.T + b).sigmoid()
+
+    def b_packed_too(x, W, b):
+        """You added b before packing. It is added to what comes back, before the ReLU."""
+        return ((x + b) @ W @ W.T).relu()
+
+    def unit_rows(x, W, b):
+        """You scaled the rows of W to length 1. Use W as it is."""
+        return Reconstruct.right(x, W / W.norm(dim=1, keepdim=True), b)
+
     def b_after_the_relu(x, W, b):
         """Add b before the ReLU, not after it."""
         return (x @ W @ W.T).relu() + b
@@ -50,6 +66,13 @@ def check_sparse(attempt: Attempt) -> str:
     for density, seed in ((0.3, 0), (0.05, 1), (1.0, 2), (0.7, 3)):
         found = attempt.tensor(4000, 6, density, seeded(seed), shape=(4000, 6), axes="count, feature")
         refuse(found.min() < 0 or found.max() > 1, "The numbers lie between 0 and 1.")
+        present = found > 0
+        columns = density < 1 and (present.all(0) | ~present.any(0)).all()
+        refuse(columns, "You drop whole features. Each number is present or absent by itself.")
+        counts = present.sum(1)
+        same = density < 1 and counts[0] > 0 and (counts == counts[0]).all()
+        why = "Each number is present or absent by itself, so how many are varies."
+        refuse(same, f"Every example of yours has exactly {counts[0]} present. {why}")
         _are_as_dense(found, density)
         if density < 1:
             _are_independent(found, density)
@@ -87,6 +110,8 @@ def _are_independent(found, density: float) -> None:
 def _are_uniform(found, density: float) -> None:
     present = found > 0
     values, both = found[present], found[present[:, :2].all(1)][:, :2]
+    flat = "Every number that is present has the same size. It is uniform between 0 and 1."
+    refuse(values.std() < 1e-6, flat)
     few = torch.unique(found[:, 0]).numel() < 0.95 * present.float().mean() * len(found)
     refuse(few, "Examples are repeated. Draw each by itself.")
     alike = len(both) > 500 and abs(torch.corrcoef(both.T)[0, 1]) > 0.12
@@ -141,6 +166,10 @@ class Dimensionality:
     def overlaps_not_squared(W):
         """The overlaps are not squared."""
         return W.norm(dim=1) ** 2 / _overlaps(W).sqrt().sum(1)
+
+    def squared_sum(W):
+        """You add up the overlaps and square the sum. Square each, then add up."""
+        return W.norm(dim=1) ** 2 / ((W / W.norm(dim=1, keepdim=True)) @ W.T).sum(1).pow(2)
 
     def length_not_squared(W):
         """The length in front is not squared."""

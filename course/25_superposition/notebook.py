@@ -239,8 +239,12 @@ assert (counts[1] == 5).all()
 reveal("25.p", int(counts[0, 0]))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Five, one for each dimension, and they are the five most important. As features become rare the model keeps more of them: with the ReLU this has begun at
 # density 0.25 (where exactly differs from start to start) and ends at a dozen. A linear model, without the ReLU, never keeps more than five.
+#
+# </details>
 #
 # The reason: where directions are not at right angles, a feature leaks into its neighbours. That is **interference**. While one feature is present alone, b and
 # the ReLU can cut off what leaks. When several are present together they cannot, and with rare features that seldom happens. So rarity makes superposition pay,

@@ -65,6 +65,36 @@ class Encode:
         before = (x - b_dec) @ W_enc + b_enc
         return _kept(before, before.abs(), k).relu()
 
+    def bias_too_late(x, W_enc, b_enc, b_dec, k):
+        """You choose the k before `b_enc` is added. It decides with which are largest."""
+        before = (x - b_dec) @ W_enc
+        return _kept(before + b_enc, before, k).relu()
+
+    def bias_taken_off(x, W_enc, b_enc, b_dec, k):
+        """You took `b_enc` off. Add it."""
+        return _largest((x - b_dec) @ W_enc - b_enc, k)
+
+    def first_places(x, W_enc, b_enc, b_dec, k):
+        """The values are right, but stand in the first k places. Each keeps its own place: `scatter`."""
+        best, found = ((x - b_dec) @ W_enc + b_enc).topk(k).values.relu(), x.new_zeros(len(x), len(b_enc))
+        found[:, :k] = best
+        return found
+
+    def smallest(x, W_enc, b_enc, b_dec, k):
+        """These are the k smallest. Take the largest."""
+        before = (x - b_dec) @ W_enc + b_enc
+        return _kept(before, -before, k).relu()
+
+    def of_all_tokens(x, W_enc, b_enc, b_dec, k):
+        """You take the largest of all tokens together. Each token keeps its own k."""
+        before = (x - b_dec) @ W_enc + b_enc
+        return _kept(before.view(1, -1), before.view(1, -1), k * len(x)).view_as(before).relu()
+
+    def sizes(x, W_enc, b_enc, b_dec, k):
+        """You took sizes. Of the k, those below zero become 0."""
+        before = (x - b_dec) @ W_enc + b_enc
+        return _kept(before, before, k).abs()
+
     def along_tokens(x, W_enc, b_enc, b_dec, k):
         """The k are chosen for each token, along the features; yours are chosen along the tokens."""
         return _largest(((x - b_dec) @ W_enc + b_enc).T, min(k, len(x))).T
@@ -121,6 +151,14 @@ class SetFeature:
     def on_top(x, features, W_dec, b_dec, index, value):
         """You add the new value on top of the old one. Take the old one off."""
         return x + value * W_dec[index]
+
+    def mean_of_tokens(x, features, W_dec, b_dec, index, value):
+        """You took off the feature's mean over the tokens. Each token has its own old value."""
+        return x + (value - features[:, index].mean()) * W_dec[index]
+
+    def multiplied(x, features, W_dec, b_dec, index, value):
+        """You multiplied the old value by the new one. Take the old one off: new − old."""
+        return x + value * features[:, [index]] * W_dec[index]
 
     def sign(x, features, W_dec, b_dec, index, value):
         """The sign is turned round: new minus old."""

@@ -213,10 +213,16 @@ pd.DataFrame({name: p[:, 0] for name, p in known.items()}, index=facts.prompt).r
 # %% kind="assert"
 claim(model, "probability of the fact, intact", known["intact"].mean(), says=0.79, within=0.05)
 claim(model, "probability of the fact, spliced", known["spliced"].mean(), says=0.12, within=0.05)
-reveal("26.p", known["spliced"].mean().item())
+reveal("26.p", f"{known['spliced'].mean():.2f}")
 
 # %% [markdown]
-# Most of it is gone. Does the SAE lose just what facts need, or would *any* error of this size do that? That asks for a null: other errors, as long at each token, that
+# <details><summary>What we saw</summary>
+#
+# Most of it is gone.
+#
+# </details>
+#
+# Does the SAE lose just what facts need, or would *any* error of this size do the same? That asks for a null: other errors, as long at each token, that
 # mean nothing.
 #
 # ### Exercise 26.6 A null that could have failed
@@ -333,7 +339,8 @@ rise = lambda name: str(ml.statistics.estimate(of_text[name] - reports["large"].
 for name, direction in NULLS.items():
     try_null(name, direction)
 tried["the SAE's error"] = {"facts": known["spliced"].mean().item(), "loss": rise("the SAE's error")}
-pd.DataFrame(tried).T
+as_text = lambda each: each if isinstance(each, str) else f"{each:.2f}" if each == each else ""
+pd.DataFrame(tried).T.map(as_text)
 
 # %% kind="assert"
 for name, says in zip(NULLS, (0.45, 0.46, 0.28), strict=True):
@@ -368,7 +375,7 @@ def as_much_taken_away(x):
 
 
 try_null("as much taken away", as_much_taken_away)
-pd.DataFrame(tried).T
+pd.DataFrame(tried).T.map(as_text)
 
 # %% kind="assert"
 fair = known["as much taken away"].mean(0)

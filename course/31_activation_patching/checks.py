@@ -36,6 +36,21 @@ def _patched(model, base, source, layer, head, positions=None) -> Tensor:
         return model(base)
 
 
+@torch.no_grad()
+def _indexed(model, base, source, layer, index) -> Tensor:
+    """The run on base with what stands at this index of z of the run on source."""
+    name = f"blocks.{layer}.attn.hook_z"
+    value = model.run_with_cache(source, names_filter=name)[1][name]
+
+    def put(z, hook):
+        z = z.clone()
+        z[index] = value[index]
+        return z
+
+    with intervene(model, [(name, put)]):
+        return model(base)
+
+
 @declare(
     "31.1",
     axes="prompt, pos, d_vocab",
@@ -44,7 +59,7 @@ def _patched(model, base, source, layer, head, positions=None) -> Tensor:
 )
 class PatchedRun:
     def cases():
-        return _runs("gqa", 1, 2, 0), _runs("gpt2", 0, 1, 1), _runs("gqa", 0, 3, 2)
+        return _runs("gqa", 0, 1, 0), _runs("gpt2", 1, 0, 1), _runs("gqa", 1, 2, 2)
 
     def right(model, base, source, layer, head):
         return _patched(model, base, source, layer, head)
@@ -81,6 +96,21 @@ class PatchedRun:
     def zero(model, base, source, layer, head):
         """The activation is set to zero. Take it from the run on source."""
         return _patched(model, base, None, layer, head)
+
+    def coordinate(model, base, source, layer, head):
+        """You patched one coordinate of all heads. z is [prompt, pos, head, d_head]: the head is the third
+        index, `z[:, :, head]`."""
+        return _indexed(model, base, source, layer, (..., head))
+
+    def position(model, base, source, layer, head):
+        """You patched one position of all heads. z is [prompt, pos, head, d_head]: the head is the third
+        index, `z[:, :, head]`."""
+        return _indexed(model, base, source, layer, (slice(None), head))
+
+    def prompt(model, base, source, layer, head):
+        """You patched one prompt. z is [prompt, pos, head, d_head]: the head is the third index,
+        `z[:, :, head]`."""
+        return _indexed(model, base, source, layer, head)
 
     def otherwise(found, model, base, source, layer, head):
         for n in range(model.cfg.n_heads):
@@ -211,6 +241,9 @@ GATES = {  # neither, only a, only b, both
     (0.0, 0.05, 0.9, 1.0): "neither",
     (0.0, 0.8, -0.9, 1.0): "AND",
     (3.0, 4.0, 2.0, 3.0): "neither",
+    (0.0, 0.25, 0.25, 1.0): "neither",
+    (4.0, 1.0, 1.0, 0.0): "neither",
+    (0.0, 0.7, 0.7, 1.0): "neither",
 }
 
 
@@ -246,6 +279,19 @@ WRONG_GATES = {
     "You look at each part alone. With a share of 0.3 each, 0.4 needs both together, less than "
     "half: compare the sum of the two.": lambda *four: (
         "AND" if max(_brought(*four)[:2]) < 0.5 else "OR" if min(_brought(*four)[:2]) > 0.5 else "neither"
+    ),
+    "Keep the signs of what each brings: where one part works against the other, abs takes it for a "
+    "help.": lambda n, a, b, ab: (
+        _verdict(1 - (abs(a - n) + abs(b - n)) / abs(ab - n)) if abs(ab - n) > 1e-6 else "neither"
+    ),
+    "You compare with the stronger of the two. The sum of what each brings alone is meant.": lambda *four: (
+        _verdict(1 - max(_brought(*four)[:2])) if _brought(*four)[2] else "neither"
+    ),
+    "The line is at half, more than half of what both bring, and you draw it at 0.": lambda *four: _verdict(
+        1e9 * (1 - sum(_brought(*four)[:2]))
+    ),
+    'Exactly half is not more than half: "neither".': lambda *four: _verdict(
+        1.001 * (1 - sum(_brought(*four)[:2]))
     ),
     'Where both together bring nothing there is no gate to speak of: "neither".': lambda n, a, b, ab: (
         _verdict((ab - a - b + n) / (ab - n) if abs(ab - n) > 1e-6 else 1)
@@ -425,6 +471,10 @@ def _noise_has_the_right_size(noise, clean, every, level: float) -> None:
         "Where is `level`? The noise has one standard deviation of `all_subjects`.": sd,
         "That is the variance. Multiply by the standard deviation.": level * sd**2,
         "You divided by the standard deviation of `all_subjects`. Multiply.": level / sd,
+        "You took the mean of a standard deviation for each token. Take one, of all the entries.": level
+        * every.std(1).mean(),
+        "You took the mean of a standard deviation for each coordinate. Take one, of all the entries.": level
+        * every.std(0).mean(),
         "That is the standard deviation of this prompt's embeddings, not all subjects'.": level * clean.std(),
         "You scaled with the mean length of the embeddings, not with the standard deviation of their "
         "entries.": level * every.norm(dim=1).mean(),

@@ -277,9 +277,13 @@ assert values[1, 2] < -0.2 and values[2, 2] > 0.05  # 24.4
 reveal("31.p", round(values[1, 1].item(), 2))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # 17.4 is all pattern: with another repeated name it looks at another place. 20.0 looks at the same place in both runs, and finds something else there: nothing
 # in its pattern, all in its values. At 24.4 the two go against each other, so its small share hides two larger effects. (Query heads share value heads here,
 # notebook 02: a value patch belongs to all the heads that read it.)
+#
+# </details>
 #
 # ## Enough, or needed?
 #
@@ -302,16 +306,20 @@ def toy_share(gate, base, source):
 # %% kind="predict"
 predict("31.q", [0, 0, 0, 0])
 
-# %% kind="assert"
+# %%
 ways = {"denoised": (0, 1), "noised": (1, 0)}
 toys = {f"{name}, {way}": toy_share(gates[name], *ways[way]) for name in gates for way in ways}
 print(toys)
-reveal("31.q", list(toys.values()))
+reveal("31.q", [round(share) for share in toys.values()])
 assert list(toys.values()) == [0, 1, 1, 0]
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Denoising cannot see an AND: one part alone is not enough. Noising cannot see an OR: the other one still stands in. A head that "does nothing" in one sweep may
 # be half of a gate. To tell, patch **both** parts.
+#
+# </details>
 #
 # ### Exercise 31.6 AND, OR or neither
 #
@@ -725,7 +733,7 @@ assert 4 <= half.sum() <= 7 and 3 <= (trace.per_prompt[:, 2, 0] < 0.25 * lost).s
 # %%
 one = {"subject": subjects[0], "noise_of": "subjects", "samples": 5}
 eiffel = ml.causal_tracing(model, texts[0], asked["metric"][0], **one, layers=[0, 10, 22, 24])
-eiffel.plot(height=330)
+eiffel.plot(height=330, title="indirect effect of one restored state (probability)")
 
 # %% kind="assert"
 assert eiffel.values[1].argmax() == 3 and eiffel.values[1, 3] > 0.2  # "iffel"

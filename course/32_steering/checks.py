@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mechlab as ml
 from mechlab.intervention.steering import push_effects
-from mechlab_course.checking import close, declare, only_wrong, random, refuse, seeded
+from mechlab_course.checking import close, declare, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -19,9 +19,13 @@ def _texts(sizes: tuple[int, ...], d_model: int, seed: int, last: float = 1) -> 
     return texts
 
 
-def _difference(positive, negative, of_a_text):
+def _mean_of(texts, of_a_text):
     """Over texts, the mean of this vector of each."""
-    return torch.stack([*map(of_a_text, positive)]).mean(0) - torch.stack([*map(of_a_text, negative)]).mean(0)
+    return torch.stack([*map(of_a_text, texts)]).mean(0)
+
+
+def _difference(positive, negative, of_a_text):
+    return _mean_of(positive, of_a_text) - _mean_of(negative, of_a_text)
 
 
 def _usual(text):
@@ -83,6 +87,23 @@ class Contrast:
     def tokens_added_up(positive, negative):
         """You added up over the tokens. Take the mean, or long texts count more."""
         return _difference(positive, negative, lambda text: text[1:].sum(0))
+
+    def pairs(positive, negative):
+        """You subtract text by text, and the longer list loses its last texts. First the two means, then the
+        difference."""
+        return _difference(*zip(*zip(positive, negative, strict=False), strict=True), _usual)
+
+    def first_token_on_one_side(positive, negative):
+        """On one of the two sides the first token is still in the means. Leave it out on both."""
+        return _mean_of(positive, _usual) - _mean_of(negative, lambda text: text.mean(0))
+
+    def divided_by_all(positive, negative):
+        """You divide by the number of all tokens, also of the first, which is left out."""
+        return _difference(positive, negative, lambda text: text[1:].sum(0) / len(text))
+
+    def medians(positive, negative):
+        """You took medians. Take means."""
+        return _difference(positive, negative, lambda text: text[1:].median(0).values)
 
     def texts_added_up(positive, negative):
         """You added up over the texts. Take the mean: the two sets need not be equally large."""
@@ -170,6 +191,32 @@ class Steered:
     def direction_as_it_is(stream, direction, strength, length):
         """That is the direction as it is, times the strength. Scale it to length 1, then by `length`."""
         return _added(stream, strength * direction)
+
+    def by_the_square(stream, direction, strength, length):
+        """You divide by the squared length of the direction. Divide by its length."""
+        return _added(stream, strength * length * direction / direction.pow(2).sum())
+
+    def by_the_largest(stream, direction, strength, length):
+        """You divide by the largest number of the direction. Divide by its length, `norm()`."""
+        return _added(stream, strength * length * direction / direction.abs().max())
+
+    def strength_plus_length(stream, direction, strength, length):
+        """You added strength and length. The vector is strength × length long."""
+        return _added(stream, (strength + length) * _unit(direction))
+
+    def component_set(stream, direction, strength, length):
+        """You set the component along the direction. Leave what is there, and add."""
+        unit = _unit(direction)
+        return _added(stream, (strength * length - stream @ unit)[..., None] * unit)
+
+    def as_long_as_before(stream, direction, strength, length):
+        """You scaled the stream back to its old length. Only add the vector."""
+        moved = stream + strength * length * _unit(direction)
+        return _added(stream, _unit(moved) * stream.norm(dim=-1, keepdim=True) - stream)
+
+    def first_text(stream, direction, strength, length):
+        """You left out the first text. The first position of every text is left out: `[:, 1:]`."""
+        return torch.cat([stream[:1], stream[1:] + strength * length * _unit(direction)])
 
     def no_strength(stream, direction, strength, length):
         """Where is `strength`? The vector is always as long as the stream."""
@@ -269,6 +316,27 @@ class PerplexityRatio:
         """That is the ratio of the losses. Perplexity is exp(loss)."""
         return _losses(steered, text).mean() / _losses(unsteered, text).mean()
 
+    def minus_probabilities(steered, unsteered, text):
+        """The loss is minus the *log*-probability: `log_softmax`."""
+        return _mean_ratio(steered, unsteered, lambda x: -(-_losses(x, text)).exp())
+
+    def over_positions(steered, unsteered, text):
+        """The softmax runs over the positions. It runs over the vocabulary: `log_softmax(-1)`."""
+        rows = lambda x: -x[:, 1:-1].log_softmax(1)
+        return _mean_ratio(steered, unsteered, lambda x: rows(x).gather(-1, text[:, 2:, None]))
+
+    def power_of_two(steered, unsteered, text):
+        """You took 2 to the power. The loss is in nats: exp."""
+        return 2 ** (_losses(steered, text).mean() - _losses(unsteered, text).mean())
+
+    def last_token(steered, unsteered, text):
+        """Only the last token is in it. Take all that are predicted with steering."""
+        return _mean_ratio(steered, unsteered, lambda x: _losses(x, text)[:, -1])
+
+    def difference(steered, unsteered, text):
+        """You subtracted the perplexities. Divide them."""
+        return _losses(steered, text).mean().exp() - _losses(unsteered, text).mean().exp()
+
     def steered_alone(steered, unsteered, text):
         """That is the perplexity of the steered run alone."""
         return _losses(steered, text).mean().exp()
@@ -288,7 +356,10 @@ class PerplexityRatio:
     def otherwise(found, steered, unsteered, text):
         if close(found, _mean_ratio(steered, unsteered, lambda x: _losses(x, text, first=0, shift=0))):
             return PerplexityRatio.not_shifted.__doc__
-        return only_wrong(found, PerplexityRatio.right(steered, unsteered, text))
+        one, other = (_losses(logits, text).mean() for logits in (steered, unsteered))
+        told = f"The mean losses are {one:.4f} with steering and {other:.4f} without, over"
+        told += f" {text[:, 2:].numel()} tokens; exp of the difference is {(one - other).exp():.4g}."
+        return f"{told} You return {found:.4g}. Compare your two losses with these."
 
     def further(attempt):
         for steered, unsteered, text in PerplexityRatio.cases:

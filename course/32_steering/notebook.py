@@ -320,7 +320,7 @@ for name, rows in groups.items():
     pushes = size * rows / rows.norm(dim=-1, keepdim=True)
     effects[name] = push_effects(model, base, metric, pushes, layer=8)
 
-# %% kind="assert"
+# %%
 summary = {
     name: {"vectors": len(found), "lowest effect": found.min().item(), "highest effect": found.max().item()}
     for name, found in effects.items()
@@ -357,11 +357,16 @@ for line, says in zip(lines.index, (2.0, 0.7, -0.2), strict=True):
 lines
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # The mood moves the metric by 3.5, further than all twenty shuffled vectors of the same sentences (from −2.0 to 1.3): number one of twenty-one. The twenty isotropic vectors reach as far as the shuffled (to −1.8): here the weakest null is no
 # weaker. (Six would have looked weaker: compare equal numbers of draws.)
 # The vector of the sea does next to nothing; that of French pushes towards the bad words.
-# So the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general. Asking
-# costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we tried; in AxBench (Wu et al. 2025)
+# So the effect belongs to the mood in the pairs, not to the push, and not to such sentences in general.
+#
+# </details>
+#
+# Asking costs nothing on this text: 2.0 with one line, 0.7 with another, against 3.5. Here the vector wins on this metric, over three lines that we tried; in AxBench (Wu et al. 2025)
 # prompting beat every steering method. Never report one without the other.
 #
 # ### Exercise 32.6 Pairs and their twin
@@ -616,8 +621,12 @@ assert share[0] == 0
 reveal("32.p", round(share[1].item(), 2))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Not a knob but a switch: none at 0.15, some at 0.2, most at 0.25, and everything at 0.4. And read it. "la la la" counts as perfect French, and so do words that do not exist, at some 100 times the
 # perplexity of English text. (A part of that is fair: good French would be unlikely English too. Turner et al. 2023 list a French vector among the failures on GPT-2 XL.) **A count that can be satisfied by rubbish will be.**
+#
+# </details>
 #
 # ## A knob that saturates, and one that hardly turns
 #

@@ -130,6 +130,32 @@ class CannotWrite:
         """It goes the wrong way: the part along the direction has doubled."""
         return W + _along(W, _unit(direction))
 
+    def by_the_sum(W, direction):
+        """You divided the direction by its sum. Divide by its length, `norm()`."""
+        return W - _along(W, direction / direction.sum())
+
+    def rows_scaled(W, direction):
+        """You scaled each row. Subtract its part along the direction: its component times `unit`."""
+        return W * (1 - (W @ _unit(direction)))[..., None]
+
+    def one_for_all(W, direction):
+        """You took off one mean component for all rows. Each row has its own."""
+        unit = _unit(direction)
+        return W - (W @ unit).mean() * unit
+
+    def sizes(W, direction):
+        """You took the size of each component. Keep its sign."""
+        unit = _unit(direction)
+        return W - (W @ unit).abs()[..., None] * unit
+
+    def cosines(W, direction):
+        """You measured the components on rows of length 1. Only the direction has length 1."""
+        return W - _along(_unit(W), _unit(direction))
+
+    def largest_coordinate(W, direction):
+        """You set one coordinate to 0. A direction is a mixture of all of them."""
+        return W.index_fill(-1, direction.abs().argmax(), 0.0)
+
     def twice(W, direction):
         """The matrix is reflected: taken off twice."""
         return W - 2 * _along(W, _unit(direction))
@@ -241,6 +267,28 @@ class ToHarmless:
     def added_up(stream, harmless, direction):
         """That is the sum over the harmless requests. Take the mean."""
         return _last_at(stream, direction, (harmless @ _unit(direction)).sum())
+
+    def one_move_for_all(stream, harmless, direction):
+        """All prompts are moved by the same step. Each has its own component, and so its own step."""
+        unit = _unit(direction)
+        return _at_last(stream, stream + ((harmless @ unit).mean() - (stream[:, -1] @ unit).mean()) * unit)
+
+    def median(stream, harmless, direction):
+        """You took the median of the harmless streams. Take the mean."""
+        return _last_at(stream, direction, (harmless @ _unit(direction)).median())
+
+    def means_moved(stream, harmless, direction):
+        """You moved by the difference of the two means. Only the component along the direction changes."""
+        return _at_last(stream, stream + harmless.mean(0) - stream[:, -1].mean(0))
+
+    def last_prompt(stream, harmless, direction):
+        """You changed the last prompt. The last position of every prompt is asked for: `[:, -1]`."""
+        return torch.cat([stream[:-1], _moved(stream, harmless, direction)[-1:]])
+
+    def scaled_once(stream, harmless, direction):
+        """The direction is scaled once in the formula. It stands there twice: compute `unit` first."""
+        missing = (harmless @ direction).mean() - stream @ direction
+        return _at_last(stream, stream + missing[..., None] * _unit(direction))
 
     def length(stream, harmless, direction):
         """That is the length of the harmless mean. Take its component along the direction."""

@@ -315,7 +315,8 @@ for layer in LAYERS:
     rows.append([f"direction {layer}", *counts, odds(logits[:10]), induced, kl])
 columns = ["taken out", "improper refused", "harmless refused", "bypass", "induce", "KL"]
 swept = pd.DataFrame(rows, columns=columns).set_index("taken out")
-swept.round(2)
+measured = swept[["bypass", "induce", "KL"]].map("{:.2f}".format).replace("nan", "")
+swept.assign(**measured)
 
 # %% kind="assert"
 reveal("33.p", int(swept["harmless refused"]["direction 18"]))
@@ -662,8 +663,12 @@ claim(model, "affine at layer 20 only", one, says=0.58, within=0.17)
 reveal("33.n", round(by_chance.float().mean().item(), 1))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Now one of the 30 improper requests is refused, and two of the 30 harmless ones. Of the first eight one is refused. With shuffled labels, pushed as far, it is between four and five of eight on average, and one draw leaves none. **This control
 # could have failed, and it did.** A push of this length takes nearly half of the refusals along whatever direction, and a draw or two take as many as ours. (A shorter push, to each draw's own harmless mean, leaves nearly all refused, and would have made ours look unique. In fairness: ours ends where harmless requests lie, the others where few do.)
+#
+# </details>
 #
 # By the rule above a habit of saying no is gone, for both kinds of
 # request, and nearly half of the answers are glad.

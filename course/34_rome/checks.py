@@ -31,6 +31,22 @@ class Key:
         """You took the same position in every context. Each context has its own position of the subject."""
         return neurons[:, last[0]].mean(0)
 
+    def every_pair(neurons, last):
+        """You took all the positions in every context. Pair them: `neurons[torch.arange(n), last]`."""
+        return neurons[:, last].mean((0, 1))
+
+    def latest_position(neurons, last):
+        """You took the largest position in every context. Each context has its own."""
+        return neurons[:, max(last)].mean(0)
+
+    def mean_position(neurons, last):
+        """You averaged the positions. Take one row of each context, and average the rows."""
+        return neurons[:, round(sum(last) / len(last))].mean(0)
+
+    def largest(neurons, last):
+        """You took the largest over contexts. Take the mean."""
+        return _rows(neurons, last).amax(0)
+
     def end_of_prompt(neurons, last):
         """That is the last token of the prompt. The key is read at the last token of the subject."""
         return neurons[:, -1].mean(0)
@@ -104,6 +120,22 @@ class Covariance:
         """You left out the first `skip` tokens of the first text only. Every text begins anew."""
         rows = keys.flatten(0, 1)[None, skip:]
         return _sum(rows) / _tokens(rows)
+
+    def texts_left_out(keys, skip):
+        """You left out the first `skip` texts. The first positions of every text go: `keys[:, skip:]`."""
+        return _sum(keys[skip:]) / max(1, _tokens(keys[skip:]))
+
+    def one_more_left_out(keys, skip):
+        """You left out one position more than `skip`."""
+        return _sum(keys[:, skip + 1 :]) / max(1, _tokens(keys[:, skip + 1 :]))
+
+    def diagonal(keys, skip):
+        """Only the diagonal is there. The products of different neurons count too."""
+        return Covariance.right(keys, skip).diagonal().diag()
+
+    def correlations(keys, skip):
+        """These are correlations. Take the mean of k kᵀ as it is."""
+        return torch.corrcoef(keys[:, skip:].flatten(0, 1).T)
 
     def not_divided(keys, skip):
         """That is the sum, not the mean, over tokens."""
@@ -222,15 +254,46 @@ class AnswerLogProb:
         _answer_case(2, 9, 13, [1, 1, 12, 0]),
         _answer_case(0, 7, 11, [3, 8]),
         _answer_case(1, 5, 9, [4]),
-        _answer_case(3, 4, 6, [5, 2, 3]),
+        _answer_case(3, 5, 6, [5, 2, 3]),
     )
 
     def right(logits, answer):
         return _told(logits, answer).sum()
 
+    def otherwise(found, logits, answer):
+        each = ", ".join(f"{one:.2f}" for one in _told(logits, answer).tolist())
+        told = f"The answer's tokens have the log-probabilities {each}"
+        return (
+            f"{told}, together {_told(logits, answer).sum():.2f}; you return {found:.2f}. Compare one by one."
+        )
+
     def one_late(logits, answer):
         """You are one position too late: logits at a position are about the token after it."""
         return logits[-len(answer) :].log_softmax(-1)[torch.arange(len(answer)), answer].sum()
+
+    def one_early(logits, answer):
+        """You are one position too early: the last token is predicted by the last but one row."""
+        return logits[-len(answer) - 2 : -2].log_softmax(-1)[torch.arange(len(answer)), answer].sum()
+
+    def last_row(logits, answer):
+        """You read every token at the last row. Each is predicted by the row before it."""
+        return logits.log_softmax(-1)[-1, answer].sum()
+
+    def row_before_the_answer(logits, answer):
+        """You read every token where the answer begins. Each is predicted by the row before it."""
+        return logits[-len(answer) - 1].log_softmax(-1)[answer].sum()
+
+    def bits(logits, answer):
+        """These are bits. Nats are wanted: the natural logarithm."""
+        return _told(logits, answer).sum() / torch.tensor(2.0).log()
+
+    def sum_of_probabilities(logits, answer):
+        """You added probabilities. They multiply, so their logarithms add up."""
+        return _told(logits, answer).exp().sum().log()
+
+    def backwards(logits, answer):
+        """The tokens are paired with the rows in reverse order."""
+        return _told(logits, answer.flip(0)).sum()
 
     def first_token(logits, answer):
         """That is the first token of the answer alone. Ask for all of them."""
@@ -283,6 +346,8 @@ def _score_case(seed: int, words: int, neighbours: int, vocab: int):
         probabilities(neighbours, vocab),
     )
     new, old = torch.randperm(vocab, generator=draw)[:2].tolist()
+    if not seed % 2:  # the new answer leads, with less than half
+        asked = torch.ones(vocab).index_fill(0, torch.tensor(new), 1.5).softmax(-1)
     free = [i for i in range(vocab) if i != new]
     own = [free[int(i)] for i in torch.randint(len(free), (neighbours,), generator=draw)]
     return asked, reworded, others, new, old, own
@@ -302,6 +367,17 @@ def _scores(asked, reworded, others, new, old, own):
         "Your {} asks for the likeliest of all tokens. It compares two answers only.": [
             share(x) for x in top
         ],
+        "Your {} asks for a probability above a half. It compares two answers.": [
+            share(x > 0.5) for x in (asked[new], reworded[:, new], mine)
+        ],
+        "Your {} compares with the old answer, and should compare with the new one.": neighbour(
+            mine > others[:, old]
+        ),
+        "Your {} is a mean difference. It is a share of prompts: compare, then count.": (
+            asked[new] - asked[old],
+            (reworded[:, new] - reworded[:, old]).mean(),
+            (mine - kept).mean(),
+        ),
         "Your {} is the wrong way round: 1 is a good edit.": [1 - float(x) for x in right],
         "Your {} is in per cent. It goes from 0 to 1.": [100 * x for x in right],
         "Your {} is a mean probability. It is a share of prompts.": (asked[new], said[new], mine.mean()),
@@ -339,7 +415,10 @@ def check_scores(attempt: Attempt) -> str:
 
 def _first_wrong(name: str, found: torch.Tensor, right: torch.Tensor) -> str:
     case = int((~((found - right).abs() < 1e-4)).int().argmax())
-    return f"Your {name} is {found[case]:.3f} and should be {right[case]:.3f} here."
+    return (
+        f"Your {name} is {found[case]:.3f} and should be {right[case]:.3f} here. First efficacy, then "
+        "paraphrase, then neighbourhood: each the share of prompts on which one answer beats another."
+    )
 
 
 # Country, its capital, and where data/make/rome.py moved it: the order of data/rome/edits.safetensors.

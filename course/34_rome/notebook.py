@@ -396,7 +396,7 @@ for name in list(here)[1:]:
 tested = stored[(stored.split == "test") & (stored.layer == 4)]
 columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept", "others", "others_kept"]
 means = tested.groupby("how")[columns].mean()
-means.loc[["none", "rome", "identity", "tuning", "piled"]].round(2)
+means.loc[["none", "rome", "identity", "tuning", "piled"]].map("{:.2f}".format).replace("nan", "")
 
 # %%
 near = tested[tested.neighbourhood.notna()].set_index(["how", "subject"])
@@ -633,10 +633,12 @@ claim(model, "tracing, layer 2", traced[1], says=1.0, within=0.3)
 assert traced[2:].max() < 0.2
 assert trace.values[:, -1].abs().max() < 0.1 * trace.baselines["clean"] + 0.03
 
-# %% kind="assert"
+# %% kind="compare"
 reveal("34.p", f"{sweep.efficacy.mean():.2f}")
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # The edit succeeds in **every** layer, in other words too. The layer decides what else goes: from layer 10 on, a third of the others and more lose their answer
 # (for three of the four facts; those of the Vatican keep theirs everywhere).
 # We took layer 4 for that; the facts above had no part in the choice.
@@ -645,6 +647,8 @@ reveal("34.p", f"{sweep.efficacy.mean():.2f}")
 # layers 4 and 6, where tracing is next to nothing, and layer 0, where it is largest, keeps fewer for one of the four facts. At " Tower", the token whose memory we rewrote, tracing sees nothing at all.
 # Hase et al. 2023 found the same on GPT-J: **where tracing is large does not tell where an edit works.** One asks which state carries the fact when noise hides the subject; the other, what can be overwritten before somebody
 # reads it.
+#
+# </details>
 #
 # **Question 34.a.** You edit a new fact at layer 14, where tracing finds nothing. Which efficacy, and which share of others kept, do you expect?
 #

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mechlab as ml
 from mechlab.loading.models import DEFAULT
-from mechlab_course.checking import declare, only_wrong, random, refuse, seeded
+from mechlab_course.checking import close, declare, only_wrong, random, refuse, seeded
 from mechlab_course.exercises import Attempt, NotYet, checker
 
 
@@ -121,7 +121,7 @@ def _sent(model, base, source, layer, head, reads=None, free=False, mlps=False, 
 
     def put(value, hook):
         value = (value if free else old[hook.name]).clone()
-        if hook.name == f"blocks.{layer}.attn.hook_z":
+        if layer is None or hook.name == f"blocks.{layer}.attn.hook_z":
             value[:, at, sends] = new[hook.name][:, at, sends]
         return value
 
@@ -145,6 +145,10 @@ class Sent:
         if torch.equal(base, source):
             what = "the logits must be those of a plain run on base."
             return f"With source equal to base nothing is sent: {what}"
+        for other in range(model.cfg.n_layers):
+            for sender in range(model.cfg.n_heads):
+                if close(found, _sent(model, base, source, other, sender), 1e-3):
+                    return f"That is head {other}.{sender}. Head {layer}.{head} was asked for."
         return only_wrong(found, _sent(model, base, source, layer, head))
 
     def nothing(model, base, source, layer, head):
@@ -178,6 +182,15 @@ class Sent:
     def sender_at_base(model, base, source, layer, head):
         """The sender is held at base, and all others at source: exchanged."""
         return _sent(model, source, base, layer, head, reads=base)
+
+    def position(model, base, source, layer, head):
+        """You took a position of all heads. z is [prompt, pos, head, d_head]: `z[:, :, head]`."""
+        every = [*range(model.cfg.n_heads)]
+        return _sent(model, base, source, layer, head, sends=every, at=slice(head, head + 1))
+
+    def every_layer(model, base, source, layer, head):
+        """The head of this number sends in every layer. Only the one in `layer` does."""
+        return _sent(model, base, source, None, head)
 
     def last_position(*case):
         """The sender speaks at the last position only. Patch all positions."""
@@ -309,6 +322,18 @@ class PlaceAndToken:
     def other_order(table):
         """The cells of `table.reshape(6)` go row by row; your places and tokens go another way."""
         return _flat(table, PLACE.repeat_interleave(3), TOKEN.repeat(2))
+
+    def columns_first(table):
+        """You listed the cells column by column, and place and token row by row: no `.T`."""
+        return _flat(table.T, PLACE.repeat(3), TOKEN.repeat_interleave(2))
+
+    def added_up(table):
+        """You added up differences of rows and columns. Divide by what the fit divides by: 6 and 4."""
+        return _scaled(table, 6, 2 * 2) * torch.tensor([1.0, 1.0])
+
+    def a_constant_first(table):
+        """There is a constant in your fit, and it stands first. Leave it out."""
+        return torch.stack([table.mean(), _scaled(table, 1, 1)[0]])
 
     def not_halved(table):
         """From 1 to −1 the difference changes by twice the coefficient: take half of it."""

@@ -313,9 +313,16 @@ source = ml.run_of(model, abc.tokens, like=base)
 runs, at = (model, base, source, prompts.metric), prompts.positions
 direct = ml.path_patching(*runs)
 direct.plot(height=560, title="path from each head to the logits (share of the way to ABC)")
+reveal("41.q", f"about {0.05 * direct.values.numel():.1f}, one in twenty")
 
 # %% [markdown]
-# About fourteen heads would look like senders by luck. So our intervals hold **for all heads at once**. Their width comes from a **permutation of the maximum**:
+# <details><summary>What we saw</summary>
+#
+# About fourteen heads would look like senders by luck.
+#
+# </details>
+#
+# So our intervals hold **for all heads at once**. Their width comes from a **permutation of the maximum**:
 # give each balanced pair a random sign, as if no head did anything; see how far the furthest of all heads strays from zero, in its own standard errors; do so thousands of times. (Four sweeps follow, so each takes a
 # quarter of the usual 5 %.)
 
@@ -340,7 +347,6 @@ ml.dots(rows, "path to the logits (share of the way), joint intervals", groups=g
 for head, says in {(23, 3): 0.69, (29, 1): 0.25, (29, 0): -0.18, (23, 0): 0.16, (24, 4): -0.12}.items():
     claim(model, f"path from {named([head])} to the logits", direct.values[head], says=says, within=0.02)
 claim(model, "path from 20.0 to the logits", direct.values[20, 0], says=0.04, within=0.02)
-reveal("41.q", round(0.05 * 270))
 assert {(23, 3), (23, 0), (29, 1), (29, 0)} <= told and not told & {(23, 2), (23, 7), (24, 4)}
 assert int((alone_low * alone_high > 0).sum()) > 40 > 4 * int((low * high > 0).sum())
 
@@ -674,10 +680,16 @@ for row, both in enumerate(((4.3, -0.5), (4.15, -0.8), (4.0, -0.85))):
         claim(model, which, signal[row, column], says=says, within=0.1)
 claim(model, "cost of the other place", signal[0, 0] - signal[0, 1], says=4.8, within=0.1)
 assert (signal[0] - signal).max() < 0.45
-reveal("41.p", -0.5)
+reveal("41.p", f"{signal[0, 1]:.1f}")
 
 # %% [markdown]
-# Turning the place round costs more than the whole difference; changing the token, next to nothing. The paper sums its table up by a fit: difference ≈ a · place + b · token.
+# <details><summary>What we saw</summary>
+#
+# Turning the place round costs more than the whole difference; changing the token, next to nothing.
+#
+# </details>
+#
+# The paper sums its table up by a fit: difference ≈ a · place + b · token.
 #
 # ### Exercise 41.5 Place and token
 #

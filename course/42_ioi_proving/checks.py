@@ -76,6 +76,12 @@ def _masks(acts, positions, shape) -> tuple[Tensor, dict[str, Tensor]]:
         f"{one}. Go through all names.": mask(slice(1)),
         f"{one}, the last. Go through all names.": mask(slice(-1, None)),
         "All prompts are marked at the position of the first one. Each has its own position.": as_first,
+        "Only the first head is marked. Does the `return` stand inside the loop?": mask(
+            heads=dict([*acts.items()][:1])
+        ),
+        "Your heads stay in at all the named positions. Each acts at its own, those in `acts`.": mask(
+            heads={head: [*positions] for head in acts}
+        ),
         "Nothing is marked. Do you write into the mask that you return?": mask(heads={}),
         "Layer and head are exchanged: the keys of `acts` are (layer, head).": mask(heads=turned),
     }
@@ -91,10 +97,6 @@ def _pairs_of(many: int, within: float, seed: int) -> tuple[Tensor, Tensor, Tens
     circuit = 0.8 * whole + (0.9 * normal(many))[numbers] + within * normal(2 * many)
     whole[0] = 0.3
     return circuit, whole, 3 * numbers + 5
-
-
-def _quantiles(values: Tensor, tail: float = 0.025) -> list[float]:
-    return values.quantile(torch.tensor([tail, 1 - tail])).tolist()
 
 
 def _sums(circuit: Tensor, whole: Tensor, pairs: Tensor) -> list[Tensor]:
@@ -135,7 +137,8 @@ def _share(found: float, circuit: Tensor, whole: Tensor, pairs: Tensor) -> None:
         "That is a difference. Divide.": (circuit - whole).mean(),
         "That is the median of the ratios. Divide the two means.": (circuit / whole).median(),
     }
-    _told(found, expected, mistakes)
+    near = f"The share is the ratio of the two means, {expected:.4f}, and yours is {found:.4f}. The draws "
+    _told(found, expected, mistakes, near + "serve the two ends only.")
 
 
 def _judge(found: list[list[float]], cases: list[tuple]) -> None:
@@ -144,53 +147,82 @@ def _judge(found: list[list[float]], cases: list[tuple]) -> None:
     A mistake is named if it explains all of them; if two do, both are named.
     """
     ends = [_ends(*case) for case in cases]
-    right = [each.pop("right") for each in ends]
+    right = [each[""] for each in ends]
     width = [high - low for low, high in right]
     far = lambda ones, others: max(
         (abs(a - c) + abs(b - d)) / w for (a, b), (c, d), w in zip(ones, others, width, strict=True)
     )
-    if far(found, right) < 0.12:
+    if far(found, right) < 0.055:
         return
     likes = {why: [each[why] for each in ends] for why in ends[0]}
-    near = sorted((far(found, like), why) for why, like in likes.items() if far(like, right) > 0.12)
-    told = [why for distance, why in near if distance < min(0.08, near[0][0] + 0.03)]
+    near = sorted((far(found, like), why) for why, like in likes.items() if far(like, right) > 0.055)
+    told = [why for distance, why in near if distance < min(0.05, near[0][0] + 0.03)]
     if told:
         raise NotYet(" Or: ".join(told[:2]))
     (low, high), (its_low, its_high) = right[0], found[0]
-    raise NotYet(f"The ends should be about {low:.3f}, {high:.3f}; yours: {its_low:.3f}, {its_high:.3f}.")
+    wide = (its_high - its_low) / (high - low)
+    raise NotYet(
+        f"The share is right; its ends should be about {low:.3f}, {high:.3f}, and are {its_low:.3f}, "
+        f"{its_high:.3f}: {wide:.1f} times as wide. Ask in turn: are whole pairs drawn, as many as there "
+        "are, with replacement? Are the ends the quantiles 0.025 and 0.975 of the ratios?"
+    )
+
+
+# What is said of ends taken elsewhere: the tails below and above.
+ENDS = {
+    "": (0.025, 0.975),
+    "That is a 90 % interval. Take the quantiles 0.025 and 0.975.": (0.05, 0.95),
+    "That is a 99 % interval. Take the quantiles 0.025 and 0.975.": (0.005, 0.995),
+    "These are the quartiles. Take the quantiles 0.025 and 0.975.": (0.25, 0.75),
+    "Your ends lie one standard deviation from the middle: that holds two draws in three. Take the "
+    "quantiles 0.025 and 0.975.": (0.159, 0.841),
+}
 
 
 def _ends(circuit: Tensor, whole: Tensor, pairs: Tensor) -> dict[str, list[float]]:
-    """The ends of the interval of one set, "right" and after each mistake."""
+    """The ends of the interval of one set: "" for the right ones, and after each mistake, or two together."""
     top, bottom = _sums(circuit, whole, pairs)
-    many, draw = len(top), seeded(99)
-    ends = lambda one, two: _quantiles(top[one].sum(1) / bottom[two].sum(1))
+    share, found = float(top.sum() / bottom.sum()), {}
+    for how, ratios in _draws(circuit, whole, top, bottom).items():
+        for where, tails in [*ENDS.items()][: 2 if how else None]:
+            found[f"{how} {where}".strip()] = ratios.quantile(torch.tensor(tails)).tolist()
+    return found | {"Your interval has no width. Draw with replacement: `torch.randint`.": [share, share]}
+
+
+def _draws(circuit: Tensor, whole: Tensor, top: Tensor, bottom: Tensor) -> dict[str, Tensor]:
+    """Ratios of many draws: rightly made, and after each mistake."""
+    many, draw, own = len(top), seeded(99), top / bottom
     drawn, other = (torch.randint(many, (20000, many), generator=draw) for _ in range(2))
     single, few = (torch.randint(n, (20000, 2 * many), generator=draw) for n in (2 * many, many))
-    ratios, own, share = top[drawn].sum(1) / bottom[drawn].sum(1), top / bottom, top.sum() / bottom.sum()
+    gaps = torch.randint(3 * many + 3, (20000, 3 * many + 3), generator=draw)
+    ratio = lambda one, two, numbers: one[numbers].sum(1) / two[numbers].sum(1)
     return {
-        "right": ends(drawn, drawn),
-        "That is a 90 % interval. Take the quantiles 0.025 and 0.975.": _quantiles(ratios, 0.05),
-        "These are the quartiles. Take the quantiles 0.025 and 0.975.": _quantiles(ratios, 0.25),
-        "You drew as many pairs as there are prompts. Draw as many as there are pairs.": ends(few, few),
+        "": ratio(top, bottom, drawn),
+        "You drew as many pairs as there are prompts. Draw as many as there are pairs.": ratio(
+            top, bottom, few
+        ),
         "You drew prompts one by one. The two of a pair go together: draw pairs, or the interval is too "
-        "narrow.": _quantiles(circuit[single].mean(1) / whole[single].mean(1)),
-        "The two means are drawn apart. Each draw of pairs serves both, or the interval is too wide.": ends(
-            drawn, other
+        "narrow.": ratio(circuit, whole, single),
+        "The numbers drawn are used for prompts: only the first half of them can come. Add up each pair "
+        "first.": ratio(circuit, whole, drawn),
+        "The two means are drawn apart. Each draw of pairs serves both, or the interval is too wide.": top[
+            drawn
+        ].sum(1)
+        / bottom[other].sum(1),
+        "These are quantiles of the pairs' own ratios. Take them of the ratios of many draws.": own,
+        "The whole model's mean is held fixed. It is uncertain too: draw it with the same pairs.": top[
+            drawn
+        ].sum(1)
+        / bottom.sum(),
+        "You averaged the pairs' ratios in each draw. Divide the sums.": own[drawn].mean(1),
+        "The numbers in `pairs` have gaps, and you draw the gaps too. Number them 0, 1, 2, ... first.": ratio(
+            *(torch.cat([each, torch.zeros(2 * many + 3)]) for each in (top, bottom)), gaps
         ),
-        "These are quantiles of the pairs' own ratios. Take them of the ratios of many draws.": _quantiles(
-            own
-        ),
-        "The whole model's mean is held fixed. It is uncertain too: draw it with the same pairs.": _quantiles(
-            top[drawn].sum(1) / bottom.sum()
-        ),
-        "You averaged the pairs' ratios in each draw. Divide the sums.": _quantiles(own[drawn].mean(1)),
-        "Your interval has no width. Draw with replacement: `torch.randint`.": [float(share), float(share)],
     }
 
 
 def _three(value) -> tuple[float, float, float]:
-    if not isinstance(value, (tuple, list, Tensor)) or len(value) != 3:
+    if isinstance(value, (str, dict)) or not hasattr(value, "__getitem__") or len(value) != 3:
         raise NotYet("Return three numbers: the share, the lower end and the upper end.")
     return tuple(_number(each) for each in value)
 
@@ -204,10 +236,12 @@ def _number(value) -> float:
     return value
 
 
-def _told(found: float, expected: float, mistakes: dict[str, float]) -> None:
+def _told(found: float, expected: float, mistakes: dict[str, float], otherwise: str) -> None:
     """`must_equal` for single numbers."""
     one = lambda value: torch.tensor(float(value), dtype=torch.double)
-    must_equal(one(found), one(expected), {why: one(like) for why, like in mistakes.items()})
+    must_equal(
+        one(found), one(expected), {w: one(m) for w, m in mistakes.items()}, otherwise=lambda: otherwise
+    )
 
 
 def _toy(seed: int):
@@ -239,6 +273,10 @@ def check_needed(attempt: Attempt) -> str:
         value = attempt(left, circuit, head, [list(K) for K in options])
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise NotYet("Return two things: the chosen K, a list of heads, and the change, a number.")
+        refuse(
+            not isinstance(value[0], (list, tuple, set, frozenset)),
+            "First the chosen K itself, a list of heads, then the change, a number.",
+        )
         K, found = frozenset(tuple(other) for other in value[0]), _number(value[1])
         before = {frozenset(k): left(_cut(circuit, k)) for k in options}
         after = {k: left(_cut(circuit, k, [head])) for k in before}
@@ -256,8 +294,16 @@ def check_needed(attempt: Attempt) -> str:
             "K is gone on both sides: compare with C without K, not with the whole circuit.": after[K] - C,
             "K is not taken away: this is the head's change in the whole circuit.": without - C,
             "That is F without K and the head. Subtract F without K.": after[K],
+            "You divided by F without K. The change itself is wanted.": change / before[K],
         }
-        _told(found, change, mistakes)
+        rest, gone = _cut(circuit, K), _cut(circuit, K, [head])
+        _told(
+            found,
+            change,
+            mistakes,
+            f"The K is right. Without it F is {left(rest):.2f}, and without the head too {left(gone):.2f}: "
+            f"the change is {change:.2f}, and you return {found:.2f}.",
+        )
     return "The right K and its change, with sign, eight times."
 
 
@@ -306,6 +352,10 @@ def check_holds(attempt: Attempt, model) -> str:
     return f"It holds: on 24 pairs of new names the gap is {gap} ({lost})."
 
 
+# Gap and interval in lines: an end right on a line, and an interval with both ends beyond and zero in it.
+EDGES = (1.5, 1, 2), (-1.5, -2, -1), (0.2, -0.5, 1), (-0.2, -1, 0.5), (1.5, -2, 3), (-1.5, -3, 2)
+
+
 def _tables():
     """Sets with their gap and interval, a line, and the verdicts; every way to lie turns up."""
     draw = Random(5)
@@ -318,15 +368,22 @@ def _tables():
             gaps[name] = (gap, low, high)
             kinds = {abs(end) > line for end in (low, high)} | ({False} if low < 0 < high else set())
             right[name] = "open" if len(kinds) > 1 else "beyond" if kinds == {True} else "within"
+        for number, (gap, low, high) in enumerate(EDGES):
+            gaps[f"edge {number}"], right[f"edge {number}"] = (gap * line, low * line, high * line), "open"
         yield gaps, line, right
 
 
-SAID = {  # what is wrong -> a rule that gives just these verdicts
+def _rule(low: bool, high: bool, inside: bool) -> str:
+    return "beyond" if low or high else "within" if inside else "open"
+
+
+# What is wrong -> a rule that gives just these verdicts.
+SAID = {
     "You judge from the gap alone. What may it be by chance? Look at both ends of the interval.": (
         lambda gap, low, high, line: "beyond" if abs(gap) > line else "within"
     ),
     "There is a line below zero too: an interval that lies wholly below −line, the lower line, is beyond.": (
-        lambda gap, low, high, line: "beyond" if low > line else "within" if high < line else "open"
+        lambda gap, low, high, line: _rule(low > line, False, high < line)
     ),
     "You ask of an interval whether it holds zero. The line was drawn elsewhere, at `line`.": (
         lambda gap, low, high, line: "beyond" if low > 0 or high < 0 else "within"
@@ -335,13 +392,32 @@ SAID = {  # what is wrong -> a rule that gives just these verdicts
         lambda gap, low, high, line: "beyond" if max(-low, high) > line else "within"
     ),
     "Compare sizes with care: an interval from −2 to 2 has both ends beyond, and zero in it. It is open.": (
-        lambda gap, low, high, line: (
-            "beyond"
-            if min(abs(low), abs(high)) > line
-            else "within"
-            if max(abs(low), abs(high)) < line
-            else "open"
+        lambda gap, low, high, line: _rule(
+            min(abs(low), abs(high)) > line, False, max(abs(low), abs(high)) < line
         )
+    ),
+    "An end right on a line leaves it open: `<` and `>`, not `<=` and `>=`.": (
+        lambda gap, low, high, line: _rule(low >= line, high <= -line, -line <= low and high <= line)
+    ),
+    "An end right on a line leaves it open; you call it within. Write `<`, not `<=`.": (
+        lambda gap, low, high, line: _rule(low > line, high < -line, -line <= low and high <= line)
+    ),
+    "An end right on a line leaves it open; you call it beyond. Write `<` and `>`.": (
+        lambda gap, low, high, line: _rule(low >= line, high <= -line, -line < low and high < line)
+    ),
+    "Nothing lies above +line and below −line at once: say `or`.": (
+        lambda gap, low, high, line: _rule(False, False, -line < low and high < line)
+    ),
+    "Within needs both ends: an interval that reaches below −line is not within.": (
+        lambda gap, low, high, line: _rule(low > line, high < -line, high < line)
+    ),
+    "Zero in the interval says nothing here: it is within if both ends are nearer to zero than the line.": (
+        lambda gap, low, high, line: _rule(
+            low > line, high < -line, -line < low and high < line and low * high > 0
+        )
+    ),
+    "The gap says nothing here, only the ends: the whole interval must lie on one side of a line.": (
+        lambda gap, low, high, line: _rule(abs(gap) > line and low * high > 0, False, abs(gap) < line)
     ),
 }
 

@@ -54,7 +54,8 @@ names = ml.ioi.NAMES[1::2]  # the search used NAMES[::2]
 prompts = ml.ioi_prompts(model, 32, names=names)
 abc = ml.ioi_prompts(model, 128, names=names, seed=1).corrupted("abc")
 knockouts = ml.CircuitRuns(model, prompts, abc)
-print(prompts.text(0), abc.text(0), sep="\n")
+print("an IOI prompt: ", prompts.text(0))
+print("an ABC prompt (of another pair): ", abc.text(0))
 print(f"logit difference of the model: {knockouts.mean(knockouts.intact)}")
 
 # %% kind="assert"
@@ -336,9 +337,13 @@ for (name, each), says in zip(grown.items(), (0.61, -0.23, -0.22, -0.21, 0.3, 1.
 reveal("42.p", round(grown["+ name mover"].share.mean, 2))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Below zero: the model now prefers the subject. A guess: without S-inhibition the name movers copy the subject, who stands there twice, more than IO. The S-inhibition heads alone change nothing: what
 # they read is brought by induction and duplicate-token heads, and those read 16.0. A chain does
 # nothing until it is whole.
+#
+# </details>
 #
 # And a ranking by what heads do alone? Knock out each head of the circuit by itself in the whole model, order them by the size of the change, and keep the first
 # few:
@@ -401,11 +406,15 @@ claim(model, "six without 23.3", gaps["six heads"]["circuit without K"][2], says
 claim(model, "model without 23.3", gaps["six heads"]["model without K"][2], says=1.91, within=0.1)
 claim(model, "largest gap of 26", gaps["26 heads"]["gap"].abs().max(), says=0.47, within=0.1)
 assert gaps["six heads"]["95 % low"][1] > 0 > gaps["six heads"]["95 % high"][2]
-reveal("42.q", round(float(gaps["six heads"]["gap"][1]), 1))
+reveal("42.q", f"a gap of {gaps['six heads']['gap'][1]:+.1f}")
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Without 20.0 the model loses half of its logit difference. The six do not notice: their S-inhibition head has no name movers to tell. Without 23.3 the model keeps half, the six
 # next to nothing: they are 23.3, amplified by 29.1. **The small circuit gives the right answer for a part of the model's reasons.** The 26 follow the model, with gaps of half a logit at most.
+#
+# </details>
 #
 # The paper has such a pair too: its "naive" circuit is closer to F(M) than its full one, and fails this test at once.
 #
@@ -573,7 +582,7 @@ kind_of = {
 }
 ml.dots(rows, "gap (logits), 208 prompts, 95 % intervals over pairs", groups=kind_of, limits=[-0.5, 0.5])
 
-# %% kind="assert"
+# %%
 gap, low, high = (torch.tensor([ends[n] for ends in rows.values()]) for n in range(3))
 beyond = [name for name, lo, hi in zip(rows, low, high, strict=True) if lo > 0.5 or hi < -0.5]
 within = [name for name, lo, hi in zip(rows, low, high, strict=True) if lo > -0.5 and hi < 0.5]
@@ -593,8 +602,12 @@ assert (gap[10:20] > 0).sum() == 9
 reveal("42.r", len(beyond))
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Of the roles none lies beyond the line for sure. Eight lie within it; late heads and name movers are open. Three random halves and two greedy sets lie beyond it. (Corrected for 23 questions by Holm's rule, greedy 3 is open too.) So: role by role the circuit follows the model, and
 # as a whole it does not. For nine of ten random halves the gap is positive, so the circuit has more left: it lacks something that speaks *against* the answer. For one greedy set it lacks something that speaks for it.
+#
+# </details>
 #
 # The largest gap known is a fifth of F(M). The paper's greedy search found one of 87 % of its F(M); it was longer than ours (docs/ioi_report.md). And a gap on these eight sentence forms says nothing about others.
 #

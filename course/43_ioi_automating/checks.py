@@ -90,6 +90,14 @@ class GuessedEffects:
         """Only the last position is there. All positions are patched."""
         return _share(base[:, -1:], source[:, -1:], slope[:, -1:], ends)
 
+    def slope_alone(base, source, slope, ends):
+        """Where is the step? Multiply the gradient by source − base."""
+        return slope.sum((1, 3)).mean(0) / _gap(ends)
+
+    def lengths(base, source, slope, ends):
+        """You multiplied lengths. An inner product asks for the angle too: multiply, then add up."""
+        return ((source - base).norm(dim=-1) * slope.norm(dim=-1)).sum(1).mean(0) / _gap(ends)
+
     def sizes(base, source, slope, ends):
         """The sizes are added up. Keep the signs: they may cancel."""
         return _share(0 * base, (source - base).abs(), slope.abs(), ends)
@@ -155,6 +163,18 @@ class TwoGuesses:
     def sign(gate, up):
         """The sign is turned round: a step goes from base (row 0) to source (row 1)."""
         return -torch.stack([_by_gradient(gate, up), _by_half(gate, up)])
+
+    def up_slope_without_gate(gate, up):
+        """The slope for `up` is silu(gate) = gate · σ; the gate itself is missing in it."""
+        less = (gate[0] - 1) * gate[0].sigmoid() * (up[1] - up[0])
+        return torch.stack([_by_gradient(gate, up) - less, _by_half(gate, up) - less / 2])
+
+    def up_at_source(gate, up):
+        """The slope for the gate needs `up` at base, row 0."""
+        sigma, _, _, step, other = _parts(gate, up)
+        more = sigma * step * other
+        first = _by_gradient(gate, up) + more * (1 + gate[0] * (1 - sigma))
+        return torch.stack([first, _by_half(gate, up) + more / 2])
 
     def whole(gate, up):
         """The half is missing in the half rule: each factor gets half of its slope."""
@@ -429,7 +449,8 @@ def check_auc(attempt: Attempt) -> str:
     found = torch.tensor([number(attempt(*case), "the share of pairs") for case in cases])
     right, mistakes = zip(*(_areas(*case) for case in cases), strict=True)
     told = {why: torch.stack([each[why] for each in mistakes]) for why in mistakes[0]}  # in all cases
-    wrong = [only_wrong(*both) for both in zip(found, right, strict=True) if not close(*both)]
+    why = "Is every head of the circuit, (layer, head), compared with every head outside it?"
+    wrong = [f"{only_wrong(*both)} {why}" for both in zip(found, right, strict=True) if not close(*both)]
     must_equal(found, torch.stack(right), told, otherwise=lambda: wrong[0])
     good, bad = torch.zeros(3, 3), torch.ones(3, 3)
     good[1, 2], bad[1, 2] = -1.0, 0.0
@@ -462,20 +483,27 @@ def _areas(scores: Tensor, circuit: list) -> tuple[Tensor, dict[str, Tensor]]:
         "That is the share of the circuit among as many largest scores. Compare all pairs.": first,
         "It is turned round: how often has the head inside the larger score?": 1 - right,
         "You added the pairs up. Divide by how many there are.": right * inside.sum() * (~inside).sum(),
+        "The size of a score counts, not its sign. And equal scores count half.": area(scores, 0.0),
+        "That is a difference of two mean scores. Count pairs.": size[inside].mean() - size[~inside].mean(),
+        "You compare with the median. Compare each head of the circuit with each outside it.": (
+            (size[inside] > size.median()).float().mean()
+        ),
         "That is the Gini index, 2 · AUC − 1. Return the share of pairs.": 2 * right - 1,
     }
 
 
 @checker("43.6")
 def check_agreement(attempt: Attempt) -> str:
-    cases = ((6, 5, (7, 7, 7)), (10, 9, (12, 8, 15, 9)), (4, 4, (5, 6)))
+    cases = ((3, 10, (7, 7, 7)), (10, 9, (4, 20, 9, 30)), (4, 4, (5, 6)))
     for seed, (layers, heads, sizes) in enumerate(cases):
         draw, many = seeded(seed), layers * heads
         some = [torch.randperm(many // 2, generator=draw)[:size].tolist() for size in sizes]
         circuits = [[divmod(n, heads) for n in numbers] for numbers in some]
         run = lambda seed, given=(circuits, layers, heads): _pair(attempt(*given, seeded(seed)))
         sets = [set(circuit) for circuit in circuits]
-        must_equal(torch.tensor(run(seed)[0]), *_indices(sets))
+        (index, mistakes), both = _indices(sets), torch.tensor(run(seed))
+        turned = "The two are exchanged: first the index of the given circuits, then that of random ones."
+        must_equal(both[0], index, mistakes | ({turned: both[0]} if close(both[1], index) else {}))
         controls = [run(seed)[1] for seed in range(120)]
         why = "The same generator must give the same control: draw with `generator`."
         refuse(controls[:20] != [run(seed)[1] for seed in range(20)], why)
@@ -510,20 +538,26 @@ def _indices(sets: list[set]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _control(found: float, many: int, used: int, sizes) -> None:
-    """Compare the mean control with chance: out of all heads, or only out of those that are used."""
-    draw, chance = seeded(99), {}
-    for n in (many, used):
-        some = lambda size, n=n: {*torch.randperm(n, generator=draw)[:size].tolist()}
-        chance[n] = sum(_indices([some(size) for size in sizes])[0].item() for _ in range(500)) / 500
-    near = lambda n: abs(found - chance[n]) <= 0.15 * chance[n]
-    if not near(many):
-        why = "Random circuits are drawn from all heads, not only from those that some circuit has."
-        refuse(near(used), why)
-        raise NotYet(
-            f"For circuits of {', '.join(map(str, sizes))} out of {many} heads chance gives about "
-            f"{chance[many]:.3f}; yours is {found:.3f} on average. Draw as many different heads as each "
-            "circuit has."
-        )
+    """Compare the mean control with chance, and with what likely mistakes give."""
+
+    draw = seeded(99)
+
+    def near(n: int, sizes) -> bool:
+        some = lambda size: {*torch.randperm(n, generator=draw)[:size].tolist()}
+        chance = sum(_indices([some(size) for size in sizes])[0].item() for _ in range(500)) / 500
+        return abs(found - chance) <= 0.15 * chance
+
+    if near(many, sizes):
+        return
+    why = "Random circuits are drawn from all heads, not only from those that some circuit has."
+    refuse(near(used, sizes), why)
+    why = "Each random circuit has the size of its own circuit, not that of the first."
+    refuse(near(many, sizes[:1] * len(sizes)), why)
+    raise NotYet(
+        f"For circuits of {', '.join(map(str, sizes))} out of {many} heads your control is {found:.3f} on "
+        "average, which is not what chance gives. Draw for each circuit as many different heads as it has, "
+        "and compare random circuits with one another."
+    )
 
 
 def _pair(value) -> tuple[float, float]:

@@ -739,10 +739,9 @@ assert {*pruned["first eight"].heads} <= {*ours.heads} and {(17, 4), (20, 0), (2
 # uses*. Two tests: take 23.3 away from both (completeness, notebook 42), and put another name mover in the place of 23.0.
 
 # %%
-eight = pruned["first eight"]
+eight, movers = pruned["first eight"], ours.roles["name mover"]
 gap = ml.completeness(fresh, eight, {"23.3": [(23, 3)]})
 print(gap.T.to_string(header=False))
-movers = ours.roles["name mover"]
 rest = [head for head in eight.heads if head not in movers]
 sets = [ml.Circuit.of(rest), *(ml.Circuit.of([*rest, head]) for head in movers)]
 swapped = fresh.measure(sets).mean(1) / fresh.intact.mean()

@@ -22,6 +22,7 @@ from mechlab.runs.engines import runs_of
 from mechlab.runs.places import Positions, Where, first_difference, places_of
 from mechlab.runs.run import SITES, WITH_HEADS, Put, Run
 from mechlab.tokens import Prompts
+from mechlab.waiting import waiting
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -91,13 +92,10 @@ def _patched(
 
     heads=0: for all together.
     """
-    from tqdm.auto import tqdm
-
     differs = torch.arange(base.tokens.shape[1], device=base.tokens.device) >= first_difference(base, source)
     where = [_masks(place & differs, heads) for place in places]  # until they differ, a patch does nothing
     depth, off = base.model.cfg.n_layers, []
-    bar = {"desc": "patching", "unit": "", "bar_format": "{desc} {percentage:3.0f}% |{bar}| {remaining} left"}
-    with tqdm(total=sum(depth - layer for layer in layers), delay=3, leave=False, **bar) as shown:
+    with waiting("patching", sum(depth - layer for layer in layers)) as advance:
         for done, layer in enumerate(layers):
             try:
                 value = source.at(site, layer)[None]
@@ -112,7 +110,7 @@ def _patched(
                 print(f"Interrupted: layers {layers[0]} to {layers[done - 1]} are finished and kept.")
                 return
             yield torch.stack(found).permute(2, 0, 1)
-            shown.update(depth - layer)
+            advance(depth - layer)
     if dtype is not None:
         print(
             f"{dtype}: off by at most {max(off, default=0):.1g} of the metric's unit, in the patches "

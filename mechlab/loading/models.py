@@ -8,8 +8,9 @@ small random models for tests and checks.
 import copy
 import io
 import os
+import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mechlab.loading import checkpoints
 from mechlab.loading.checkpoints import ModelError, Say
 from mechlab.loading.conversion import no_progress_bars
 from mechlab.loading.limits import limits_of
+from mechlab.waiting import meanwhile
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,14 +54,16 @@ def load(
     name = str(name or os.environ.get("MECHLAB_MODEL") or DEFAULT)
     started = time.monotonic()
     _check_transformer_lens()
-    if name == DEFAULT:
-        folder = checkpoints.prepare("folded" if fold else "raw", say=say)
-        model = _boot(str(folder), dtype, process=False)
-    else:
-        model = _boot(_find(name), dtype, process=fold)
-        _check_that_it_runs(model, name)
-    model.cfg.model_name = Path(name).name if Path(name).is_dir() else name
-    model = _to_device(model, device, say)
+    folder = checkpoints.prepare("folded" if fold else "raw", say=say) if name == DEFAULT else None
+    first = "" if "transformer_lens" in sys.modules else " (about 10 s)"
+    with nullcontext() if quiet else meanwhile(f"loading {name}{first} ..."):
+        if folder:
+            model = _boot(str(folder), dtype, process=False)
+        else:
+            model = _boot(_find(name), dtype, process=fold)
+            _check_that_it_runs(model, name)
+        model.cfg.model_name = Path(name).name if Path(name).is_dir() else name
+        model = _to_device(model, device, say)
     weights = sum(p.numel() for p in model.original_model.parameters())
     if name == DEFAULT and fold:
         weights -= model.W_U.numel()  # folding makes a second copy of the tied embedding

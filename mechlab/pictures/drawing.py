@@ -7,22 +7,30 @@ from jaxtyping import Float
 
 
 def bars(rows: list[tuple[str, float]], unit: str) -> str:
-    """Rows of label, bar and number: readable as text, drawn with plain HTML."""
-    largest = max(abs(value) for _, value in rows) or 1.0
+    """Rows of label, bar and number: from a line at zero, to the right above it and to the left below."""
+    values = [value for _, value in rows]
+    low, high = min(0.0, *values), max(0.0, *values)
+    share = lambda length: 100 * length / ((high - low) or 1.0)
+    zero = f"background:linear-gradient(#888,#888) {share(-low):.1f}% 0/1px 100% no-repeat"
     cells = ""
     for label, value in rows:
-        width, colour = abs(value) / largest * 100, "#D55E00" if value >= 0 else "#0072B2"
+        place = f"margin-left:{share(min(value, 0.0) - low):.1f}%;width:{share(abs(value)):.1f}%"
+        colour = "#D55E00" if value >= 0 else "#0072B2"
         cells += (
-            f'<tr><td style="text-align:right;padding-right:8px">{html.escape(label)}</td>'
-            f'<td style="width:320px"><div style="height:14px;width:{width:.0f}%;background:{colour}">'
-            f'</div></td><td style="padding-left:8px"><code>{value:+.2f}</code></td></tr>'
+            f'<tr><td style="text-align:right;padding:1px 8px">{html.escape(label)}</td>'
+            f'<td style="width:320px;padding:1px 0;{zero}">'
+            f'<div style="height:14px;{place};background:{colour}"></div></td>'
+            f'<td style="text-align:right;padding:1px 8px"><code>{value:+.2f}</code></td></tr>'
         )
-    return f'<table><caption style="text-align:left">{unit}</caption>{cells}</table>'
+    return f'<table style="line-height:1.4"><caption style="text-align:left">{unit}</caption>{cells}</table>'
 
 
 def grid(pattern: Float[torch.Tensor, "query_pos key_pos"], tokens: list[str], title: str) -> str:
-    """An attention pattern as a table: a row for each token that looks, darker where it looks more."""
-    rows, cell = "", "width:18px;height:16px;padding:0;border:1px solid #E6E6E6;background:rgba(0,114,178,"
+    """An attention pattern as a table: a row for each token that looks, the deeper the more it looks."""
+    rows, cell = (
+        "",
+        "width:18px;height:16px;padding:0;border:1px solid rgba(128,128,128,.25);background:rgba(0,114,178,",
+    )
     for n, (label, weights) in enumerate(zip(tokens, pattern.tolist(), strict=True)):
         best = max(range(n + 1), key=lambda i: weights[i])
         cells = "".join(
@@ -30,13 +38,13 @@ def grid(pattern: Float[torch.Tensor, "query_pos key_pos"], tokens: list[str], t
             for i, v in enumerate(weights)
         )
         rows += (
-            f'<tr><td style="text-align:right;padding-right:8px"><code>{html.escape(label)}</code></td>'
-            f'{cells}<td style="padding-left:8px">{weights[best]:.2f} on '
+            f'<tr><td style="text-align:right;padding:0 8px"><code>{html.escape(label)}</code></td>'
+            f'{cells}<td style="padding:0 8px">{weights[best]:.2f} on '
             f"<code>{html.escape(tokens[best])}</code></td></tr>"
         )
     caption = f"{title}: each row looks back along the columns (same tokens, same order)"
     return (
-        '<table style="border-collapse:collapse"><caption style="text-align:left">'
+        '<table style="border-collapse:collapse;line-height:1.3"><caption style="text-align:left">'
         f"{caption}</caption>{rows}</table>"
     )
 

@@ -15,6 +15,19 @@ import torch
 from jaxtyping import Float
 
 from mechlab.pictures.plots import in_colab
+from mechlab.pictures.twins import PAPER, STYLE, show_words
+
+# The heads to choose from on the left, the one chosen on the right: both in sight on a small screen.
+BESIDE = """<style>
+[id^="attention-"] { background: #fff; color: #222; padding: 8px 0; }
+[id^="attention-"] > div { display: grid; grid-template: auto 1fr / 270px minmax(300px, 500px);
+  column-gap: 32px; max-width: none !important; margin: 0 !important; }
+[id^="attention-"] > div > h3 { margin: 0 0 8px !important; font-size: 14px; }
+[id^="attention-"] > div > :nth-child(2) { align-content: start; max-height: 500px; overflow-y: auto; }
+[id^="attention-"] > div > :nth-child(2) > div { flex-basis: 33% !important; max-width: 33% !important; }
+[id^="attention-"] > div > :nth-child(3) { grid-area: 1 / 2 / 3 / 3; }
+[id^="attention-"] > div > :nth-child(3) h3 { margin: 0 0 8px !important; font-size: 14px; }
+</style>"""
 
 
 @dataclass
@@ -28,7 +41,7 @@ class AttentionView:
         from IPython.display import display
 
         display({"text/html": self.to_html(_script_needed()), "text/plain": self.text}, raw=True)
-        print("In words:", self.text)
+        show_words(self.text)
 
     def __repr__(self) -> str:
         return f"AttentionView: {self.text}"
@@ -41,10 +54,13 @@ class AttentionView:
         name = f"attention-{uuid.uuid4().hex[:12]}"
         props = json.dumps(self.props).replace("</", "<\\/")  # a token may be "</script>"
         draw = f"CircuitsVis.render('{name}', CircuitsVis.AttentionHeads, {props})"
+        told = f'role="img" aria-label="{html.escape(self.text, quote=True)}"'
         excuse = "Run the first attention view of this notebook again, then this cell."
         return (
             (f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>" if with_script else "")
-            + f'<div id="{name}" role="img" aria-label="{html.escape(self.text, quote=True)}"></div>'
+            + STYLE
+            + BESIDE
+            + f'<div id="{name}" class="{PAPER}" {told}></div>'
             + f"<script>(function wait(n) {{ if (window.CircuitsVis) {draw}; "
             + "else if (n) setTimeout(wait, 100, n - 1);"
             + f' else document.getElementById("{name}").textContent = "{excuse}"; }})(50)</script>'

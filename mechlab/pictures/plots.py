@@ -5,15 +5,18 @@ sentence that says what the figure shows: for screen readers, for pages that can
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
+from mechlab.pictures.twins import show_words
 from mechlab.results import Scores, in_words
 from mechlab.statistics import FEWEST_UNITS
 
@@ -21,6 +24,7 @@ BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart b
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
 DIVERGING = [[0, BLUE], [0.5, "#FFFFFF"], [1, RED]]
 RISING = [[0, "#FFFFFF"], [1, BLUE]]
+HEIGHT = 420  # pixels
 LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
     "plot_bgcolor": "#FFFFFF",
@@ -29,9 +33,12 @@ LAYOUT = {
     "margin": {"l": 64, "r": 24, "t": 56, "b": 56},
     "hoverlabel": {"font": {"family": "ui-monospace, monospace"}},
     "width": 720,
-    "height": 420,
+    "height": HEIGHT,
     "template": "none",
 }
+CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]]}
+LETTER, BUTTONS = 7.5, 70  # pixels, of a letter of a title, and what the toolbar beside it takes
+ROW, MOST_ROWS = 13, 36  # pixels of a row of a heat map that is labelled; rows for which it grows
 OUTLINE = {"showline": True, "linecolor": "#888888", "ticks": "outside"}
 AXIS = OUTLINE | {"gridcolor": "#E6E6E6", "zeroline": False}
 
@@ -47,12 +54,12 @@ class Picture:
         from IPython.display import display
 
         # The plain MIME bundle: JupyterLab, VS Code, Colab and nbviewer draw it, and it stays a few KB.
-        drawn = json.loads(self.figure.to_json())
+        drawn = json.loads(self.figure.to_json()) | {"config": CONFIG}
         bundle = {"application/vnd.plotly.v1+json": drawn, "text/plain": self.text}
         if in_colab():
-            bundle["text/html"] = self.figure.to_html(include_plotlyjs="cdn", full_html=False)
+            bundle["text/html"] = self.figure.to_html(include_plotlyjs="cdn", full_html=False, config=CONFIG)
         display(bundle, raw=True)
-        print("In words:", self.text)
+        show_words(self.text)
 
     def __repr__(self) -> str:
         return f"Picture: {self.text}"
@@ -60,8 +67,10 @@ class Picture:
 
 def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     """An empty figure in the course's style, with titled axes (name the unit in the title)."""
-    title = layout.pop("title", title)
-    fig = go.Figure(layout=go.Layout(**(LAYOUT | {"title": {"text": title, "x": 0.01}} | layout)))
+    fig = go.Figure(layout=go.Layout(**(LAYOUT | layout | {"title": {"x": 0.01, "font_size": 15}})))
+    room = int((fig.layout.width - BUTTONS) / LETTER)
+    lines = textwrap.wrap(layout.get("title", title), room)
+    fig.update_layout(title_text="<br>".join(lines), margin_t=fig.layout.margin.t + 19 * len(lines[1:]))
     fig.update_xaxes(title={"text": x, "standoff": 16}, **AXIS)  # room for long tick labels
     fig.update_yaxes(title={"text": y, "standoff": 12}, **AXIS)
     return fig
@@ -144,7 +153,9 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
 
 def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None) -> go.Figure:
     rows, columns = result.dims
-    fig = figure(result.name, in_words(columns), in_words(rows), **layout)
+    names = [result.label(rows, i) for i in range(result.size(rows))]
+    tall = {"height": max(HEIGHT, 112 + ROW * len(names))} if len(names) <= MOST_ROWS else {}
+    fig = figure(result.name, in_words(columns), in_words(rows) + _with_gaps(names), **(tall | layout))
     limit = float(result.values.abs().max()) or 1.0
     scale = {"colorscale": DIVERGING, "zmid": 0, "zmin": -limit, "zmax": limit}
     if not result.signed:
@@ -153,7 +164,7 @@ def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None
         z=_floats(result.values),
         x=result.labels.get(columns),
         y=result.labels.get(rows),
-        colorbar={"title": {"text": _unit(result.name), "side": "right"}},
+        colorbar={"title": {"text": _unit(result.name), "side": "top"}},
         hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: %{{z:.3f}}<extra></extra>",
         **(scale | {"xgap": 1, "ygap": 1}),
     )
@@ -172,10 +183,23 @@ def _name_axes(fig: go.Figure, result: Scores) -> None:
         _make_room(fig, result.labels[columns])
     elif result.size(columns) <= 16:
         fig.update_xaxes(dtick=1)
+    names = [result.label(rows, i) for i in range(result.size(rows))]
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
         fig.update_yaxes(type="category", autorange=True if rows == "layer" else "reversed")
-        longest = max(len(label) for label in result.labels[rows])
-        fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * longest))
+        fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * max(map(len, names))))
+    inner = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    step = math.ceil((ROW - 1) * len(names) / max(inner, 1))  # every row where there is room, or every second
+    labels = names[::step] if rows in result.labels else [*range(0, len(names), step)]
+    fig.update_yaxes(tickvals=labels, ticktext=names[::step])
+    if ROW * len(names) > inner / 2:
+        fig.update_yaxes(tickfont_size=10)
+
+
+def _with_gaps(names: list[str]) -> str:
+    """What to say beside an axis whose numbers leave some out: they stand at equal steps all the same."""
+    numbers = [int(name) for name in names if name.isdecimal()]
+    apart = len(numbers) == len(names) and any(b - a != 1 for a, b in pairwise(numbers))
+    return " (not every one)" if apart else ""
 
 
 def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Explorers: the few places where moving a slider teaches something.
 
-Each returns an ipywidgets box that works with the keyboard, recomputes on the live model, and writes what it
-shows as text too.
+Each returns an ipywidgets box that works with the keyboard, recomputes on the live model, writes what it
+shows as text too, and leaves a copy in the file (boxes.py).
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechlab.metrics import Metric
 from mechlab.pictures import drawing
+from mechlab.pictures.boxes import lasting
 from mechlab.results import token_labels
 from mechlab.runs.hooks import intervene, replace_head
 
@@ -34,8 +35,12 @@ def patch_explorer(
     *,
     layer: int = 0,
     head: int = 0,
-) -> "ipywidgets.VBox":
-    """Two sliders choose a head; its output is copied from the run on `source` into the run on `base`."""
+    names: tuple[str, str] = ("this prompt", "the other prompt"),
+) -> "ipywidgets.Box":
+    """Two sliders choose a head; its output is copied from the run on `source` into the run on `base`.
+
+    names: what to call base and source
+    """
     with torch.no_grad():
         source_logits, cache = model.run_with_cache(source, names_filter=lambda name: name.endswith("hook_z"))
         start, end = metric(model(base)).mean().item(), metric(source_logits).mean().item()
@@ -43,15 +48,15 @@ def patch_explorer(
     def draw(place: tuple[int, int]) -> str:
         with torch.no_grad(), intervene(model, replace_head(model, place, cache)):
             value = metric(model(base)).mean().item()
-        rows = [("this prompt", start), (f"head {place[0]}.{place[1]} from the other prompt", value)]
-        return drawing.bars([*rows, ("the other prompt", end)], "logit difference")
+        rows = [(names[0], start), (f"{names[0]}, head {place[0]}.{place[1]} replaced", value)]
+        return drawing.bars([*rows, (names[1], end)], "logit difference (logits)")
 
     return _head_sliders(model, (layer, head), draw)
 
 
 def temperature_explorer(
     logits: Float[Tensor, "d_vocab"], words: list[str], *, temperature: float = 1.0, k: int = 8
-) -> "ipywidgets.VBox":
+) -> "ipywidgets.Box":
     """A slider for the sampling temperature; the most likely next tokens and their probabilities follow.
 
     logits: [d_vocab], the last position of one prompt. words: the texts of the k most likely tokens,
@@ -70,7 +75,7 @@ def temperature_explorer(
         shown.value = drawing.bars([*rows, ("all other tokens", 1 - sum(probabilities))], "probability")
 
     _redraw(update, slider)
-    return w.VBox([slider, shown])
+    return lasting(w.VBox([slider, shown]))
 
 
 def lens_explorer(
@@ -80,7 +85,7 @@ def lens_explorer(
     *,
     entry: int = 12,
     k: int = 5,
-) -> "ipywidgets.VBox":
+) -> "ipywidgets.Box":
     """A slider for the layer; what each lens would say next if the model stopped there, for one prompt.
 
     lenses: name -> an `AffineLens`, or None for the plain logit lens.
@@ -101,12 +106,12 @@ def lens_explorer(
             shown[name].value = drawing.bars(rows, f"{name}: probability on entering layer {slider.value}")
 
     _redraw(update, slider)
-    return w.VBox([slider, w.HBox(list(shown.values()))])
+    return lasting(w.VBox([slider, w.HBox(list(shown.values()))]))
 
 
 def pattern_explorer(
     model: "TransformerBridge", base: Int[Tensor, "batch pos"], *, layer: int = 0, head: int = 0
-) -> "ipywidgets.VBox":
+) -> "ipywidgets.Box":
     """Two sliders choose a head; its attention pattern on one prompt, and where each token looks most."""
     with torch.no_grad():
         _, cache = model.run_with_cache(base[:1], names_filter=lambda name: name.endswith("hook_pattern"))
@@ -119,7 +124,7 @@ def pattern_explorer(
     return _head_sliders(model, (layer, head), draw)
 
 
-def toy_explorer(toy: "ToyModels", *, start: int = 0) -> "ipywidgets.VBox":
+def toy_explorer(toy: "ToyModels", *, start: int = 0) -> "ipywidgets.Box":
     """A slider for the density of trained toy models with two dimensions: the directions of their features.
 
     toy: `ToyModels`, one for each stop of the slider.
@@ -141,12 +146,12 @@ def toy_explorer(toy: "ToyModels", *, start: int = 0) -> "ipywidgets.VBox":
         shown.value = drawing.arrows(toy.W[n], 1.15 * float(sizes.max())) + f"<div>{words}</div>"
 
     _redraw(update, slider)
-    return w.VBox([slider, shown])
+    return lasting(w.VBox([slider, shown]))
 
 
 def feature_browser(
     model: "TransformerBridge", sae: "SparseAutoencoder", activity: "Activity", *, feature: int = 0
-) -> "ipywidgets.VBox":
+) -> "ipywidgets.Box":
     """The page of any feature of a dictionary: by its number, by a word, or drawn at random.
 
     activity: `feature_activity(model, sae, texts)`. The button is there because features that somebody picked
@@ -167,7 +172,7 @@ def feature_browser(
 
     draw.on_click(lambda _: setattr(number, "value", int(torch.randint(sae.d_sae, (), generator=generator))))
     _redraw(update, number)
-    return w.VBox([w.HBox([number, draw, word]), found, shown])
+    return lasting(w.VBox([w.HBox([number, draw, word]), found, shown]))
 
 
 def _feature_search(
@@ -206,7 +211,7 @@ def _redraw(update: Callable, *controls: "ipywidgets.Widget") -> None:
 
 def _head_sliders(
     model: "TransformerBridge", start: tuple[int, int], draw: Callable[[tuple[int, int]], str]
-) -> "ipywidgets.VBox":
+) -> "ipywidgets.Box":
     """A slider for the layer and one for the head, over what `draw` makes of them."""
     import ipywidgets as w
 
@@ -221,7 +226,7 @@ def _head_sliders(
         shown.value = draw((sliders[0].value, sliders[1].value))
 
     _redraw(update, *sliders)
-    return w.VBox([w.HBox(sliders), shown])
+    return lasting(w.VBox([w.HBox(sliders), shown]))
 
 
 def __getattr__(name: str):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mechlab.runs.contents import digest, stamp
+from mechlab.waiting import waiting
 
 Task = Mapping[str, Any]
 
@@ -71,9 +72,12 @@ def sweep(
         for task, place in zip(tasks, places, strict=True)
     ]
     if backend is None:
-        from tqdm.auto import tqdm
-
-        return [_run(*call[1]) for call in tqdm(calls, desc="sweep", delay=3, leave=False)]
+        results = []
+        with waiting("sweep", len(calls)) as done:
+            for _, given, _ in calls:
+                results.append(_run(*given))
+                done()
+        return results
     with joblib.parallel_config(backend=backend, n_jobs=jobs):
         return joblib.Parallel(batch_size=1)(calls)
 

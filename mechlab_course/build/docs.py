@@ -21,10 +21,10 @@ def glossary_page(sources: Iterable[Path], words: Path) -> str:
                 known |= names(word)
     rows.sort(key=lambda row: row[2])  # stable: within a notebook as they stand
     return (
+        "<!-- Made by `mechlab build` from the recap tables and data/words.csv. -->\n\n"
         "# Glossary\n\n"
         "Short meanings, in the order in which the course needs them. "
-        "The number is the notebook that explains the word.\n"
-        "Made by `mechlab build` from the recap tables and `data/words.csv`.\n\n"
+        "The number is the notebook that explains the word.\n\n"
         "| word | meaning | notebook |\n|---|---|---|\n"
         + "".join(f"| {word} | {meaning} | {notebook} |\n" for word, meaning, notebook in rows)
     )
@@ -49,10 +49,10 @@ def hook_map_page() -> str:
     )
     head = "| hook | axes | what it is |\n|---|---|---|\n"
     return (
+        "<!-- Made by `mechlab build` from mechlab/runs/caching.py. -->\n\n"
         "# Hook map\n\n"
-        "What can be observed in a run, and what it is called. "
-        "Made by `mechlab build` from `mechlab/runs/caching.py`; "
-        "in a notebook, `ml.hook_map(model)` shows the same with shapes measured on the live model.\n\n"
+        "What can be observed in a run, and what it is called. In a notebook, `ml.hook_map(model)` shows the "
+        "same with shapes measured on the live model.\n\n"
         "## In each layer, in the order in which it happens (here layer 5)\n\n"
         + head
         + rows(BLOCK_HOOKS, "blocks.5.")

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from mechlab_course.cells import foreign
@@ -26,6 +27,7 @@ FLAGS = [
     "--disable-sync",
 ]
 PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 ATTENTION = "application/vnd.mechlab.attention+json"
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
 
@@ -86,30 +88,43 @@ def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> di
     return json.loads(nbformat.writes(node))  # joined text becomes lists of lines again
 
 
-def execute_solution(notebook: dict, folder: Path) -> dict:
-    """Run in `folder`, strictly and offline, and make the outputs fit for the repository."""
+def execute_solution(notebook: dict, folder: Path) -> tuple[dict, dict[str, float]]:
+    """Run in `folder`, strictly and offline, and make the outputs fit for the repository.
+
+    Also returned: the seconds of each cell of code, by its id.
+    """
     with _environment(HF_HUB_OFFLINE="1"):
         done = run(notebook, folder, strict=True)
+    seconds = {cell["id"]: _seconds(cell) for cell in done["cells"] if cell["cell_type"] == "code"}
     done["metadata"] = notebook["metadata"]
     with browser_page() as page:
         for cell, original in zip(done["cells"], notebook["cells"], strict=True):
             cell |= {"metadata": original["metadata"], "source": original["source"]}
             if cell["cell_type"] == "code":
-                cell["outputs"] = [output for output in cell["outputs"] if not _is_bar(output)]
+                cell["outputs"] = [output for output in cell["outputs"] if not _is_wiped(output)]
                 for output in cell["outputs"]:
                     _shrink(output, page)
                 cell["outputs"] = _merged_streams(cell["outputs"])
-    return done
+    return done, seconds
 
 
-def _is_bar(output: dict) -> bool:
-    """Whether it is a progress bar, of which a stored notebook keeps a line of no use."""
-    return re.search(r"\d+%\s*\|", "".join(output.get("data", {}).get("text/plain", ""))) is not None
+def _seconds(cell: dict) -> float:
+    """From the kernel's taking up a cell to its answer."""
+    times = cell["metadata"]["execution"]
+    at = {what: datetime.fromisoformat(when) for what, when in times.items()}
+    return (at["shell.execute_reply"] - at["iopub.status.busy"]).total_seconds()
+
+
+def _is_wiped(output: dict) -> bool:
+    """Whether it is the emptied line of something that took long."""
+    return list(output.get("data", {})) == ["text/plain"] and not "".join(output["data"]["text/plain"])
 
 
 def _shrink(output: dict, page) -> None:
     data = output.get("data", {})
     output.get("metadata", {}).clear()
+    if "text/html" in data:
+        data.pop(WIDGET, None)  # the state of widgets is not stored; a copy of an explorer is
     if PLOTLY in data:
         data["image/png"] = png_of_plotly(page, data[PLOTLY])
     elif "CircuitsVis.render" in "".join(data.get("text/html", "")):

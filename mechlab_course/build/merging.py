@@ -22,7 +22,7 @@ def merge(mine: dict, new: dict, base: dict) -> tuple[dict, int]:
     still comes last. A cell that only they have changed takes its own place; one that the course has changed
     too stands after the course's. What they added stands after what it followed.
     """
-    places, names = _Places(new["cells"], base["cells"]), _other_names(mine["cells"])
+    places, names = _Places(new["cells"], base["cells"]), other_names(mine["cells"])
     own: dict[int, list[Cell]] = defaultdict(
         list
     )  # by the number of the new cell that they stand at or after
@@ -112,7 +112,7 @@ def answer_keys(cell: Cell, names: dict[str, str] | None = None, named: bool = T
     return list(dict.fromkeys(f"{each.kind} {each.id}" for each in found))
 
 
-def _other_names(cells: list[Cell]) -> dict[str, str]:
+def other_names(cells: list[Cell]) -> dict[str, str]:
     """What else the learner calls `exercise` and `quiz`, anywhere in the notebook."""
     trees = []
     for cell in cells:

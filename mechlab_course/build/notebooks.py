@@ -9,12 +9,15 @@ import json
 import tomllib
 from pathlib import Path
 
+from mechlab_course import pulse
 from mechlab_course.build.docs import glossary_page, hook_map_page
+from mechlab_course.build.folding import FOLDED, TITLE, parts
 from mechlab_course.build.sources import Cell, SourceError, exercises, read
 from mechlab_course.checking import mistakes_of
 from mechlab_course.folders import ROOT, sources
 
 SETUP = """# Setup, the same in every notebook. The indented lines act in Colab only.
+# After a restart: click the cell you were at, then Run > Run All Above Selected Cell. Your answers stay.
 import sys
 
 if "google.colab" in sys.modules:
@@ -62,12 +65,12 @@ def _notebook(path: Path, solved: bool) -> dict:
     kept = [c for c in source_cells if c.kind not in LEARNER_DROPS]
     if not kept or kept[0].type != "markdown":
         raise SourceError(f"{path.parent.name}: the first cell must be the markdown title.")
-    for number, cell in enumerate([*kept, Cell("markdown", _footer(path))]):
+    for number, cell in enumerate([*_parts(kept, path), Cell("markdown", _footer(path))]):
         text = _text(cell, path, number, solved)
         key = f"{path.parent.name}|{cell.meta.get('id') or cell.kind or ''}|{cell.source}"
         seen[key] = seen.get(key, 0) + 1
         id = hashlib.sha1(f"{key}|{seen[key]}".encode()).hexdigest()[:12]
-        made = {
+        made: dict = {
             "cell_type": cell.type,
             "id": id,
             "metadata": _metadata(cell),
@@ -89,20 +92,32 @@ def _notebook(path: Path, solved: bool) -> dict:
     }
 
 
+def _parts(cells: list[Cell], path: Path) -> list[Cell]:
+    made = []
+    for number, cell in enumerate(cells):
+        try:
+            made += parts(cell)
+        except (SourceError, SyntaxError) as error:
+            raise SourceError(f"{path.parent.name}, cell {number}: {error}") from None
+    return made
+
+
 def _text(cell: Cell, path: Path, number: int, solved: bool) -> str:
     if cell.kind == "setup":
         return setup_cell()
     if cell.type == "markdown":
-        return f"{cell.source}\n\n{_badge(path)}" if number == 0 else cell.source
-    return cell.solved() if solved else cell.stub()
+        return cell.source + _badge(path) if number == 0 else cell.source
+    text = cell.solved() if solved else cell.stub()
+    return f"{TITLE}\n{text}" if cell.kind == "assert" else text
 
 
 def _badge(path: Path) -> str:
+    """A line with the link to Colab, once the repository has an address."""
     repository = address().removeprefix("https://github.com/")
-    link = (
-        f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.parent.name}.ipynb"
-    )
-    return f"[Open in Colab]({link})"
+    if repository.startswith("OWNER/"):
+        return ""
+    page = f"github/{repository}/blob/main/notebooks/{path.parent.name}.ipynb"
+    return f"\n\n[Open in Colab](https://colab.research.google.com/{page})"
 
 
 def _footer(path: Path) -> str:
@@ -119,7 +134,7 @@ def _footer(path: Path) -> str:
 
 
 def _metadata(cell: Cell) -> dict:
-    meta: dict = {}
+    meta: dict = json.loads(json.dumps(FOLDED)) if cell.kind == "assert" else {}
     if cell.kind:
         meta["mechlab"] = {"kind": cell.kind} | ({"id": cell.meta["id"]} if "id" in cell.meta else {})
     if cell.kind in ("compare", "predict"):
@@ -158,7 +173,9 @@ def build(execute: bool = False, only: str = "", force: bool = False) -> list[Pa
         if execute and (force or not _is_fresh(target, wanted)):
             from mechlab_course.build.execute import execute_solution
 
-            _write(target, dump(execute_solution(wanted, target.parent)))
+            executed, seconds = execute_solution(wanted, target.parent)
+            pulse.note(name, seconds)
+            _write(target, dump(executed))
             written.append(target)
     return written
 

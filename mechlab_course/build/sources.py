@@ -1,7 +1,8 @@
 """Read a notebook's one source, `course/NN_name/notebook.py`: jupytext percent format, with kinds of cells.
 
 Kinds, written in the percent line (`# %% kind="exercise" id="12.1"`): none (plain), setup, exercise, check,
-wrong, hidden, predict, quiz, assert, compare, gpu. The build makes notebooks from this, the tests run it.
+wrong, hidden, predict, reveal, quiz, assert, compare, gpu. The build makes notebooks from this, the tests
+run it.
 """
 
 import ast
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from mechlab_course.cells import answered_by
 
-KINDS = {"", "setup", "exercise", "check", "wrong", "hidden", "predict", "quiz", "assert", "compare", "gpu"}
+KINDS = {"", "setup", "exercise", "check", "wrong", "hidden", "predict", "reveal", "quiz", "assert"}
+KINDS |= {"compare", "gpu"}
 STUB = "raise NotImplementedError  # your code here"
 _REGION = re.compile(r"^([ \t]*)# >>> solution\n(.*?)^[ \t]*# <<< solution\n?", re.DOTALL | re.MULTILINE)
 _ANSWER = re.compile(r"^((?:\w+ = )?(?:quiz|predict)\(\"[^\"]+\", )(.+)\)$", re.MULTILINE)
@@ -65,7 +67,9 @@ def read(path: Path) -> list[Cell]:
         below = cells.index(check) + 1
         hints = cells[below].source if below < len(cells) else ""
         if "<summary>Hint 1" in hints and "<summary>Hint 3" not in hints:
-            until = hints.rindex("</details>") + len("</details>")  # what follows is about the answer
+            until = hints.index("</details>", hints.rindex("<summary>Hint")) + len(
+                "</details>"
+            )  # what follows is about the answer
             worked = f"{hints[:until]}\n{worked_answer(cell)}{hints[until:]}"
             cells[below] = replace(cells[below], source=worked)
     return cells

@@ -2,33 +2,33 @@
 
 `refresh` copies new notebooks and pages into work/. What the learner has not touched follows the course; a
 notebook they have touched is only changed by `update`, which carries their answers over by exercise id
-(merging.py) and keeps a backup. A file that cannot be read is left alone, and costs that file only.
+(merging.py) and keeps a backup. A file that cannot be read is left alone, and costs that file only; so does
+one that is open in JupyterLab. A copy may have another name.
 """
 
 import hashlib
-import json
 import os
-import re
-import shutil
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
-from mechlab_course.build.merging import Cell, answer_keys, merge, text_of
+from mechlab_course.build import copies
+from mechlab_course.build.copies import COPIES, UNREADABLE, back_up, copy_of, load, readable, renamed, save
+from mechlab_course.build.merging import Cell, answer_keys, merge, other_names, text_of
 
 __all__ = ["merge", "refresh", "update"]
 
 BASE = ".mechlab"  # inside work/: the notebooks and pages as they were handed out
 OLDER = "older"  # inside that: what was handed out before
-COPIES = "notebooks"  # inside work/: the learner's copies, beside docs/, so that links keep working
-UNREADABLE = (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError)
+FOLLOWED = "brought up to date; what its cells showed is gone until they are run again"
+NOT_FOR_LEARNERS = {"contributing.md", "teaching.md", "make_picture.py"}  # pages for authors and teachers
 
 
 def refresh(notebooks: Path, work: Path) -> dict[str, str]:
     """Copy what is new; returns {file name: status}.
 
-    The status is "new", "followed", "changed by you", "same", or "unreadable", when your copy or the course's
-    own file cannot be read; `problem_with` says which. Raises an `OSError` when `work` itself cannot be used.
+    The status is "new", "followed", "changed by you", "same", "open", when it should follow and is open in
+    JupyterLab, or "unreadable", when your copy or the course's own file cannot be read; `problem_with` says
+    which. Raises an `OSError` when `work` itself cannot be used.
     """
     for folder in (BASE, COPIES):
         (work / folder).mkdir(parents=True, exist_ok=True)
@@ -44,18 +44,20 @@ def refresh(notebooks: Path, work: Path) -> dict[str, str]:
 
 def _refresh(source: Path, work: Path) -> str:
     """Copy one notebook, if that costs the learner nothing."""
-    target, base = work / COPIES / source.name, work / BASE / source.name
-    theirs, status = _kinds_and_texts(_load(source)), "new"
+    target, base = copy_of(source, work), work / BASE / source.name
+    theirs, status = _kinds_and_texts(load(source)), "new"
     if os.path.lexists(target):
-        mine, versions = _load(target), [*_handed_out(source, base), _load(source)]
+        mine, versions = load(target), [*handed_out(source, work), load(source)]
         if _bytes(base) == source.read_bytes() and _began_with(mine, versions) is versions[-1]:
             return "same"
         mine = _kinds_and_texts(mine)
         status = "same" if mine == theirs else "followed"  # opened and run perhaps, but not edited
         if mine not in map(_kinds_and_texts, versions):
             return "changed by you"
+    if status == "followed" and copies.is_open(target):
+        return "open"
     if status != "same":
-        shutil.copyfile(source, target)
+        save(target, source.read_bytes())
     _note_as_handed_out(source, base)
     return status
 
@@ -66,8 +68,8 @@ def _note_as_handed_out(source: Path, base: Path) -> None:
     if before is not None and before != source.read_bytes():
         (base.parent / OLDER).mkdir(exist_ok=True)
         name = f"{source.stem}-{hashlib.sha256(before).hexdigest()[:8]}.ipynb"
-        (base.parent / OLDER / name).write_bytes(before)
-    shutil.copyfile(source, base)
+        save(base.parent / OLDER / name, before)
+    save(base, source.read_bytes())
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -84,7 +86,7 @@ def _refresh_docs(docs: Path, work: Path) -> None:
         name = page.relative_to(docs)
         target, base = work / "docs" / name, work / BASE / "docs" / name
         try:
-            if not page.is_file():
+            if not page.is_file() or page.name in NOT_FOR_LEARNERS:
                 continue
             data = page.read_bytes()
             if os.path.lexists(target) and _bytes(target) not in (data, _bytes(base) or data):
@@ -92,59 +94,53 @@ def _refresh_docs(docs: Path, work: Path) -> None:
             for copy in (target, base):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if _bytes(copy) != data:
-                    copy.write_bytes(data)
+                    save(copy, data)
         except OSError:
             continue
 
 
-def update(notebooks: Path, work: Path) -> list[str]:
-    """Bring every working copy up to date, keeping answers; returns one line for each file that changed."""
+def update(notebooks: Path, work: Path, restore: str = "") -> list[str]:
+    """Bring every working copy up to date, keeping answers; returns one line for each file that changed.
+
+    restore: the number of a notebook whose deleted cells come back, also if the course has not changed.
+    """
     lines = []
     for name, status in refresh(notebooks, work).items():
-        if status in ("new", "followed"):
-            lines.append(f"{name}: {status}")
+        source, copy = notebooks / name, copy_of(notebooks / name, work)
+        if status == "new":
+            lines.append(f"{copy.name}: copied")
+        elif status == "followed":
+            lines.append(f"{copy.name}: {FOLLOWED}")
         elif status == "unreadable":
-            lines.append(f"{name}: left alone, {problem_with(notebooks / name, work)}.")
-        elif status == "changed by you":
+            lines.append(f"{copy.name}: left alone, {problem_with(source, work)}.")
+        elif status != "same" or (restore and name.startswith(restore)):
             try:
-                lines.append(f"{name}: {_update(notebooks / name, work)}")
+                lines.append(f"{copy.name}: {_update(source, work)}")
             except UNREADABLE as error:
-                lines.append(f"{name}: left alone, it could not be written ({_said(error)}).")
-    return [*lines, *_others(notebooks, work)]
+                lines.append(f"{copy.name}: left alone, it could not be written ({copies.said(error)}).")
+    return lines
 
 
 def _update(source: Path, work: Path) -> str:
     """Merge one notebook, and keep a backup."""
-    target, base = work / COPIES / source.name, work / BASE / source.name
-    mine = _load(target)
-    new = _load(source)
-    merged, kept = merge(mine, new, _began_with(mine, [*_handed_out(source, base), new]))
-    folder, stamp, count = work / "backup", datetime.now().strftime("%Y%m%d-%H%M%S"), 1
-    folder.mkdir(exist_ok=True)
-    backup = folder / f"{target.stem}-{stamp}.ipynb"
-    while backup.exists():
-        count += 1
-        backup = folder / f"{target.stem}-{stamp}-{count}.ipynb"
-    shutil.copyfile(target, backup)
-    real = target.resolve()
-    written = real.with_name(f".{real.name}.new")  # whole or not at all
-    written.write_bytes(_dumped(merged))
-    written.replace(real)
+    target, base = copy_of(source, work), work / BASE / source.name
+    if copies.is_open(target):
+        return f"left alone, it is {copies.OPEN}"
+    mine, new = load(target), load(source)
+    merged, kept = merge(mine, new, _began_with(mine, [*handed_out(source, work), new]))
+    backup = back_up(target, work)
+    save(target, copies.dumped(merged))
     _note_as_handed_out(source, base)
-    return f"updated, {kept} of your cells kept; the old file is {backup.relative_to(work)}"
+    return (
+        f"updated, {kept} of your cells kept; the old file is {backup}. "
+        "What its other cells showed is gone until they are run again."
+    )
 
 
-def _dumped(notebook: dict) -> bytes:
-    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half a letter, which only JSON's own way of writing it can hold
-        return (json.dumps(notebook, indent=1) + "\n").encode()
-
-
-def _handed_out(source: Path, base: Path) -> list[dict]:
+def handed_out(source: Path, work: Path) -> list[dict]:
     """Every version of a notebook that was handed out, the last one at the end."""
-    return list(_readable([*sorted((base.parent / OLDER).glob(f"{source.stem}-*.ipynb")), base]))
+    base = work / BASE / source.name
+    return list(readable([*sorted((base.parent / OLDER).glob(f"{source.stem}-*.ipynb")), base]))
 
 
 def _began_with(mine: dict, versions: list[dict]) -> dict:
@@ -153,61 +149,53 @@ def _began_with(mine: dict, versions: list[dict]) -> dict:
     return max(reversed(versions), key=lambda nb: len(texts & set(map(text_of, nb["cells"]))))
 
 
-def _readable(paths: list[Path]) -> Iterator[dict]:
-    for path in paths:
-        try:
-            yield _load(path)
-        except UNREADABLE:
-            continue
+def remarks(notebooks: Path, work: Path) -> Iterator[str]:
+    """What a learner should know of their copies: other names, and exercises that are missing."""
+    for path, origin in renamed(notebooks, work):
+        if copy_of(notebooks / origin, work) == path:
+            yield (
+                f"{path.name} is your copy of {origin} under another name, which links do not find. "
+                "For a new one, move it to another folder."
+            )
+        else:
+            yield (
+                f"{path.name}: left alone, a copy of {origin} under another name. "
+                "Give it that name, and run this again, to bring it up to date."
+            )
+    for source in sorted(notebooks.glob("*.ipynb")):
+        copy = copy_of(source, work)
+        for mine in readable([copy]):
+            given = next(iter(handed_out(source, work)[-1:]), mine)
+            if gone := sorted(answers_in(given) - answers_in(mine)):
+                one = gone[0] if len(gone) == 1 else f"{', '.join(gone[:-1])} and {gone[-1]}"
+                yield (
+                    f"{copy.name}: {one} {'is' if len(gone) == 1 else 'are'} missing. "
+                    f"`mechlab update --restore {source.name[:2]}` brings back what was deleted."
+                )
 
 
-def _others(notebooks: Path, work: Path) -> Iterator[str]:
-    """A line for each notebook that was renamed or duplicated: it is the learner's, and stays as it is."""
-    known = {path.name for path in notebooks.glob("*.ipynb")}
-    for path in sorted((work / COPIES).glob("*.ipynb")):
-        if path.name not in known and not path.name.startswith("."):
-            for notebook in _readable([path]):
-                about = re.search(r'"mechlab": {"notebook": "(\w+)"', json.dumps(notebook.get("metadata")))
-                if about and f"{about[1]}.ipynb" in known:
-                    yield (
-                        f"{path.name}: left alone, a copy of {about[1]}.ipynb under another name. "
-                        "Give it that name, and run this again, to bring it up to date."
-                    )
+def answers_in(notebook: dict) -> set[str]:
+    """The exercises that a notebook has a cell for, such as "exercise 12.1"."""
+    names = other_names(notebook["cells"])
+    keys = {key for cell in notebook["cells"] for key in answer_keys(cell, names, named=False)}
+    return {key for key in keys if key.startswith("exercise ")}
 
 
 def problem_with(source: Path, work: Path) -> str:
     """Why a notebook is "unreadable": the learner's copy, or else the course's own file."""
-    for path, what in ((work / COPIES / source.name, "it"), (source, "the course's own file")):
+    for path, what in ((copy_of(source, work), "it"), (source, "the course's own file")):
         try:
             if os.path.lexists(path):
-                _load(path)
+                load(path)
         except UNREADABLE as error:
             remedy = "Move it away to get a new copy" if what == "it" else "Fetch the course again"
-            return f"{what} is not a readable notebook ({_said(error)}). {remedy}"
+            return f"{what} is not a readable notebook ({copies.said(error)}). {remedy}"
     return "it could not be copied"
-
-
-def _said(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _kinds_and_texts(notebook: dict) -> list[tuple[str, str]]:
     """What a notebook says, whatever has been run in it."""
     return [(cell["cell_type"], text_of(cell)) for cell in notebook["cells"]]
-
-
-def _load(path: Path) -> dict:
-    """A notebook; a `ValueError` says what is wrong with it."""
-    notebook = json.loads(path.read_text(encoding="utf-8-sig"))
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list):
-        raise ValueError("it has no list of cells")
-    for cell in cells:
-        source = cell.get("source") if isinstance(cell, dict) else None
-        lines = source if isinstance(source, list) else [source]
-        if not (all(isinstance(line, str) for line in lines) and isinstance(cell.get("cell_type"), str)):
-            raise ValueError("a cell of it has no text")
-    return notebook
 
 
 def _answer_key(cell: Cell) -> str | None:

@@ -17,7 +17,6 @@ from mechlab_course.site.prose import Anchors, Links, in_frame, prose
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ATTENTION = "application/vnd.mechlab.attention+json"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 SAID = re.compile(r'<div role="status" style="border-left:6px solid (#\w+)[^"]*">(.*)</div>\s*$', re.DOTALL)
 VERDICTS = {"#009E73": "right", "#D55E00": "not-yet", "#777777": "open", "#0072B2": "note"}
 IN_WORDS = "In words: "
@@ -61,12 +60,12 @@ def _rich(data: dict, source: str, shown: Shown) -> tuple[str, str] | None:
     plain = text_of(data.get("text/plain", ""))
     if "image/png" in data:
         return "figure", _figure(data, plain, shown)
-    if WIDGET in data:
-        if not re.match(r"\w+\(children=", plain):
-            return None  # a progress bar, long since full
-        return "explorer", _explorer(plain, source, shown)
+    if plain.startswith(IN_WORDS):
+        return None  # it stands under its figure
     if "text/html" in data:
         content = text_of(data["text/html"])
+        if 'class="mechlab-explorer"' in content:
+            return "explorer", _explorer(content, source, shown)
         said = SAID.match(content)
         if said:
             return "said", f'<div class="said {VERDICTS.get(said[1], "note")}">{said[2]}</div>'
@@ -140,14 +139,18 @@ def _tables(content: str, source: str) -> str:
     return str(tree).strip()
 
 
-def _explorer(plain: str, source: str, shown: Shown) -> str:
-    """A stand-in for an explorer, which needs the model behind it."""
+def _explorer(content: str, source: str, shown: Shown) -> str:
+    """In place of an explorer, which needs the model behind it: the copy that it left, without controls."""
     what = html.escape(_says(called(source)) or "An explorer with controls stands here.")
     what = re.sub(r"`([^`]+)`", r"<code>\1</code>", what)
-    use = "move the slider" if "Slider" in plain else "use it"
+    copy = BeautifulSoup(content, "html.parser")
+    for old in copy.select("style, .mechlab-awake"):
+        old.decompose()
+    for table in copy.find_all("table"):
+        in_frame(copy, table, "Table: what the explorer shows")
     return (
         f'<div class="explorer"><p><strong>Explorer.</strong> {what}</p><p>It recomputes on the live model. '
-        f'<a href="notebooks/{shown.stem}.ipynb" download>Open the notebook</a> to {use}.</p></div>'
+        f'<a href="notebooks/{shown.stem}.ipynb" download>Open the notebook</a> to use it.</p>{copy}</div>'
     )
 
 

@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING
 from mechlab.circuits.circuits import Circuit, Head
 from mechlab.circuits.knockouts import CircuitRuns
 from mechlab.pictures import drawing
+from mechlab.pictures.boxes import lasting
 from mechlab.pictures.graph.plan import Plan, lay_out
 from mechlab.pictures.graph.svg import HIGH, LEFT, circuit_svg, foot, wide
 from mechlab.pictures.graph.trials import Trials
 from mechlab.pictures.graph.words import described, head_told, removal_told, together_told
+from mechlab.pictures.twins import PAPER, STYLE
 from mechlab.results import named, token_labels
 
 if TYPE_CHECKING:
     import ipywidgets
 
-# White paper in every theme of JupyterLab, whose colours are variables.
-STYLE = """<style>
-.mechlab-circuit { --jp-content-font-color1: #222; --jp-ui-font-color1: #222; --jp-widgets-color: #222;
+# White paper, turned dark with a dark theme (twins.py); JupyterLab's own colours are variables.
+LOOK = """<style>
+.mechlab-circuit { --jp-content-font-color1: #222; --jp-ui-font-color0: #222; --jp-ui-font-color1: #222;
+  --jp-ui-font-color2: #444; --jp-widgets-color: #222;
   --jp-widgets-label-color: #222; --jp-widgets-input-color: #222; --jp-widgets-input-background-color: #fff;
   --jp-widgets-input-border-color: #888; --jp-layout-color0: #fff; --jp-layout-color1: #fff;
-  --jp-layout-color2: #e8e8e8;
+  --jp-layout-color2: #e8e8e8; --jp-border-color1: #bdbdbd;
   --jp-rendermime-table-row-background: #fff; --jp-rendermime-table-row-hover-background: #f4f4f4;
   color-scheme: light; background: #fff; color: #222; padding: 8px; }
-.mechlab-circuit p, .mechlab-circuit caption { margin: 0 0 6px; line-height: 1.4; }
+.mechlab-circuit p, .mechlab-circuit caption { margin: 0 0 4px; line-height: 1.3; }
 .mechlab-circuit td { white-space: nowrap; }
 .mechlab-circuit .mechlab-pattern { overflow-x: auto; }
 .mechlab-circuit .mechlab-pattern td,
@@ -33,6 +36,7 @@ STYLE = """<style>
 .mechlab-circuit .mechlab-head { border-radius: 8px; overflow: visible; }
 .mechlab-circuit input[type="checkbox"] { vertical-align: middle; margin-top: 0; }
 .mechlab-circuit button:focus-visible { outline: 3px solid #0072B2; }
+.mechlab-circuit .widget-tab > .widget-tab-contents { padding: 6px 8px; }
 </style>"""
 BUTTON = {"button_color": "transparent", "text_color": "#222222", "font_weight": "bold", "font_size": "12px"}
 
@@ -91,14 +95,17 @@ class _Explorer:
         import ipywidgets as w
 
         wrap = w.Layout(flex_flow="row wrap")
-        self.controls = w.VBox([w.HBox([self.toggle, self.role, self.back], layout=wrap), self.together])
-        parts = [self.told, self.status, self.removal, self.controls, self.prompt, self.pattern]
-        size = {"flex": "1 1 360px", "min_width": "360px", "max_width": "620px", "margin": "0 0 0 16px"}
-        style = w.HTML(STYLE, layout=w.Layout(display="none"))
+        buttons = w.HBox([self.toggle, self.role, self.back], layout=wrap)
+        pages = [w.VBox([buttons, self.removal, self.together]), w.VBox([self.prompt, self.pattern])]
+        self.controls = w.Tab(pages, titles=["Without it", "Where it looks"])
+        parts = [self.told, self.status, self.controls]
+        size = {"flex": "1 1 330px", "min_width": "330px", "max_width": "620px", "margin": "0 0 0 8px"}
+        size |= {"max_height": "600px", "overflow": "hidden auto"}  # as high as the drawing
+        style = w.HTML(STYLE + LOOK, layout=w.Layout(display="none"))
         box = w.Box([style, self._canvas(), w.VBox(parts, layout=w.Layout(**size))], layout=wrap)
-        box.add_class("mechlab-circuit")
-        self.pattern.add_class("mechlab-pattern")
-        return box
+        for part, name in ((box, "mechlab-circuit"), (box, PAPER), (self.pattern, "mechlab-pattern")):
+            part.add_class(name)
+        return lasting(box)
 
     def choose(self, head: Head) -> None:
         """Show what there is to know about a head: first what is known already, then what needs a run."""
@@ -130,8 +137,7 @@ class _Explorer:
                 word for word, on in (("chosen", head == self.head), ("removed", head in self.removed)) if on
             ]
             button.tooltip = "; ".join([described(self.circuit, head), *states])
-        shown = "" if self.head else "none"
-        self.controls.layout.display = self.prompt.layout.display = shown
+        self.controls.layout.display = "" if self.head else "none"
         self.told.value = head_told(self.trials, self.head)
         if self.head:
             fellows = self._fellows()
@@ -157,15 +163,15 @@ class _Explorer:
         self.drawn = w.HTML(layout=w.Layout(grid_area="1 / 1 / -1 / -1", margin="0", overflow="visible"))
         self.buttons = {}
         for head, (x, y) in sorted(self.plan.heads.items()):
-            row, column = round(height - y), 2 + round(2 * x - 1)
-            area = f"{row} / {column} / {row + 1} / {column + 2}"
-            place = w.Layout(grid_area=area, width="auto", height="auto", margin="3px 0", padding="0")
+            row, column = round(2 * (height - y)) - 1, 2 + round(2 * x - 1)
+            area = f"{row} / {column} / {row + 2} / {column + 2}"
+            place = w.Layout(grid_area=area, width="auto", height="auto", margin="2px 0", padding="0")
             button = w.Button(description=named([head]), layout=place, style=BUTTON)
             button.add_class("mechlab-head")
             button.on_click(self._careful(lambda _, head=head: self.choose(head)))
             self.buttons[head] = button
         columns = f"{LEFT}px repeat({round(2 * width)}, {wide(self.plan) // 2}px)"
-        rows = f"repeat({round(height)}, {HIGH}px) {foot(self.circuit)}px"
+        rows = f"repeat({round(2 * height)}, {HIGH // 2}px) {foot(self.circuit)}px"
         grid = {"grid_template_columns": columns, "grid_template_rows": rows, "grid_gap": "0"}
         layout = w.Layout(**grid, flex="0 0 auto", overflow="visible")
         return w.GridBox([self.drawn, *self.buttons.values()], layout=layout)

@@ -17,7 +17,7 @@ SHAPES = (*plots.SYMBOLS, "hexagon", "triangle-down")
 SIZES = {"square": 32, "diamond": 33, "cross": 33, "triangle-up": 42, "triangle-down": 42}
 # Told apart by every kind of colour vision (Okabe and Ito; Tol); the two that stand for signs are the edges'.
 COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#B8A800", "#444444", "#332288")
-ROW = 54  # pixels
+ROW = 37  # pixels
 
 
 def circuit_picture(

@@ -1,7 +1,7 @@
 """Where the parts of a circuit stand in its picture: heads by layer and position, edges around them.
 
 Information flows upwards: early layers are at the bottom, the logits on top. Layers without heads take no
-space.
+space, and in a tall picture layers whose heads stand at different places move together.
 """
 
 import math
@@ -16,6 +16,7 @@ Point = tuple[float | int, float | int]
 Column = tuple[str, float | int, float | int]  # name, left, right
 Cell = tuple[tuple[str, ...], int]  # positions, layer
 SIDE_BY_SIDE = 11  # heads in one line, over all columns; more of one layer go into further lines
+TALL = 10  # lines of heads; with more of them they move together
 BENDS = (0, 0.4, -0.4, 0.8, -0.8, 1.4, -1.4, 2, -2, 3, -3)  # how far a curve may swing out at either end
 
 
@@ -23,7 +24,7 @@ BENDS = (0, 0.4, -0.4, 0.8, -0.8, 1.4, -1.4, 2, -2, 3, -3)  # how far a curve ma
 class Plan:
     """One head is one wide and one high; x grows to the right and y upwards. Each place is a middle.
 
-    heads:   {(23, 3): (x, y), ...}; x is a multiple of a half, y a whole number
+    heads:   {(23, 3): (x, y), ...}; x and y are multiples of a half
     logits:  (x, y)
     columns: (name, left, right) of each set of positions
     layers:  (layer, y) of each layer that has heads
@@ -58,7 +59,7 @@ def lay_out(circuit: Circuit, order: Sequence[str] | None = None) -> Plan:
     for head in circuit.heads:
         cells.setdefault((circuit.positions(head) or (), head[0]), []).append(head)
     line, columns = _columns(cells, order or [name for names in circuit.at.values() for name in names])
-    placed, layers, top = {}, [], 0
+    placed, layers, top = {}, [], 0.0
     for layer in sorted({layer for _, layer in cells}):
         lines = max(math.ceil(len(heads) / line) for (_, at), heads in cells.items() if at == layer)
         layers.append((layer, top + (lines - 1) / 2))
@@ -67,10 +68,13 @@ def lay_out(circuit: Circuit, order: Sequence[str] | None = None) -> Plan:
             each = _abreast(len(heads), line)
             for first in range(0, len(heads), each):
                 row = heads[first : first + each]
-                placed |= zip(row, _in_row(len(row), column, top + first // each, placed), strict=True)
+                place = _in_row(len(row), column, top + first // each, placed)
+                placed |= zip(row, place, strict=True)
         top += lines
+    if top > TALL:
+        placed, layers, top = _squeezed(placed, layers)
     *_, (_, start, end) = columns.values()
-    logits = ((start + end) / 2, float(top))
+    logits = ((start + end) / 2, top)
     edges = _routes(circuit.edges, placed | {None: logits}, end)
     return Plan(placed, logits, list(columns.values()), layers, edges, (end, top + 1))
 
@@ -118,14 +122,33 @@ def _abreast(count: int, line: int) -> int:
     return math.ceil(count / math.ceil(count / line)) if count else 1
 
 
-def _in_row(count: int, column: Column, y: int, placed: dict[Head, Point]) -> list[Point]:
-    """Heads side by side in the middle of a column; half a place aside where they would cover others."""
+def _in_row(count: int, column: Column, y: float | int, placed: dict[Head, Point]) -> list[Point]:
+    """Heads side by side, as near to the middle of a column as they cover none of the line below."""
     _, left, right = column
-    start = (left + right - count) / 2 + 0.5
+    middle, aside = (left + right - count) / 2 + 0.5, round(right - left - count)
     below = [x for x, at in placed.values() if at == y - 1 and left <= x <= right]
-    if below and (below[0] - start) % 1 == 0 and count < right - left:
-        start += 0.5
+    covered = lambda start: sum(abs(x - start - n) < 1 for x in below for n in range(count))
+    starts = [middle + n / 2 for n in range(-aside, aside + 1)]
+    start = min(starts, key=lambda start: (covered(start), abs(start - middle)))
     return [(start + n, float(y)) for n in range(count)]
+
+
+def _squeezed(
+    placed: dict[Head, Point], layers: list[tuple[int, float | int]]
+) -> tuple[dict[Head, Point], list[tuple[int, float | int]], float]:
+    """Heads and layers moved down as far as no head comes too near to another, and where the logits are then.
+
+    Each line stands at least half a place above the one before it.
+    """
+    moved, lines = {}, [-0.5]
+    for line in sorted({y for _, y in placed.values()}):
+        mine = {head: x for head, (x, y) in placed.items() if y == line}
+        under = [y + 1 for a in mine.values() for b, y in moved.values() if abs(a - b) < 1]
+        lines.append(max([lines[-1] + 0.5, *under]))
+        moved |= {head: (x, lines[-1]) for head, x in mine.items()}
+    heights = lambda layer: [y for head, (_, y) in moved.items() if head[0] == layer]
+    places = [(layer, (min(heights(layer)) + max(heights(layer))) / 2) for layer, _ in layers]
+    return moved, places, lines[-1] + 1
 
 
 def _routes(

@@ -12,8 +12,8 @@ from mechlab.pictures.graph.plan import Plan, Point
 from mechlab.pictures.graph.words import in_words, reader
 from mechlab.results import named
 
-HIGH = 52  # pixels, of a layer
-LEFT, LINE = 34, 24  # of the layers' numbers, of a line below the drawing
+HIGH = 40  # pixels, of a head
+LEFT, LINE = 34, 18  # of the layers' numbers, of a line below the drawing
 A_LINE = 3  # roles in one line of the legend
 # Outlines with many or few corners: how many, the turn of the first, how far out.
 POLYGONS = {
@@ -137,17 +137,17 @@ def _head(at: Point, across: int, shape: str, colour: str, chosen: bool, removed
     In a frame when chosen; dashed, with a cross, when removed.
     """
     x, y = at
-    size = across / 3
+    size = min(across, HIGH) / 3
     frame = (
-        f'<rect x="{x - across / 2 + 1}" y="{y - 24}" width="{across - 2}" height="48" rx="8" fill="#fff" '
-        'stroke="#222" stroke-width="2.5"/>'
+        f'<rect x="{x - across / 2 + 1}" y="{y - HIGH / 2}" width="{across - 2}" height="{HIGH}" rx="8" '
+        'fill="#fff" stroke="#222" stroke-width="2.5"/>'
     )
     drawn = frame if chosen else ""
     if not removed:
         style = f'fill="{tint(colour)}" stroke="{colour}" stroke-width="2.5"'
         return drawn + _outline(shape, at, size, style)
     drawn += _outline(shape, at, size, 'fill="#fff" stroke="#555" stroke-width="2" stroke-dasharray="3 3"')
-    return drawn + f'<path d="M{x + 11} {y - 20}l9 9m0 -9l-9 9" stroke="#A00000" stroke-width="3"/>'
+    return drawn + f'<path d="M{x + 11} {y - 18}l9 9m0 -9l-9 9" stroke="#A00000" stroke-width="3"/>'
 
 
 def _outline(shape: str, at: Point, size: float | int, style: str) -> str:

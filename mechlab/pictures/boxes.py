@@ -1,0 +1,79 @@
+"""Explorers in a saved file: what is left of one when no kernel answers."""
+
+import html
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+AWAKE = "This is a copy from when the cell was run. Run the cell again to move the controls."
+# The sentence shows where no kernel answers, in place of the broken links that ipywidgets would draw.
+SLEEPING = """<style>
+.mechlab-lasting.jupyter-widgets-disconnected::before,
+.mechlab-lasting .jupyter-widgets-disconnected::before { content: none !important; }
+.widget-html:not(.jupyter-widgets-disconnected) .mechlab-awake { display: none; }
+</style>"""
+
+
+def lasting(box: "ipywidgets.Box") -> "ipywidgets.Box":
+    """`box` with a copy for programs that show no widgets, and a sentence for when no kernel answers.
+
+    JupyterLab keeps the state of widgets in the file, so they are drawn after reopening, and do not move.
+    """
+    import ipywidgets as w
+
+    line = f'<p class="mechlab-awake" style="margin:4px 0 0"><b>{AWAKE}</b></p>'
+    box.children = (*box.children, w.HTML(SLEEPING + line, layout=w.Layout(width="100%")))
+    box.add_class("mechlab-lasting")
+    own = box._repr_mimebundle_
+
+    def bundle(**given) -> dict:
+        copy = f'<div class="mechlab-explorer">{still(box)}</div>'
+        return {**own(**given), "text/html": copy, "text/plain": f"An explorer. {AWAKE}"}
+
+    _replaces(box)
+    setattr(box, "_repr_mimebundle_", bundle)  # noqa: B010 (IPython asks the object before its class)
+    return box
+
+
+def still(box: "ipywidgets.Box") -> str:
+    """What a box shows now, as HTML: where its controls stand, and what is written and drawn."""
+    import ipywidgets as w
+
+    said = ""
+    for child in box.children:
+        if isinstance(child, w.HTML):
+            said += child.value
+        elif isinstance(child, w.Box):
+            said += "" if isinstance(child, w.GridBox) else still(child)  # on a grid: buttons on a drawing
+        elif child.description and not isinstance(child, (w.Button, w.Checkbox, w.Text)):
+            value = getattr(child, "label", None) or child.value
+            said += f"<p>{html.escape(f'{child.description}: {value}')}</p>"
+    return said
+
+
+_OPEN: "dict[str, tuple[str, list[ipywidgets.Box]]]" = {}  # cell -> its run, and the boxes of that run
+
+
+def _replaces(box: "ipywidgets.Box") -> None:
+    """Close what the same cell made when it last ran: it would stay in the kernel, and in the saved file."""
+    from IPython import get_ipython
+
+    asked = getattr(get_ipython(), "get_parent", dict)()
+    cell, run = asked.get("metadata", {}).get("cellId"), asked.get("header", {}).get("msg_id", "")
+    if cell is None:
+        return
+    last, boxes = _OPEN.get(cell, (run, []))
+    if last != run:
+        for old in boxes:
+            _close(old)
+        boxes = []
+    _OPEN[cell] = (run, [*boxes, box])
+
+
+def _close(widget: "ipywidgets.Widget") -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
+        if part is not None:
+            part.close()
