@@ -51,7 +51,7 @@ def tests(*arguments: str) -> bool:
 
 
 def unit() -> bool:
-    return tests("--dist", "loadfile", "-m", "not browser", "tests", "--durations=10")
+    return tests("--dist", "loadgroup", "-m", "not browser", "tests", "--durations=10")
 
 
 def notebooks(names: list[str] | None = None) -> bool:

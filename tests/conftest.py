@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models for every unit test, the real model for tests marked `model`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,14 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid if nodeid.endswith("]") else nodeid.split("::")[0]
 
     return FileByFile(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+def pytest_collection_modifyitems(items):
+    """What runs on one worker (`--dist loadgroup`): a file; of the exercises, those of one notebook.
+
+    Tests in the browser are dealt out one by one.
+    """
+    for item in items:
+        if not (item.get_closest_marker("xdist_group") or item.get_closest_marker("browser")):
+            number = re.search(r"\[(\d\d)[._]", item.nodeid) if item.path.stem == "test_exercises" else None
+            item.add_marker(pytest.mark.xdist_group(item.path.stem + (f" {number[1]}" if number else "")))

@@ -422,7 +422,9 @@ SMALL = {"width": 1366, "height": 768}  # of which a notebook gets 645 pixels in
 
 def closed(page, file: Path) -> None:
     """Save, leave the page, shut all kernels down: the next day."""
-    code = lambda: [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
+    code = lambda: [
+        c for c in json.loads(file.read_text())["cells"] if "".join(c["source"]) and "outputs" in c
+    ]
     page.keyboard.press("Escape")
     deadline = time.monotonic() + 60
     while not all(each["execution_count"] for each in code()):
@@ -478,6 +480,7 @@ def lasting(page, lab):
     file.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     page.set_viewport_size(SMALL)
     notebook = opened(page, file.stem)
+    page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=60_000)
     run_cells(page, notebook, list(range(1, len(cells))))
     yield file
     page.set_viewport_size({"width": 1400, "height": 1000})
