@@ -60,22 +60,15 @@ def folder(request, tmp_path):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """For the browser (`--dist loadgroup`): tests without parameters file by file, in their order; others one by one."""
+    """Two workers (`--dist loadgroup`): file by file; exercises by notebook; in the browser one by one, if it can be."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class FileByFile(LoadScopeScheduling):
+    class Dealt(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.endswith("]") else nodeid.split("::")[0]
+            file, _, test = nodeid.partition("::")
+            if file.endswith("test_browser.py"):  # those without parameters belong together, in their order
+                return nodeid if test.endswith("]") else file
+            of = re.search(r"\[(\d\d)[._]", test) if file.endswith("test_exercises.py") else None
+            return file + (of[1] if of else "")
 
-    return FileByFile(config, log) if config.getoption("dist") == "loadgroup" else None
-
-
-def pytest_collection_modifyitems(items):
-    """What runs on one worker (`--dist loadgroup`): a file; of the exercises, those of one notebook.
-
-    Tests in the browser are dealt out one by one.
-    """
-    for item in items:
-        if not (item.get_closest_marker("xdist_group") or item.get_closest_marker("browser")):
-            number = re.search(r"\[(\d\d)[._]", item.nodeid) if item.path.stem == "test_exercises" else None
-            item.add_marker(pytest.mark.xdist_group(item.path.stem + (f" {number[1]}" if number else "")))
+    return Dealt(config, log) if config.getoption("dist") == "loadgroup" else None
