@@ -124,8 +124,9 @@ def wait_until_idle(page, seconds: float = 120) -> None:
 
 
 def cell(page, text: str):
-    """The code cell whose source holds `text`."""
-    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text)).first
+    """The code cell whose source holds `text`, of the notebook in front."""
+    shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+    return shown.filter(has=page.locator(".jp-InputArea", has_text=text)).first
 
 
 def replace_in_editor(page, text: str, new: str) -> None:
@@ -482,6 +483,7 @@ def lasting(page, lab):
     notebook = opened(page, file.stem)
     page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=60_000)
     run_cells(page, notebook, list(range(1, len(cells))))
+    page.screenshot(path=SHOTS / "9-lasting.png")
     yield file
     page.set_viewport_size({"width": 1400, "height": 1000})
 
@@ -508,16 +510,16 @@ def test_what_moves_fits_a_small_screen_and_is_no_error_on_the_next_day(page, la
     assert page.evaluate(live) == 1  # it is gone where the controls move again
 
 
-@pytest.mark.parametrize("name", ["Dark", "Light"])
-def test_pictures_follow_the_theme(page, lasting, name):
-    theme(name)
-    notebook = opened(page, lasting.stem)
+def test_pictures_follow_the_theme(page, lasting):
     try:
-        for part in (".jp-RenderedPlotly", "[id^=attention-]", ".mechlab-circuit"):
-            notebook.locator(".jp-Cell").last.scroll_into_view_if_needed()
-            paper, ink = contrast(page, notebook.locator(part).first)
-            assert (paper < 0.05 if name == "Dark" else paper > 0.8) and ink >= 4.5, (part, paper, ink)
-            page.screenshot(path=SHOTS / f"9-{name}-{re.sub(r'[^a-zA-Z]', '', part)}.png")
+        for name in ("Dark", "Light"):
+            theme(name)
+            notebook = opened(page, lasting.stem)
+            for part in (".jp-RenderedPlotly", "[id^=attention-]", ".mechlab-circuit"):
+                notebook.locator(".jp-Cell").last.scroll_into_view_if_needed()
+                paper, ink = contrast(page, notebook.locator(part).first)
+                assert (paper < 0.05 if name == "Dark" else paper > 0.8) and ink >= 4.5, (part, paper, ink)
+                page.screenshot(path=SHOTS / f"9-{name}-{re.sub(r'[^a-zA-Z]', '', part)}.png")
     finally:
         theme("Light")
 

@@ -238,7 +238,7 @@ def test_the_pattern_and_toy_explorers(read):
     assert f"{last.max():.2f} on" in shown.value and shown.value.count("<tr>") == texts.shape[1]
     toy = ml.train_toy_models(5, 2, density=(1.0, 0.05), steps=600)
     box = toy_explorer(toy)
-    slider, shown = box.children
+    slider, shown = box.children[:2]
     first = shown.value
     slider.value = 1
     assert (
