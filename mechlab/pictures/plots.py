@@ -72,7 +72,9 @@ def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     lines = textwrap.wrap(layout.get("title", title), room)
     fig.update_layout(title_text="<br>".join(lines), margin_t=fig.layout.margin.t + 19 * len(lines[1:]))
     fig.update_xaxes(title={"text": x, "standoff": 16}, **AXIS)  # room for long tick labels
-    fig.update_yaxes(title={"text": y, "standoff": 12}, **AXIS)
+    fig.update_yaxes(
+        title={"text": y, "standoff": 12}, automargin=True, **AXIS
+    )  # long names of rows are seen whole
     return fig
 
 
