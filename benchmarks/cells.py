@@ -1,18 +1,16 @@
 """CPU seconds of each cell of a solution, and how long it says nothing: `python -m benchmarks.cells 22 [31 ...]`."""
 
-import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 from nbclient import NotebookClient
 from nbformat import reads
 
 from mechlab_course.build import notebooks as build
-
-SLOW = 3.0  # CPU seconds from which a cell has to speak
+from mechlab_course.pulse import SLOW
 
 
 @dataclass
@@ -21,9 +19,7 @@ class Cell:
 
     number: int
     source: str
-    marks: list[float] = field(
-        default_factory=list
-    )  # the kernel's CPU seconds at start, at each message, at the end
+    marks: list[float]  # the kernel's CPU seconds at the start, at each message, at the end
 
     @property
     def seconds(self) -> float:
@@ -65,7 +61,7 @@ def timed(name: str) -> list[Cell]:
     path = build.sources()[name]
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"MECHLAB_HOME": home, "MECHLAB_STRICT": "1", "OMP_NUM_THREADS": "1"}
-        notebook = reads(json.dumps(json.loads(build.dump(build.solution_notebook(path)))), as_version=4)
+        notebook = reads(build.dump(build.solution_notebook(path)), as_version=4)
         where = {"metadata": {"path": build.ROOT / "solutions"}}
         return Watched(notebook, timeout=600, kernel_name="python3", resources=where).watch()
 
@@ -76,11 +72,8 @@ def main() -> None:
         if sys.argv[1:] and name[:2] not in sys.argv[1:]:
             continue
         cells = timed(name)
-        setup = sum(cell.seconds for cell in cells[:2])
-        print(
-            f"{name}: {sum(c.seconds for c in cells):.0f} CPU s, of which {setup:.0f} in the setup",
-            flush=True,
-        )
+        total = sum(cell.seconds for cell in cells)
+        print(f"{name}: {total:.0f} CPU s, of which {cells[0].seconds:.0f} in the setup", flush=True)
         for cell in sorted(cells, key=lambda cell: -cell.seconds):
             if cell.seconds >= SLOW:
                 first = cell.source.strip().splitlines()[0][:80]

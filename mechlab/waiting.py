@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -67,7 +68,7 @@ class Line:
     def says(self, text: str) -> None:
         """Show this text in place of the last one."""
         _SHOWN.add(self)
-        if _in_notebook():
+        if kernel_shell() is not None:
             from IPython.display import display
 
             bundle = {"text/plain": text}
@@ -81,6 +82,8 @@ class Line:
 
     def wipe(self) -> None:
         """Leave nothing behind."""
+        if not self.shown:
+            return
         _SHOWN.discard(self)
         if self.handle is not None:
             self.handle.update({"text/plain": ""}, raw=True)
@@ -88,9 +91,7 @@ class Line:
             print(f"\r{'':<{self.longest}}\r", end="", file=sys.stderr, flush=True)
 
 
-def _in_notebook() -> bool:
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return hasattr(get_ipython(), "kernel")
+def kernel_shell() -> Any:
+    """The IPython shell of a notebook's kernel; None elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell if hasattr(shell, "kernel") else None

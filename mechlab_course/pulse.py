@@ -5,7 +5,6 @@ of the course it says how long they took where the solutions were made (`mechlab
 """
 
 import json
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -43,7 +42,8 @@ class Pulse:
         self.over, self.thread = Event(), None
 
     def started(self, info: Any) -> None:
-        """A cell begins (IPython's `pre_run_cell`)."""
+        """A cell begins (IPython's `pre_run_cell`); one that runs another leaves the word to it."""
+        self.ended()
         self.over = Event()
         self.thread = Thread(target=self._beat, args=(self.over, getattr(info, "cell_id", None)), daemon=True)
         self.thread.start()
@@ -67,8 +67,8 @@ class Pulse:
 
 def watch() -> None:
     """In the kernel of a notebook: let every cell speak. A second call changes nothing."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if hasattr(shell, "kernel") and not hasattr(shell, "mechlab_pulse"):
+    shell = waiting.kernel_shell()
+    if shell is not None and not hasattr(shell, "mechlab_pulse"):
         shell.mechlab_pulse = Pulse()
         shell.events.register("pre_run_cell", shell.mechlab_pulse.started)
         shell.events.register("post_run_cell", shell.mechlab_pulse.ended)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mechlab.waiting import kernel_shell
 from mechlab_course import cells, folders
 
 ADVICE = """`{}` is made by a cell {} that has not run since the kernel was started.
@@ -21,8 +22,8 @@ Your answers and your progress stay."""
 
 def watch() -> None:
     """In the kernel of a notebook: add a sentence to a NameError that a restart explains."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if hasattr(shell, "kernel") and not shell.custom_exceptions:
+    shell = kernel_shell()
+    if shell is not None and not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _shown)
 
 

@@ -232,7 +232,7 @@ def test_a_stored_output_keeps_the_copy_and_no_dead_widget_or_line():
 
 
 def test_a_terminal_gets_one_line_that_is_wiped_out(monkeypatch, capsys):
-    monkeypatch.setattr(waiting, "_in_notebook", lambda: False)
+    monkeypatch.setattr(waiting, "kernel_shell", lambda: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with waiting.waiting("patching", 2, delay=0) as done:
         time.sleep(0.6)

@@ -27,7 +27,7 @@ class Screen:
 @pytest.fixture
 def screen(monkeypatch):
     made = Screen()
-    monkeypatch.setattr(waiting, "_in_notebook", lambda: True)
+    monkeypatch.setattr(waiting, "kernel_shell", lambda: "a shell")
     monkeypatch.setattr("IPython.display.display", made.display)
     return made
 
@@ -52,6 +52,19 @@ def test_a_slow_cell_says_how_long_it_has_computed_and_leaves_nothing(screen, mo
     assert len(screen.texts) >= 3 and screen.texts[-1] == ""
     cell_of(0.25, "another")
     assert "still computing: 0 s so far" in screen.texts and screen.texts[-1] == ""
+
+
+def test_a_cell_that_runs_another_does_not_speak_for_ever(screen):
+    beat = pulse.Pulse(delay=0.1, every=0.1)
+    beat.started(SimpleNamespace(cell_id=None))
+    outer = beat.thread
+    beat.started(SimpleNamespace(cell_id=None))
+    beat.ended()
+    beat.ended()
+    assert not outer.is_alive() and not beat.thread.is_alive()
+    said = len(screen.texts)
+    time.sleep(0.3)
+    assert len(screen.texts) == said
 
 
 def test_a_loop_that_is_counted_speaks_alone(screen):

@@ -156,9 +156,9 @@ def ablation_effects(
 ) -> Scores:
     """The change of `metric` when each part is taken away alone: ablated − intact, dims ("part",).
 
-    One run of the model for each part. Keywords and errors as in `ablation_hooks`. Wang et al. 2022 use
-    "mean", over another distribution and for each template and position; Olsson et al. 2022 zero; Chan et al.
-    2022 resample.
+    For each part the model is run from the layer that it is in. Keywords and errors as in `ablation_hooks`.
+    Wang et al. 2022 use "mean", over another distribution and for each template and position; Olsson et al.
+    2022 zero; Chan et al. 2022 resample.
     """
     take_away = _Experiment(model, base, metric, parts, how, unit, source, templates, positions, seed)
     changes = torch.stack([take_away([part]) - take_away.intact for part in parts], dim=1)
@@ -208,7 +208,7 @@ class _Experiment:
         if how != "zero":
             source = reference_run(model, self.batch, self.batch if source is None else source, layers, unit)
         self.unit, self.given = unit, (unit, source, templates, positions, seed)
-        self.metric, self.run = fitted(metric, self.batch), None
+        self.metric, self.fitted, self.run = metric, fitted(metric, self.batch), None
         self.places = _places(self.batch, positions)
         if unit in SITES:
             with suppress(NotResumable):  # then each ablation is a whole run
@@ -229,7 +229,7 @@ class _Experiment:
 
     def measured(self, hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch"]:
         with intervene(self.batch.model, hooks):
-            return per_prompt(self.metric, wide(self.batch.model(self.batch.tokens))).float().cpu()
+            return per_prompt(self.fitted, wide(self.batch.model(self.batch.tokens))).float().cpu()
 
 
 @torch.no_grad()

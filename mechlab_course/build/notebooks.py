@@ -7,6 +7,7 @@ solutions/NN_name.ipynb   solved; executed when asked, since that runs the model
 import hashlib
 import json
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 
 from mechlab_course import pulse
@@ -134,7 +135,7 @@ def _footer(path: Path) -> str:
 
 
 def _metadata(cell: Cell) -> dict:
-    meta: dict = json.loads(json.dumps(FOLDED)) if cell.kind == "assert" else {}
+    meta: dict = deepcopy(FOLDED) if cell.kind == "assert" else {}
     if cell.kind:
         meta["mechlab"] = {"kind": cell.kind} | ({"id": cell.meta["id"]} if "id" in cell.meta else {})
     if cell.kind in ("compare", "predict"):

@@ -67,10 +67,9 @@ def read(path: Path) -> list[Cell]:
         below = cells.index(check) + 1
         hints = cells[below].source if below < len(cells) else ""
         if "<summary>Hint 1" in hints and "<summary>Hint 3" not in hints:
-            until = hints.index("</details>", hints.rindex("<summary>Hint")) + len(
-                "</details>"
-            )  # what follows is about the answer
-            worked = f"{hints[:until]}\n{worked_answer(cell)}{hints[until:]}"
+            last, end, rest = hints[hints.rindex("<summary>Hint") :].partition("</details>")
+            before = hints.removesuffix(last + end + rest)  # what follows the hints is about the answer
+            worked = f"{before}{last}{end}\n{worked_answer(cell)}{rest}"
             cells[below] = replace(cells[below], source=worked)
     return cells
 
