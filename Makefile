@@ -6,7 +6,7 @@ BIN := .venv/bin
 # On Linux pip takes the CUDA build of torch unless told otherwise; see the README.
 TORCH = $(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: lab check test lint build site bench submissions classroom colab artefacts pins clean
+.PHONY: lab check test lint build site release bench submissions classroom colab artefacts pins clean
 
 lab: .venv/lab  ## open JupyterLab on your own copy of the notebooks
 	@$(BIN)/mechlab lab $(ARGS)
@@ -27,6 +27,9 @@ build: .venv/test  ## make the notebooks from course/*/notebook.py and run the s
 
 site: .venv/test  ## the executed course as a static web site, in site/
 	@$(BIN)/mechlab site --out site --check $(ARGS)
+
+release: .venv/test  ## wheel and sdist for the package index, in dist/; refuses what is not in order: TAG=v0.1.0
+	@$(BIN)/python -m mechlab_course.build.package $(TAG)
 
 bench: .venv/test  ## measure the budgets, beside the plain TransformerLens recipe
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -4,7 +4,7 @@
 
 What Colab had installed on 2026-02-24 (its published list of packages for GPU machines; Python 3.12 there, whatever
 runs this here), with two differences: torch is this course's CPU build, since the CUDA build of 2.10 is 3 GB (with it
-a newer setuptools), and /content is a temporary folder. The module google.colab is a stub. The repository is cloned from this folder instead
+a newer setuptools), and /content and /tmp are temporary folders. The module google.colab is a stub. The repository is cloned from this folder instead
 of its public address. Then notebooks 00 and 12 run from their first cell to the last, in a kernel that has imported
 numpy and pandas already, as Colab's has.
 """
@@ -102,7 +102,7 @@ class Colab:
     def notebook(self, name: str, cells: int | None = None, before: str = "", after: str = "") -> dict:
         """Run a learner's notebook, or its first cells, as Colab opens it: in /content, not beside the repository."""
         (source,) = ROOT.glob(f"notebooks/{name}*.ipynb")
-        node = json.loads(source.read_text(encoding="utf-8").replace("/content/", f"{self.content}/"))
+        node = json.loads(source.read_text(encoding="utf-8").replace("/tmp/mechlab", f"{self.content}/mechlab"))
         added = [
             [
                 {

@@ -18,8 +18,8 @@ COLUMNS = ("quantity", "paper", "SmolLM2, stored", "yours", "source")
 
 
 def data_dir() -> Path:
-    """The course's data folder: `MECHLAB_DATA`, that of the repository, or one above the notebook."""
-    parents = [Path(__file__).parents[1], Path.cwd(), *Path.cwd().parents]
+    """The course's data folder: `MECHLAB_DATA`, beside or inside this package, or one above the notebook."""
+    parents = [*Path(__file__).parents[1::-1], Path.cwd(), *Path.cwd().parents]
     candidates = [folder / "data" for folder in parents]
     if os.environ.get("MECHLAB_DATA"):
         candidates.insert(0, Path(os.environ["MECHLAB_DATA"]))
@@ -27,8 +27,8 @@ def data_dir() -> Path:
         if (folder / "reference" / "paper.csv").exists():
             return folder
     raise FileNotFoundError(
-        "The course's data folder was not found. Start Jupyter inside the repository, or set MECHLAB_DATA to "
-        "its data/ folder."
+        "The course's data folder was not found. Install the course again, start Jupyter inside the "
+        "repository, or set MECHLAB_DATA to its data/ folder."
     )
 
 

@@ -21,6 +21,15 @@ cli.py        the command `mechlab`    console.py  what commands say    doctor.p
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import mechlab
+
+if "load" not in getattr(mechlab, "__all__", ()):
+    raise ImportError(
+        f"The package `mechlab` in {mechlab.__file__} is not this course's: on the package index, somebody "
+        "else has that name. Run `pip uninstall -y mechlab`, then "
+        "`pip install --force-reinstall --no-deps mechlab-course`, and restart the kernel."
+    )
+
 from mechlab_course import pulse, restarted
 
 if TYPE_CHECKING:

@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from mechlab_course.console import say
+from mechlab_course import folders
+from mechlab_course.console import need_checkout, say
 from mechlab_course.grading import commands as teaching
 from mechlab_course.site.commands import site
 
@@ -50,6 +52,8 @@ def lab(
     """Open JupyterLab on your own copy of the notebooks. Further options go to `jupyter lab`."""
     from mechlab_course.build import copies, place, workspace
 
+    _need("jupyterlab")
+    _notebooks()  # before the model is fetched
     pull(None, False)
     work, report = _in(work, workspace.refresh)
     place.remember(work)
@@ -199,6 +203,7 @@ def answers(
 @app.command()
 def check(notebook: Path) -> None:
     """Run a notebook and list what its checks say."""
+    _need("nbclient")
     from mechlab_course.answers import solved
     from mechlab_course.build.execute import in_one_sentence
 
@@ -220,6 +225,7 @@ def check(notebook: Path) -> None:
 @app.command()
 def run(notebooks: list[Path]) -> None:
     """Execute notebooks from top to bottom and say how long each took. Nothing is written."""
+    _need("nbclient")
     import time
 
     from mechlab_course.build.execute import in_one_sentence, read
@@ -247,6 +253,7 @@ def build(
     force: Annotated[bool, typer.Option(help="Run solutions again that have not changed.")] = False,
 ) -> None:
     """Make the notebooks from their sources (for authors)."""
+    need_checkout("mechlab build")
     from mechlab_course.build import notebooks as builder
 
     if check:
@@ -308,13 +315,19 @@ def _yes(question: str) -> bool:
         return False
 
 
+def _need(package: str) -> None:
+    """Stop where a package of the `lab` extra is missing."""
+    if find_spec(package) is None:
+        from mechlab_course.doctor import INSTALL
+
+        say(f"{package} is missing in this environment. {INSTALL}")
+        raise SystemExit(1)
+
+
 def _notebooks() -> Path:
-    folder = Path(__file__).parents[1] / "notebooks"
+    folder = folders.ROOT / "notebooks"
     if not folder.is_dir():
-        say(
-            "The notebooks were not found beside the package. "
-            "Run this inside the repository, after `make lab`."
-        )
+        say(f"The notebooks are not where they should be, {folder}. Install the course again.")
         raise SystemExit(1)
     return folder
 

@@ -6,10 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 
 from mechlab.loading import checkpoints, memory
+from mechlab.reference import data_dir
+from mechlab_course.folders import ROOT
 
 PACKAGES = {
     "torch": "2.13",
@@ -21,6 +23,7 @@ PACKAGES = {
     "jupyterlab": "4.6",
 }
 GIGABYTE = 1e9
+INSTALL = 'Run `make lab` in a clone of the course, or else `pip install "mechlab-course[lab]"`.'
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,51 @@ def _packages(_: bool) -> Iterator[Finding]:
         try:
             found = version(name)
         except PackageNotFoundError:
-            yield Finding(
-                name, "problem", f"missing. Run `make lab`, or `pip install -c constraints.txt {name}`."
-            )
+            yield Finding(name, "problem", f"missing. {INSTALL}")
             continue
         same = f"{found}.".startswith(f"{wanted}.")  # 7 is 7.1.0, and is not 70.1
         status = "ok" if same else "note"
         yield Finding(name, status, found if same else f"{found}; the course was written for {wanted}.")
+
+
+def _tested(_: bool) -> Iterator[Finding]:
+    """Which packages have another version than the one tested; most differences are harmless."""
+    places = (ROOT / "constraints.txt", Path(sys.prefix) / "share" / "mechlab" / "constraints.txt")
+    file = next((place for place in places if place.is_file()), None)
+    pins = [line.split("==") for line in file.read_text().split() if "==" in line] if file else []
+    found = {each.name.lower(): each.version.partition("+")[0] for each in distributions()}
+    differing = [f"{name} {found[name]} for {pin}" for name, pin in pins if found.get(name, pin) != pin]
+    if differing:
+        some = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        remedy = (
+            f'If something breaks: `"{sys.executable}" -m pip install -c "{file}" "mechlab-course[lab]"`.'
+        )
+        yield Finding("tested versions", "note", f"{len(differing)} packages differ: {some}. {remedy}")
+
+
+def _course(_: bool) -> Iterator[Finding]:
+    """Notebooks and data, and whether somebody else's `mechlab` is here too."""
+    notebooks = list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if notebooks:
+        yield Finding("notebooks", "ok", f"{len(notebooks)} in {ROOT / 'notebooks'}")
+    else:
+        yield Finding("notebooks", "problem", f"none in {ROOT / 'notebooks'}. Install the course again.")
+    try:
+        yield Finding("data", "ok", f"{data_dir()}")
+    except FileNotFoundError as error:
+        yield Finding("data", "problem", str(error))
+    try:
+        other = distribution("mechlab")
+    except PackageNotFoundError:
+        return
+    if not any(entry.value.startswith("mechlab_course") for entry in other.entry_points):
+        yield Finding(
+            "mechlab",
+            "problem",
+            f"the package `mechlab` {other.version} is here too, and is somebody else's: both write to one "
+            "folder. Run `pip uninstall -y mechlab`, then "
+            "`pip install --force-reinstall --no-deps mechlab-course`.",
+        )
 
 
 def _memory(_: bool) -> Iterator[Finding]:
@@ -116,7 +157,7 @@ def _kernel(_: bool) -> Iterator[Finding]:
     try:
         from jupyter_client.kernelspec import KernelSpecManager
     except ImportError:
-        yield Finding("kernel", "problem", "Jupyter is missing. Run `make lab`.")
+        yield Finding("kernel", "problem", f"Jupyter is missing. {INSTALL}")
         return
     specs = KernelSpecManager().get_all_specs()
     if "python3" not in specs:
@@ -137,6 +178,8 @@ def _kernel(_: bool) -> Iterator[Finding]:
 _LOOKS: list[Callable[[bool], Iterator[Finding]]] = [
     _python,
     _packages,
+    _tested,
+    _course,
     _memory,
     _processor,
     _model,

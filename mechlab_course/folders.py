@@ -1,7 +1,7 @@
 """Where the course lies: one folder a notebook, `course/NN_name/`, with source, checks and answers tried.
 
-In a checkout it stands beside this package; installed apart from it, only the checks come along, inside the
-package.
+In a checkout it stands beside this package, with notebooks, docs and data. The wheel brings notebooks, pages
+and checks inside the package, under the same names (pyproject.toml says so), and no tests, no solutions.
 """
 
 import sys
@@ -9,13 +9,14 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parents[1]
+PACKAGES = Path(__file__).parents[1]  # where `mechlab` and `mechlab_course` are
+CHECKOUT = (PACKAGES / "pyproject.toml").is_file() and (PACKAGES / "course").is_dir()
+ROOT = PACKAGES if CHECKOUT else Path(__file__).parent / "_course"
 
 
 def folders() -> list[Path]:
     """The folder of each notebook, in the order of the course."""
-    places = (ROOT / "course", Path(__file__).parent / "course")
-    return sorted(next((place for place in places if place.is_dir()), places[0]).glob("[0-9][0-9]_*/"))
+    return sorted((ROOT / "course").glob("[0-9][0-9]_*/"))
 
 
 def sources() -> dict[str, Path]:

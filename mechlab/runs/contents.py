@@ -135,7 +135,11 @@ class _Content:
         self.say("class", given.__module__, given.__qualname__)
         if _of_library(given.__module__):
             return self.say(_version(given.__module__))
-        left_out = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__")
+        left_out = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__"}
+        left_out |= {
+            "__slotnames__",
+            "__static_attributes__",
+        }  # written by Python when it pickles or compiles
         for name, each in sorted(vars(given).items()):
             if name not in left_out and not name.startswith("_abc_"):
                 inside = getattr(each, "__func__", None) or getattr(each, "fget", None) or each

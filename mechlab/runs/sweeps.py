@@ -13,10 +13,12 @@ its name.
 
 import functools
 import hashlib
+import io
 import os
-import pickle
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from mechlab.runs.contents import digest, stamp
 from mechlab.waiting import waiting
 
 Task = Mapping[str, Any]
+_NUMPY = {f"numpy._core.multiarray.{part}" for part in ("scalar", "_reconstruct")} | {
+    "numpy.dtype",
+    "numpy.ndarray",
+}
 
 
 def sweep(
@@ -40,10 +46,11 @@ def sweep(
     model:   a name or folder for `mechlab.load`, or a function that makes one; loaded once in each process
     backend: None: one after the other, here; else a backend of joblib, with `jobs` tasks at once
     keep:    a folder, seen by all processes, where finished results are stored; a second call takes up where
-             an interrupted one stopped. Results must be picklable; they are found again by the content of
-             their task, of the model (a folder's files; a function that makes one) and of the experiment: its
-             code, defaults and closure, and the functions, classes and constants of your own modules that it
-             uses. Once one of these is edited, it is run anew. Libraries count by their version
+             an interrupted one stopped. Results are plain values, tensors, numpy arrays, and what this
+             library returns: to read them runs no code of whoever wrote the folder. They are found again by
+             the content of their task, of the model (a folder's files; a function that makes one) and of the
+             experiment: its code, defaults and closure, and the functions, classes and constants of your own
+             modules that it uses. Once one of these is edited, it is run anew; libraries count by version
 
     A task that fails stops the sweep with an error that names it; finished ones are in `keep`. Raises a
     `TypeError` where with `keep` something has no content that can be compared (an open file, a lock), and a
@@ -66,7 +73,7 @@ def sweep(
         folder = Path(keep).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         begin = digest(experiment, "With keep=, the experiment") + str(source)
-        places = [folder / f"{_name_of(experiment)}-{_key(begin, task)}.pkl" for task in tasks]
+        places = [folder / f"{_name_of(experiment)}-{_key(begin, task)}.pt" for task in tasks]
     calls = [
         joblib.delayed(_run)(experiment, dict(task), model, source, place)
         for task, place in zip(tasks, places, strict=True)
@@ -140,15 +147,18 @@ def _kept(place: Path) -> tuple[Any] | None:
     """A stored result, in a tuple; None where there is none, or only a part of one."""
     try:
         said, data = (whole := place.read_bytes())[:32], whole[32:]
-        return (pickle.loads(data),) if hashlib.sha256(data).digest() == said else None
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+        return (_read(data),) if hashlib.sha256(data).digest() == said else None
+    except (OSError, TypeError):
         return None
 
 
 def _keep(place: Path, result: Any, task: Task) -> None:
     """Store a whole file or none, also where two processes do it at once."""
+    import torch
+
     try:
-        data = pickle.dumps(result)
+        torch.save(result, buffer := io.BytesIO())
+        _read(data := buffer.getvalue())
     except Exception as error:
         raise TypeError(
             f"The result of the task {_short(task)} cannot be stored ({error}). Return plain values, "
@@ -160,6 +170,35 @@ def _keep(place: Path, result: Any, task: Task) -> None:
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _read(data: bytes) -> Any:
+    """A stored result, by PyTorch's reader that makes values only; of classes, numpy's and this library's."""
+    import pickle
+
+    import numpy as np
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    try:
+        names = get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+        with safe_globals(
+            [*map(_known, names), *(type(np.dtype(code)) for code in np.typecodes["All"] if code != "O")]
+        ):
+            return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise TypeError(str(error).partition("\n")[0]) from None
+
+
+def _known(name: str) -> Any:
+    """A numpy array's parts, or a result of this library: the dataclasses that only hold values."""
+    module, _, attribute = name.rpartition(".")
+    found = None
+    if name in _NUMPY or module.startswith("mechlab."):
+        found = getattr(import_module(module), attribute, None)
+    if found is None or (module.startswith("mechlab.") and not is_dataclass(found)):
+        raise TypeError(f"it holds a {name}, which is no plain value")
+    return found
 
 
 def _weights_of(model: Any) -> list[tuple[int, int]] | None:

@@ -9,5 +9,6 @@ workspace.py  working copies: refresh, update    place.py  the folder they lie i
 copies.py     a learner's file: found, read, written
 restoring.py  correct answers, put back into it
 merging.py    the learner's cells in a new version of a notebook
+package.py    the wheel and the sdist of a release
 colab.py      what the setup cell runs in Colab
 """

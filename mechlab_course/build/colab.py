@@ -1,4 +1,4 @@
-"""Set up the course in Colab: install only what is missing, and never touch what Colab has loaded.
+"""Set up the course in Colab or Kaggle: install only what is missing, and never touch what is loaded there.
 
 The setup cell runs this file as a script, before anything of mechlab can be imported.
 """
@@ -27,13 +27,13 @@ def main(root: Path) -> None:
     if missing and "transformers" in sys.modules:
         raise SystemExit(
             "Restart first: transformers is already loaded, and the set-up must replace it. "
-            "Choose Runtime > Restart session, then run this cell again. Nothing has been downloaded."
+            "Choose Restart session in the menu, then run this cell again. Nothing has been downloaded."
         )
     if missing:
         keep = Path(tempfile.gettempdir()) / "mechlab-keep.txt"
         kept = "".join(f"{name}=={installed(name)}\n" for name in KEPT if installed(name))
         keep.write_text(kept, encoding="utf-8")
-        print(f"Installing {len(missing)} packages that Colab does not have ...")
+        print(f"Installing {len(missing)} packages that are not here yet ...")
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *missing], check=True)
     sys.path.insert(0, str(root))  # the course itself is used from its folder, data/ included
     os.chdir(root / "notebooks")

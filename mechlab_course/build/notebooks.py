@@ -17,20 +17,25 @@ from mechlab_course.build.sources import Cell, SourceError, exercises, read
 from mechlab_course.checking import mistakes_of
 from mechlab_course.folders import ROOT, sources
 
-SETUP = """# Setup, the same in every notebook. The indented lines act in Colab only.
+SETUP = """\
+# Setup, the same in every notebook. Indented lines act in Colab or Kaggle, or if the course is missing.
 # After a restart: click the cell you were at, then Run > Run All Above Selected Cell. Your answers stay.
-import sys
+import os, sys
+from importlib.util import find_spec
 
-if "google.colab" in sys.modules:
-    import os, runpy
-    os.system("git clone -q --depth 1 {address} /content/mechlab")
-    runpy.run_path("/content/mechlab/mechlab_course/build/colab.py", run_name="__main__")
+if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+    import runpy
+    os.system("git clone -q --depth 1 {address} /tmp/mechlab")
+    runpy.run_path("/tmp/mechlab/mechlab_course/build/colab.py", run_name="__main__")
+elif not find_spec("mechlab_course"):
+    raise SystemExit('This kernel does not have the course. Choose one that does, or run '
+                     '%pip install "mechlab-course[lab]" and restart the kernel.')
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import mechlab as ml
 from mechlab_course import check, claim, exercise, predict, quiz, reveal
+import mechlab as ml
 
 model = ml.load()"""
 LEARNER_DROPS = {"wrong", "hidden"}
@@ -109,7 +114,13 @@ def _text(cell: Cell, path: Path, number: int, solved: bool) -> str:
     if cell.type == "markdown":
         return cell.source + _badge(path) if number == 0 else cell.source
     text = cell.solved() if solved else cell.stub()
-    return f"{TITLE}\n{text}" if cell.kind == "assert" else text
+    title = TITLE if cell.kind == "assert" else f"# @title {cell.meta.get('folded')}"
+    return f"{title}\n{text}" if _is_folded(cell) else text
+
+
+def _is_folded(cell: Cell) -> bool:
+    """A cell that checks, or one that would answer what has just been asked."""
+    return cell.kind == "assert" or "folded" in cell.meta
 
 
 def _badge(path: Path) -> str:
@@ -135,11 +146,11 @@ def _footer(path: Path) -> str:
 
 
 def _metadata(cell: Cell) -> dict:
-    meta: dict = deepcopy(FOLDED) if cell.kind == "assert" else {}
+    meta: dict = deepcopy(FOLDED) if _is_folded(cell) else {}
     if cell.kind:
         meta["mechlab"] = {"kind": cell.kind} | ({"id": cell.meta["id"]} if "id" in cell.meta else {})
     if cell.kind in ("compare", "predict"):
-        meta["tags"] = ["nbval-check-output"]
+        meta["tags"] = [*meta.get("tags", []), "nbval-check-output"]
     return meta
 
 

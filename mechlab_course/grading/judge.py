@@ -31,13 +31,14 @@ def readable() -> list[Path]:
     import mechlab
     import mechlab_course
     from mechlab.loading.checkpoints import cache_dir
+    from mechlab.reference import data_dir
 
     library, course = (Path(package.__file__).parent for package in (mechlab, mechlab_course))
     found = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     found += [
         library,
         course,
-        library.parent / "data",
+        data_dir(),
         cache_dir(),
         Path("/usr/lib"),
         Path("/lib"),
