@@ -46,6 +46,7 @@ from mechlab.runs.sweeps import sweep as sweep
 
 # attribution: which tokens, which layers and heads, which neurons
 from mechlab import attribution as attribution
+from mechlab.attribution.contrast import Contrast as Contrast, kept_and_away as kept_and_away
 from mechlab.attribution.deletion import deletion_curves as deletion_curves
 from mechlab.attribution.inputs import (
     INPUT_METHODS as INPUT_METHODS,

@@ -10,7 +10,10 @@ from tests import test_families_weights as weights
 WITHIN = 3e-4
 TOKENS = torch.randint(5, 390, (2, 9), generator=torch.Generator().manual_seed(11))
 NO_NEURONS, NO_FACT = discovery.REFUSED["Mixtral"], weights.NO_FACT
-REFUSED = dict.fromkeys(("Gemma 2", "Gemma 3", "OLMo2"), NO_FACT) | {"Mixtral": NO_NEURONS | NO_FACT}
+NO_MATRICES = {"activation_patching(post)", "Contrast", "kept_and_away"}
+REFUSED = dict.fromkeys(("Gemma 2", "Gemma 3", "OLMo2"), NO_FACT) | {
+    "Mixtral": NO_NEURONS | NO_FACT | NO_MATRICES
+}
 
 
 def outcomes(model) -> dict[str, tuple[str, float | str]]:

@@ -132,6 +132,44 @@ def heads_at_places(model):
     return far(found, by_hand)
 
 
+# --- two prompts, every change written out ---
+
+
+@technique("Contrast")
+def contrast(model):
+    """Flow, and a neuron's own row, against whole runs; how it is followed is in tests/test_contrast.py."""
+    flow = ml.Contrast(model, BASE, SOURCE, METRIC).flow().per_prompt.sum(1)
+    row = ml.Contrast(model, BASE[:1], SOURCE[:1], ml.logit_difference(50, 51)).direct([(LAYER, 6, 3)])
+    found = torch.stack([flow[0], flow[1], row.change[0] - row.gap[0]])
+    ours, theirs = (
+        seen(model, tokens)[f"blocks.{LAYER}.mlp.hook_post"][0, 6, 3] for tokens in (BASE, SOURCE)
+    )
+    change = METRIC(model(BASE)) - METRIC(model(SOURCE))
+    return far(found, torch.stack([change[0], change[1], ours - theirs]))
+
+
+@technique("kept_and_away")
+def kept_and_away(model):
+    followed = ml.Contrast(model, BASE, SOURCE, METRIC)
+    totals, theirs = followed.totals(), seen(model, SOURCE)
+    found = ml.kept_and_away(followed, totals, [30]).per_prompt[:, :, 0]
+    rank = (
+        totals.per_prompt.flatten(1)
+        .abs()
+        .argsort(1, descending=True)
+        .argsort(1)
+        .view(totals.per_prompt.shape)
+    )
+    ends, by_hand = METRIC(model(SOURCE)), []
+    for mine in (rank < 30, rank >= 30):
+        swap = lambda layer, mine=mine: (
+            lambda x: torch.where(mine[:, layer], x, theirs[f"blocks.{layer}.mlp.hook_post"])
+        )
+        written = {f"blocks.{layer}.mlp.hook_post": swap(layer) for layer in range(model.cfg.n_layers)}
+        by_hand.append((METRIC(put(model, written)) - ends) / followed.change)
+    return far(found, torch.stack(by_hand, 1))
+
+
 # --- paths ---
 
 

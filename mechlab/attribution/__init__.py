@@ -5,6 +5,7 @@ rollout.py   which tokens, from attention alone
 deletion.py  is an answer of these right? Deletion and insertion curves beside random orders
 logits.py    which layers, heads, MLPs and neurons write the answer
 neurons.py   which neurons, what switched them on, and what happens without them
+contrast.py  which neurons, heads and norms carry the difference of two prompts, written out exactly
 readout.py   from the stream to a logit, through the norms on the way
 masking.py   prompts with some tokens replaced: what the methods of inputs.py ask the model
 """

@@ -31,7 +31,7 @@ from mechlab.tokens import Batch
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 MOST_ROWS = 65_535  # of a batch, for the attention kernels of a GPU
 OUT_OF_MEMORY = ("out of memory", "can't allocate", "alloc_failed")
-ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out")
+ATTENTION, MLP = ("q", "k", "v", "pattern", "z", "attn_out"), ("post", "mlp_out")
 # Told the site, the layer and what is there: [row pos ...], heads before positions for q, k and v.
 Note = Callable[[str, int, Tensor], None]
 
@@ -149,16 +149,23 @@ class Fast(Kept):
             return getattr(self, site)[layer]
         if site == "pattern":
             pattern = self.weights.attends[layer].pattern(self.queries[layer], self.keys[layer])
-            for put, run in self.made:
-                if (put.site, put.layer) == (site, layer):
-                    pattern = put.into(pattern[None], run.at(site, layer) if put.held else pattern)[0]
-            return pattern
+            return self._as_made(site, layer, pattern)
+        if site == "post":
+            W, reads = self.weights, self.resid_pre if self.weights.parallel else self.resid_mid
+            return self._as_made(site, layer, W.neurons(W.layers[layer], W.mlp_in(layer, reads[layer])))
         if site == "attn_out":
             return self.resid_mid[layer] - self.resid_pre[layer]
         if site == "mlp_out":
             return self.before.get(layer + 1, self.resid_pre[layer + 1]) - self.resid_mid[layer]
-        one_of("site", site, ("resid_pre", *ATTENTION, "mlp_out"))
+        one_of("site", site, ("resid_pre", *ATTENTION, *MLP))
         return getattr(self, site)[layer].transpose(1, 2)
+
+    def _as_made(self, site: str, layer: int, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """What is not kept but computed again, with the edits that were made for good."""
+        for put, run in self.made:
+            if (put.site, put.layer) == (site, layer):
+                x = put.into(x[None], run.at(site, layer) if put.held else x)[0]
+        return x
 
     @torch.no_grad()
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
@@ -276,7 +283,7 @@ class Fast(Kept):
             if note:
                 note("resid_mid", layer, stream)
             reads, changed = (entry, entered) if self.weights.parallel else (stream, live)
-            if live or copy.edits("mlp_out", layer):
+            if live or copy.edits("mlp", layer):
                 stream, live = stream + copy.mlp(layer, reads, changed), True
             else:
                 stream = copy.kept(self.resid_pre[layer + 1][:, late:])
@@ -518,7 +525,7 @@ class _Copies:
 
     def edits(self, site: str, layer: int) -> bool:
         """Whether these copies are edited there."""
-        sites = ATTENTION if site == "attention" else (site,)
+        sites = {"attention": ATTENTION, "mlp": MLP}.get(site, (site,))
         return any(put.layer == layer and put.site in sites for put in self.mine)
 
     def edit(self, site: str, layer: int, x: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
@@ -592,14 +599,16 @@ class _Copies:
         self, layer: int, stream: Float[Tensor, "row later d_model"], live: bool
     ) -> Float[Tensor, "row later d_model"]:
         """What the MLP writes."""
-        if not live:
+        if not live and not self.edits("post", layer):
             kept = self.run.at("mlp_out", layer)
             return self.edit("mlp_out", layer, self.kept(kept[:, kept.shape[1] - stream.shape[1] :]))
         x = self.W.mlp_in(layer, stream)
         if self.note:
             x = x.view_as(x)  # a tensor of its own, also where there is no norm before the MLP
             self.note("mlp in", layer, x)
-        return self.edit("mlp_out", layer, self.W.mlp(self._matrices(layer), x))
+        M = self._matrices(layer)
+        neurons = self.edit("post", layer, self.W.neurons(M, x))
+        return self.edit("mlp_out", layer, self.W.mlp_out(M, neurons))
 
     def _after(
         self, name: str, layer: int, new: Float[Tensor, "row head later d_head"], first: int

@@ -206,15 +206,21 @@ class Weights:
         """The stream as the MLP of a layer reads it."""
         return through(self.layers[layer].norms.before_mlp, x)
 
+    def neurons(self, W: Layer, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_mlp"]:
+        """What the neurons of an MLP hand on, from the stream as it reads it."""
+        if W.gate is None:
+            return self.act(project(x, W.up))
+        gate, up = project(x, W.gate), project(x, W.up)
+        found = self.act(gate) * up
+        return by_half_rule(found, gate, up, self.act) if self.halved else found
+
+    def mlp_out(self, W: Layer, neurons: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP writes, from what its neurons hand on."""
+        return through(W.norms.after_mlp, project(neurons, W.down))
+
     def mlp(self, W: Layer, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """What the MLP writes, from the stream as it reads it."""
-        if W.gate is None:
-            found = self.act(project(x, W.up))
-        else:
-            gate, up = project(x, W.gate), project(x, W.up)
-            found = self.act(gate) * up
-            found = by_half_rule(found, gate, up, self.act) if self.halved else found
-        return through(W.norms.after_mlp, project(found, W.down))
+        return self.mlp_out(W, self.neurons(W, x))
 
     def unembed(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_vocab"]:
         """Logits of a last stream."""

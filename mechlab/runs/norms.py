@@ -66,6 +66,22 @@ class Norm:
         slope = wide(slope) if self.weight is None else wide(slope) * self.weight
         return self._centre(slope) * self._scale(self._centre(wide(x)))
 
+    def secant(
+        self,
+        x: Float[Tensor, "*any width"],
+        y: Float[Tensor, "*any width"],
+        slope: Float[Tensor, "*row width"],
+    ) -> tuple[Float[Tensor, "*row width"], Float[Tensor, "*row"]]:
+        """slope · (norm(x) − norm(y)) in two parts: a slope for x − y, and what the other length comes to.
+
+        The slope holds the length at the mean of both; together the parts are exact.
+        """
+        slope = wide(slope) if self.weight is None else wide(slope) * self.weight
+        x, y = self._centre(wide(x)), self._centre(wide(y))
+        ours, theirs = self._scale(x), self._scale(y)
+        shorter = (slope * (x + y) / 2 * (ours - theirs)).sum(-1)
+        return self._centre(slope * (ours + theirs) / 2), shorter
+
     def _through(self, x: Tensor, each: Tensor) -> Tensor:
         """The norm's derivative without its weight: symmetric, so it serves both ways."""
         x = self._centre(x)

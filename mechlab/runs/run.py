@@ -34,6 +34,7 @@ SITES = {
     "pattern": "attn.hook_pattern",  # the row of the query's position
     "z": "attn.hook_z",  # what a head hands to W_O
     "attn_out": "hook_attn_out",
+    "post": "mlp.hook_post",  # the MLP's neurons: [batch pos d_mlp], what each hands to its row of W_out
     "mlp_out": "hook_mlp_out",
 }
 WITH_HEADS = ("q", "k", "v", "pattern", "z")
@@ -48,7 +49,8 @@ class Put:
 
     value: what is put there, for the whole run [copy batch pos ...]; axes of size 1 stand for all. None:
            nothing is put
-    where: the places, [copy batch pos], or [copy batch pos head] where there are heads; None: everywhere.
+    where: the places, [copy batch pos], or [copy batch pos head] where there are heads, [copy batch pos
+           neuron] for single neurons; None: everywhere.
            Keys and values with as many heads as there are queries are put for these query heads alone
     held:  all other places of the site are held at what they are in the run that is edited
     """
