@@ -27,6 +27,9 @@ BY_NAME = {  # files without a test of their name: what looks at them
     "CITATION.cff": "tests/test_readme.py",
     "docs/contributing.md": "tests/test_readme.py",
     "docs/teaching.md": "tests/test_readme.py",
+    "docs/beyond.md": "tests/test_pages.py",
+    "docs/tools.md": "tests/test_pages.py",
+    "docs/reading.md": "tests/test_pages.py",
 }
 
 
