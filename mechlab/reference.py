@@ -1,11 +1,14 @@
 """The paper's number beside the learner's, in one table, with its source.
 
 `data/reference/paper.csv` holds published figures with source and confidence; `data/reference/smollm2.csv`
-holds what was measured on the model of the course, with the command that measured it.
+holds what was measured on the model of the course, with the command that measured it;
+`data/reference/bibliography.csv` where each paper that the course cites can be read.
 """
 
+import csv
+import html
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -35,7 +38,8 @@ def data_dir() -> Path:
 def table(notebook: str, yours: Mapping[str, SupportsFloat] | None = None) -> "pd.DataFrame":
     """Rows of one notebook: quantity, the paper's figure and model, SmolLM2 as stored, and yours.
 
-    Further published figures of the same quantity have a row each, with the quantity left blank.
+    Further published figures of the same quantity have a row each, with the quantity left blank. Shown as HTML,
+    the sources lead to the papers.
 
     `yours` maps quantities to the numbers you measured. An unknown one is an error that lists those known.
     """
@@ -58,7 +62,30 @@ def table(notebook: str, yours: Mapping[str, SupportsFloat] | None = None) -> "p
             first = (quantity, stored, "" if mine is None else _like(stored, float(mine)))
             name, *measured = ("", "", "") if n else first
             rows.append(dict(zip(COLUMNS, (name, figure, *measured, source), strict=True)))
-    return pd.DataFrame(rows).set_index("quantity")
+    made = pd.DataFrame(rows).set_index("quantity")
+    plain, sources = made._repr_html_, {row["source"] for row in rows}
+    setattr(made, "_repr_html_", lambda: linked(plain() or "", sources))  # noqa: B010 (asked before its class)
+    return made
+
+
+def addresses() -> dict[str, str]:
+    """Where each paper that the course cites can be read, by its citation, such as "Wang et al. 2022"."""
+    path = data_dir() / "reference" / "bibliography.csv"
+    if not path.exists():  # data of an earlier version
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["citation"]: row["address"] for row in csv.DictReader(file) if row["address"]}
+
+
+def linked(page: str, sources: Iterable[str]) -> str:
+    """The HTML of a table, with a link in each cell that is one of the sources and cites a known paper."""
+    known = addresses()
+    for source in sources:
+        citation = max((each for each in known if source.startswith(each)), key=len, default="")
+        if citation:
+            cell = html.escape(source, quote=False)
+            page = page.replace(f"<td>{cell}</td>", f'<td><a href="{known[citation]}">{cell}</a></td>')
+    return page
 
 
 def _like(stored: str, value: float) -> str:

@@ -9,6 +9,7 @@ exercises.py  an exercise, and what `check` says of an answer
 checking.py   what the checks of all notebooks share
 answers.py    correct answers, kept
 questions.py  quizzes, predictions, claimed numbers
+exam.py       the same where answers are only recorded    sealed.py  not to be read by accident
 progress.py   the file that says what is solved    overview.py  the table that is made of it
 build/        notebooks from their sources, and learners' copies of them
 grading/      hand out, collect, grade

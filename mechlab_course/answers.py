@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from mechlab import waiting
 from mechlab_course import progress
 
 LONGEST = 20_000  # characters of an answer that is kept
@@ -36,13 +37,23 @@ def _source(function: Callable) -> str:
         text = "".join(linecache.getlines(file)) if in_cell else inspect.getsource(function)
     except (OSError, TypeError, AttributeError, ValueError):
         return ""
-    return text.replace("\r\n", "\n").strip("\n")
+    return _as_typed(text.replace("\r\n", "\n").strip("\n"))
+
+
+def _as_typed(text: str) -> str:
+    """A cell as it was written: the kernel has made calls of its `%magic` and `!command` lines."""
+    shell = waiting.kernel_shell()
+    if shell is None or "get_ipython()" not in text:
+        return text
+    typed = (each.strip("\n") for each in reversed(shell.history_manager.input_hist_raw))
+    return next((each for each in typed if shell.transform_cell(each).strip("\n") == text), text)
 
 
 def solved(which: str = "") -> list[Solved]:
-    """Each different correct answer to an exercise, or to all of a notebook, in the order they were found."""
+    """Each different correct answer to an exercise, or to all of a notebook; the newest last."""
     found: dict[tuple[str, str], Solved] = {}
-    for entry in sorted(progress.entries(), key=lambda entry: str(entry.get("time", ""))):
+    which = f"0{which}" if which and which[1:2] in ("", ".") else which  # 3 and 3.2 are 03 and 03.2
+    for entry in sorted(progress.entries(), key=lambda entry: (entry["id"], str(entry.get("time", "")))):
         id, source = entry["id"], str(entry.get("source") or "")
         notebook, _, number = id.partition(".")
         if entry["status"] == "correct" and number.isdigit() and which in ("", id, notebook):

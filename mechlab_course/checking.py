@@ -166,16 +166,16 @@ def declare(
 ) -> Callable[[type], type]:
     """Register the check of an exercise that computes a tensor: a class whose functions have its arguments.
 
-    @declare("25.1", axes="example, feature", says="Three models, each as it should be.")
-    class Reconstruct:
-        cases = ((random(4, 5), random(5, 2, seed=1)),)  # or a function that makes them when the check runs
+    @declare("98.1", axes="example", says="Three rows, each as long as it should be.")
+    class Length:
+        cases = ((random(3, 5),),)  # or a function that makes them when the check runs
 
-        def right(x, W):
-            return (x @ W @ W.T).relu()
+        def right(x):
+            return x.square().sum(1).sqrt()
 
-        def no_relu(x, W):
-            '''The ReLU is missing: what comes back is never below zero.'''
-            return x @ W @ W.T
+        def no_root(x):
+            '''The root is missing: this is the square of the length.'''
+            return x.square().sum(1)
 
     In every case the answer must equal `right(*case)`. Every further function is a mistake, its docstring the
     message: the first one that gives the learner's numbers is told; one that happens to be right in a case is

@@ -23,6 +23,7 @@ import torch
 from mechlab_course import answers, folders, progress
 
 CORRECT, NOT_YET, NOT_ATTEMPTED = "correct", "not yet", "not attempted"
+RECORDED = "recorded"  # in an exam, where nothing is judged
 _CHECKERS: dict[str, Callable] = {}
 
 
@@ -34,9 +35,13 @@ class NotAttempted(Exception):
     """The exercise still raises NotImplementedError."""
 
 
+class Recorded(Exception):
+    """It is an exam: the answer is there, and who hands it in is not told what it is worth."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found. `status` is "correct", "not yet" or "not attempted"."""
+    """What a check found. `status` is "correct", "not yet", "not attempted", or in an exam "recorded"."""
 
     id: str
     status: str
@@ -47,7 +52,8 @@ class Outcome:
         return f"{self.what} {self.id}: {self.status}. {self.message}"
 
     def _repr_html_(self) -> str:
-        colour = {CORRECT: "#009E73", NOT_YET: "#D55E00", NOT_ATTEMPTED: "#777777"}[self.status]
+        colours = {CORRECT: "#009E73", NOT_YET: "#D55E00", NOT_ATTEMPTED: "#777777", RECORDED: "#0072B2"}
+        colour = colours[self.status]
         return boxed(self.message, colour, f"{self.what} {self.id}: {self.status}.")
 
 
@@ -191,10 +197,11 @@ def run_checker(id: str, function: Callable, positional: tuple, given: dict[str,
         return Outcome(id, NOT_ATTEMPTED, f"Write `check({name}, {missing[0]}={missing[0]})`.")
     try:
         message = checker(Attempt(function), **{name: given[name] for name in wanted})
-    except NotAttempted:
-        return Outcome(
-            id, NOT_ATTEMPTED, "Replace the line `raise NotImplementedError`; hints are folded below."
-        )
+    except NotAttempted as verdict:
+        hints = "Replace the line `raise NotImplementedError`; hints are folded below."
+        return Outcome(id, NOT_ATTEMPTED, str(verdict) or hints)
+    except Recorded:
+        return Outcome(id, RECORDED, "Your teacher checks it. You may change it until you hand in.")
     except NotYet as verdict:
         return Outcome(id, NOT_YET, str(verdict))
     except Exception as error:  # an answer of a form that no checker thought of

@@ -81,7 +81,7 @@ class Table:
             for row in self.rows
         )
         names = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        head = f"<tr><th></th><th {left}>notebook</th>{names}<th></th></tr>"
+        head = f"<tr><td></td><th {left}>notebook</th>{names}<td></td></tr>"
         return f"<table>{head}{body}</table><p>{self.next_step()}</p>"
 
     def next_step(self) -> str:
@@ -105,7 +105,8 @@ def table() -> Table:
         kinds = (own, list(declared(number, Quiz)), list(declared(number, Form)))
         wanted = ("correct", "correct", "predicted")
         done = tuple(
-            sum(reached.get(id) == status for id in ids) for ids, status in zip(kinds, wanted, strict=True)
+            sum(reached.get(id) in (status, "recorded") for id in ids)
+            for ids, status in zip(kinds, wanted, strict=True)
         )
         begun = any(reached.get(id, "not attempted") != "not attempted" for ids in kinds for id in ids)
         rows.append(Row(number, TITLES.get(number, ""), done, tuple(map(len, kinds)), begun))

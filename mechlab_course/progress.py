@@ -52,7 +52,7 @@ def entries(file: Path | None = None) -> list[dict]:
 
 def best(recorded: Iterable[dict]) -> dict[str, str]:
     """For each id the best status ever reached: correct counts for good, even if a later try fails."""
-    order = ["not attempted", "predicted", "not yet", "correct"]
+    order = ["not attempted", "predicted", "recorded", "not yet", "correct"]
     rank = {status: n for n, status in enumerate(order)}
     reached: dict[str, str] = {}
     for entry in recorded:

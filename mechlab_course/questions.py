@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from mechlab_course import folders, progress
+from mechlab_course import exam, folders, progress, sealed
 from mechlab_course.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, Outcome, boxed, concluded
 
 _PREDICTIONS: dict[str, Any] = {}
@@ -15,7 +15,10 @@ _PREDICTIONS: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Quiz:
-    """A question of the text: the right letter, and for every letter why it is right or wrong."""
+    """A question of the text: the right letter, and for every letter why it is right or wrong.
+
+    In an exam there is no right letter, and for every letter the choice itself.
+    """
 
     right: str
     why: dict[str, str]
@@ -73,7 +76,7 @@ def _declared(number: str) -> dict[str, Quiz | Form]:
     found: dict[str, Quiz | Form] = {}
     for folder in folders.folders():
         if folder.name[:2] == number and (path := folder / "quizzes.toml").is_file():
-            for id, said in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            for id, said in tomllib.loads(sealed.read(path)).items():
                 if "right" in said:
                     right = said.pop("right")
                     found[id] = Quiz(right, {letter: " ".join(text.split()) for letter, text in said.items()})
@@ -103,7 +106,9 @@ def quiz(id: str, answer: Any = ...) -> Outcome:
         return concluded(Outcome(str(id), NOT_YET, unknown, "Question"), recorded=False)
     letters = ", ".join(question.why)
     letter = str(answer).strip().lower()
-    if answer is ...:
+    if not question.right:
+        status, said = exam.asked(str(id), question.why, answer)
+    elif answer is ...:
         status, said = NOT_ATTEMPTED, f"Write one of {letters} in place of the three dots."
     elif letter not in question.why:
         status, said = NOT_YET, f"There is no choice {answer!r}; the choices are {letters}."
@@ -125,14 +130,16 @@ class Note:
         return boxed(self.text, "#0072B2")
 
 
-def predict(id: str, guess: Any = ...) -> Note:
+def predict(id: str, guess: Any = ..., *more: Any) -> Note:
     """Note what you expect before you measure it. There is no wrong prediction, only a surprise."""
     form = declared(str(id).partition(".")[0], Form).get(str(id))
     if form is None:
         return Note(_unknown(id, "prediction", Form))
     if guess is ...:
         return Note(f"No prediction yet: write {form} in place of the three dots, then run the cell again.")
-    noted = form.noted(guess)
+    if more and form.count == 1:
+        return Note(f"Not noted: a comma. Write {form}; a number has a point, such as 1.5.")
+    noted = form.noted((guess, *more) if more else guess)
     if noted is None:
         return Note(f"Not noted: {reprlib.repr(guess)}. Write {form}, then run the cell again.")
     _PREDICTIONS[str(id)] = noted
@@ -158,10 +165,18 @@ def claim(model, what: str, value: float, *, says: float, within: float) -> None
     """
     from mechlab.loading.models import DEFAULT
 
-    value = float(value)
+    value = float(getattr(value, "detach", lambda: value)())  # a tensor with a gradient would warn
+    said, measured = f"{round(says, 4):,}", _measured(value, within)
     if model.cfg.model_name == DEFAULT:
         if not abs(value - says) <= within:
             raise AssertionError(f"{what}: the text says {says} (± {within}), and here it is {value:.4g}.")
-        print(f"{what}: {value:.4g}, as the text says ({says})")
+        print(f"{what}: {measured}, as the text says ({said})")
     else:
-        print(f"{what}: {value:.4g} here; the text says {says}, for SmolLM2")
+        print(f"{what}: {measured} here; the text says {said}, for SmolLM2")
+
+
+def _measured(value: float, within: float) -> str:
+    """A number with one digit more than a claim about it allows for, and without powers of ten."""
+    places = max(0, 1 - math.floor(math.log10(within))) if within > 0 else 4
+    places = 0 if value % 1 == 0 else min(places, 6)
+    return f"{round(value, places) + 0.0:,.{places}f}"

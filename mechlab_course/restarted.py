@@ -6,6 +6,7 @@ once the setup cell has run.
 
 import json
 import os
+import re
 import symtable
 import sys
 from collections.abc import Iterator
@@ -30,9 +31,15 @@ def watch() -> None:
 def _shown(shell: Any, kind: type, error: NameError, trace: Any, tb_offset: int | None = None) -> None:
     if kind is NameError and error.name:
         this = shell.user_ns.get("In", [""])[-1]
-        if advice := advice_for(error.name, this, list(_notebooks(shell))):
+        if advice := unquoted(error.name, this) or advice_for(error.name, this, list(_notebooks(shell))):
             error.add_note(advice)
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset, running_compiled_code=True)
+
+
+def unquoted(name: str, this: str) -> str:
+    """What to do if the cell answers a question, or predicts, with a word that has no quotes; else ""."""
+    called = re.search(rf"\b(quiz|predict)\((.+?), *{re.escape(name)} *\)", this)
+    return f'Write the answer in quotes: {called[1]}({called[2]}, "{name}").' if called else ""
 
 
 def advice_for(name: str, this: str, notebooks: list[list[str]]) -> str:

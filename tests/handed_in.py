@@ -12,9 +12,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from mechlab_course.grading.grader import ROOT, grade
+from mechlab_course.grading.grader import ROOT, Asked, grade
 from mechlab_course.grading.grades import Rules
-from mechlab_course.grading.report import summary_lines
 
 HIDDEN = ROOT / "tests" / "hidden_example"
 STUB = "raise NotImplementedError  # your code here"
@@ -72,6 +71,19 @@ def given(**bodies: str) -> str:
     """A notebook as text. Keys are e12_1 and so on; what is not named is right."""
     bodies = {key[1:].replace("_", "."): body for key, body in bodies.items()}
     return json.dumps(notebook("import torch", *(answer(id, bodies.get(id, RIGHT[id])) for id in HEADS)))
+
+
+class Told:
+    """A sandbox that runs nothing: right is what says so in a comment."""
+
+    def __init__(self, *_): ...
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+    def ask(self, job: dict) -> dict:
+        right = "# right" in job["code"]
+        return {"status": "correct" if right else "not yet", "message": "So.", "flags": [], "printed": ""}
 
 
 def hostile(outside: Path, private: Path) -> dict[str, tuple[str, str]]:
@@ -210,9 +222,8 @@ def main() -> None:
         for run in ("first", "second"):
             started = time.monotonic()
             rules = Rules(seconds=5, memory=600_000_000)
-            graded = grade(
-                place / "submissions", place / "out" / "grades.csv", only=["12"], hidden=HIDDEN, rules=rules
-            )
+            asked = Asked(only=("12",), hidden=HIDDEN)
+            graded = grade(place / "submissions", place / "out" / "grades.csv", asked, rules=rules)
             print(f"{run} run: {time.monotonic() - started:.1f} s for {len(graded)} learners")
         off = [
             f"{learner.name} {id}: {grades[id].status}, not {status}. {grades[id].message}"
@@ -220,7 +231,7 @@ def main() -> None:
             for id, status in wanted[learner.name].items()
             if grades[id].status != status
         ]
-        print("\n".join([*summary_lines(graded, list(graded[0][1])), *off]))
+        print("\n".join(off))
         print(f"{len(off)} unexpected grades; outside: {sorted(p.name for p in outside.iterdir())}")
     sys.exit(bool(off))
 

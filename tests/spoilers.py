@@ -12,6 +12,24 @@ from mechlab_course.questions import Form, declared
 
 SCREEN, WIDTH = 30, 110  # lines of a small laptop, letters of a line
 _NUMBER = re.compile(r"(?<![\w.,])[-−+]?\d+(?:\.\d+)?(?![\w.]*\d)")
+_USUAL = {
+    "each",
+    "from",
+    "have",
+    "most",
+    "only",
+    "other",
+    "same",
+    "some",
+    "than",
+    "that",
+    "them",
+    "then",
+    "they",
+    "this",
+    "what",
+    "with",
+}
 _WORDS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -104,6 +122,24 @@ def gives_away(kind: str, line: str, answer: str) -> bool:
     if in_words and re.search(rf"\b{in_words}\b(?! of\b)", line, re.IGNORECASE):
         return True
     return any(_is_rounded(written, number) for written in _NUMBER.findall(line) for number in numbers)
+
+
+def _stems(text: str) -> set[str]:
+    return {word[:5] for word in re.findall("[a-z]{4,}", text.lower()) if word not in _USUAL}
+
+
+def told_below(cells: list[dict], id: str, right: str) -> list[str]:
+    """Words that only the right choice has, if half of them stand in three lines of the screen below its question."""
+    place = asked(cells, "quiz")[id]
+    above = next(text for cell in cells[place::-1] if "- **a**" in (text := text_of(cell)))
+    choices = dict(
+        re.findall(r"- \*\*(\w)\*\*(.*?)(?=\n- \*\*|\n\n|\Z)", above[above.index("- **a**") :], re.DOTALL)
+    )
+    own = _stems(choices.pop(right)) - _stems(" ".join(choices.values()))
+    lines = [each for cell in cells[place + 1 :] for each in seen(cell)][:SCREEN]
+    text = [line if kind == "text" else "" for kind, line in lines]
+    near = [own & _stems(" ".join(text[n : n + 3])) for n in range(len(text))]
+    return next((sorted(found) for found in near if len(found) >= max(2, len(own) / 2)), [])
 
 
 def spoilers(stem: str, cells: list[dict]) -> list[str]:

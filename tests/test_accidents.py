@@ -680,7 +680,9 @@ def test_a_deleted_exercise_is_missed_and_comes_back(course):
     assert refresh(released, work)["01_x.ipynb"] == "same" and update(released, work) == []
     (line,) = workspace.remarks(released, work)
     assert line.startswith("01_x.ipynb: exercise 01.1 is missing. `mechlab update --restore 01`")
-    (line,) = update(released, work, restore="01")
+    (line,) = update(released, work, restore="99")
+    assert line == "There is no notebook 99. Say its two figures, such as 12."
+    (line,) = update(released, work, restore="1")
     assert "updated, 2 of your cells kept; the old file is backup" in line
     texts = texts_of(copies / "01_x.ipynb")
     assert task(1) in texts and done(2) in texts and "mine = 1" in texts and task(2) not in texts
@@ -980,6 +982,18 @@ def test_each_different_correct_answer_is_kept_once_with_its_whole_cell():
     assert sorted(kept()) == sorted([RIGHT, other, "3"])
 
 
+def test_a_cell_with_a_magic_line_is_kept_as_it_was_typed(monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell, typed = InteractiveShell(), f"%precision 3\n\n{RIGHT}"
+    monkeypatch.setattr("mechlab.waiting.kernel_shell", lambda: shell)
+    shell.history_manager.input_hist_raw += [typed, "check(f)"]
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.get_ipython", lambda: shell, raising=False)
+        in_cell(shell.transform_cell(typed))
+    assert kept() == [typed]
+
+
 def test_too_long_a_cell_is_not_kept_and_said_so():
     in_cell(RIGHT + "\n# " + "x" * 20_000)
     assert kept() == [""]
@@ -1014,6 +1028,7 @@ def test_an_answer_lost_with_its_tab_is_said_printed_and_put_back(solved_00):
     assert "00.1: solved on 20" in said and "your saved file does not have the answer" in said
     assert RIGHT in run(app, ["answers", "00.1"]).stdout and RIGHT in run(app, ["answers"]).stdout
     assert "No exercise of 12 is solved yet." in run(app, ["answers", "12"]).stdout
+    assert RIGHT in run(app, ["answers", "0"]).stdout and RIGHT in run(app, ["answers", "0.1"]).stdout
     said = run(app, ["answers", "00", "--restore"]).stdout
     assert (
         "00.1: put back into 00_start.ipynb, as it was correct on 20" in said
@@ -1116,6 +1131,12 @@ def test_a_name_that_a_cell_above_makes_is_explained(name, this, where):
     if where:
         assert f"`{name}` is made by a cell {where} that has not run" in said
         assert "Run > Run All Above Selected Cell.\nYour answers and your progress stay." in said
+
+
+def test_an_answer_without_quotes_is_told_so():
+    assert restarted.unquoted("b", 'quiz("12.a", b)') == 'Write the answer in quotes: quiz("12.a", "b").'
+    assert "quotes" in restarted.unquoted("pattern", "x = 1\npredict('31.p', pattern )")
+    assert not restarted.unquoted("b", 'quiz("12.a", b + c)') and not restarted.unquoted("b", "check(b)")
 
 
 def test_where_the_file_is_not_known_the_cell_tells_the_notebook():

@@ -155,6 +155,11 @@ def test_lab_opens_on_notebook_00_without_a_popup(page, lab):
     assert page.locator(".jp-Notebook h1").first.inner_text().startswith("00 Start here")
     page.wait_for_timeout(2000)
     assert page.locator(".Toastify__toast").count() == 0
+    wide = "() => [...document.querySelectorAll('.cm-scroller')].filter(e => e.scrollWidth > e.clientWidth).length"
+    page.set_viewport_size(SMALL)
+    page.wait_for_timeout(500)
+    assert page.evaluate(wide) == 0  # no line of code runs out of its cell
+    page.set_viewport_size({"width": 1400, "height": 1000})
     page.screenshot(path=SHOTS / "1-opened.png")
 
 
@@ -171,6 +176,10 @@ def test_run_all_draws_figures_attention_and_widgets(page):
     page.wait_for_timeout(1500)
     assert view.locator("canvas, svg, img").count() > 0
     assert "23.8" in view.inner_text()
+    other = view.get_by_role("button", name="show head 23.8")  # without a mouse
+    other.focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: "23.8 Zoomed" in view.inner_text())
     page.screenshot(path=SHOTS / "3-attention.png")
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
@@ -188,6 +197,10 @@ def test_a_slider_recomputes_on_the_model(page):
     page.wait_for_timeout(2500)
     after = re.search(r"head 23\.4 replaced\s+([+-][\d.]+)", output.inner_text())[1]
     assert float(before) < 0.5 < float(after)
+    for name in ("layer", "head"):  # said to a screen reader
+        assert explorer.get_by_role("slider", name=name, exact=True).count() == 1
+    box = explorer.locator(".mechlab-lasting")
+    assert box.evaluate("each => each.scrollWidth <= each.clientWidth")
     page.screenshot(path=SHOTS / "4-slider.png")
 
 
@@ -329,8 +342,10 @@ def touches_the_circuit(page):
     until(page, lambda: "running" not in text() and "without these 2" in text())
     assert abs(value("without these 2") - intact) < 1
     page.screenshot(path=SHOTS / "8-circuit_explorer.png")
-    box.locator("button", has_text="Put all back").click()
+    box.locator("button", has_text="Put all back").focus()
+    page.keyboard.press("Enter")
     until(page, lambda: "Nothing is removed." in text())
+    assert page.evaluate("document.activeElement.innerText") == "Put all back"  # the keyboard stays there
 
 
 EXPLORERS = {

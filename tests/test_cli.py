@@ -168,3 +168,17 @@ def test_two_real_processes_load_at_once(tmp_path):
     first, second = (p.communicate()[0] for p in processes)
     assert first == second and first.strip()
     assert checkpoints.is_complete(checkpoints.cache_dir() / "smollm2" / "folded", deep=True)
+
+
+@pytest.mark.model
+def test_check_names_an_exercise_whose_cell_was_deleted(places):
+    notebook = json.loads((build.ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
+    kept = [
+        c for c in notebook["cells"] if not (c["cell_type"] == "code" and '"00.2"' in "".join(c["source"]))
+    ]
+    assert len(kept) < len(notebook["cells"])
+    path = places / "00_start_here.ipynb"
+    path.write_text(json.dumps(notebook | {"cells": kept[:2]}))
+    said = run(app, ["check", str(path)]).stdout
+    assert "Exercise 00.2: its cell is missing; `mechlab update --restore 00` brings it back." in said
+    assert "WARNING" not in said

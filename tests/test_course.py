@@ -161,6 +161,12 @@ def test_a_guess_of_the_right_form_is_found_after_a_restart(id, guess, noted, mo
     assert noted in repr(reveal(id, "x"))
 
 
+def test_a_guess_with_a_comma_is_no_python_error():
+    assert "a number has a point, such as 1.5" in repr(predict("13.p", 0, 5))
+    assert progress.entries() == []
+    assert "Noted: (0, 1, 1, 0)" in repr(predict("31.q", 0, 1, 1, 0))  # a list without its brackets
+
+
 def test_ids_that_nothing_has_get_a_sentence():
     assert "There is no question '00.z'. Those of notebook 00: 00.a." in repr(quiz("00.z", "a"))
     assert "There is no prediction '00.q'. Those of notebook 00: 00.p." in repr(predict("00.q", 3))
@@ -177,12 +183,21 @@ class Model:
 def test_a_claim_must_hold_on_the_model_of_the_course_only(capsys):
     claim(Model("smollm2"), "share", torch.tensor(0.592), says=0.59, within=0.01)
     assert capsys.readouterr().out == "share: 0.592, as the text says (0.59)\n"
+    for value, says, within, told in (
+        (70_640.0, 70_600, 2_000, "70,640, as the text says (70,600)"),
+        (3.9e-05, 0, 0.01, "0.000, as the text says (0)"),
+        (torch.tensor(0.33333, requires_grad=True), 1 / 3, 0.01, "0.333, as the text says (0.3333)"),
+    ):
+        claim(
+            Model("smollm2"), "x", value, says=says, within=within
+        )  # no power of ten, no ten digits, no warning
+        assert capsys.readouterr().out == f"x: {told}\n"
     with pytest.raises(AssertionError, match=r"the text says 0\.7 \(± 0\.01\), and here it is 0\.592"):
         claim(Model("smollm2"), "share", 0.592, says=0.7, within=0.01)
     with pytest.raises(AssertionError):
         claim(Model("smollm2"), "share", float("nan"), says=0.7, within=0.01)
     claim(Model("gpt2"), "share", 0.3, says=0.7, within=0.01)
-    assert "0.3 here; the text says 0.7, for SmolLM2" in capsys.readouterr().out
+    assert "0.300 here; the text says 0.7, for SmolLM2" in capsys.readouterr().out
 
 
 # --- progress ---
@@ -198,6 +213,7 @@ def test_progress_counts_the_best_and_survives_a_damaged_file(home):
     assert re.search(r"\n00  Start here +1 of 3 +0 of 1 +0 of 1\n", repr(overview.table()))
     assert "Next: go on with notebook 00, Start here." in repr(overview.table())
     assert 'aria-label="Start here: 1 of 3 exercises"' in overview.table()._repr_html_()
+    assert "<th></th>" not in overview.table()._repr_html_()  # read aloud as a heading that says nothing
 
 
 def finish(number):
@@ -483,6 +499,8 @@ def test_claims_and_reveals_get_cells_of_their_own(tmp_path):
         )
         assert checked["metadata"]["jupyter"] == {"source_hidden": True}  # JupyterLab
         assert checked["metadata"]["cellView"] == "form"  # Colab
+        assert checked["metadata"]["_kg_hide-input"] is True  # Kaggle
+        assert checked["metadata"]["tags"] == ["hide-input"]  # Jupyter Book
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def test_a_dot_plot_has_intervals_groups_lines_and_a_twin():
     assert [line.x0 for line in picture.figure.layout.shapes] == [0, -0.5, 0.5]
     assert list(picture.figure.layout.yaxis.categoryarray) == ["alone", "name mover", "late"]
     assert "gap (logits), 3 rows. Lines at -0.5, 0.5." in picture.text
+    assert picture.figure.layout.xaxis.title.text == "logits"  # the title says the rest
     assert "late +0.60 [0.40, 0.80]" in picture.text and picture.text.endswith("alone +0.10.")
 
 

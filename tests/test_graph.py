@@ -151,7 +151,7 @@ class Hands:
         self.prompt, self.pattern = looks.children
 
     def numbers(self, part) -> list[float]:
-        return [float(found) for found in re.findall(r"<code>([+-][\d.]+)</code>", part.value)]
+        return [float(found) for found in re.findall(r"<code>([+-]?[\d.]+)</code>", part.value)]
 
 
 @torch.no_grad()
@@ -233,14 +233,15 @@ def test_several_heads_are_removed_together_and_put_back(tiny):
     assert hands.numbers(hands.together)[-1] == pytest.approx(
         without(tiny, [(2, 2), (0, 1), (0, 3)]), abs=0.006
     )
-    assert hands.role.disabled
+    assert "mechlab-idle" in hands.role._dom_classes and not hands.role.disabled
     hands.toggle.value = False
     assert re.search(r"alone: 0\.3 \([+-][\d.]+\), 2\.2 \([+-][\d.]+\)\. These add up", hands.together.value)
     assert hands.numbers(hands.removal)[-1] == pytest.approx(
         without(tiny, [(0, 1)]), abs=0.006
     )  # still alone
     hands.back.click()
-    assert "Nothing is removed" in hands.together.value and hands.back.disabled
+    assert "Nothing is removed" in hands.together.value
+    assert "mechlab-idle" in hands.back._dom_classes and not hands.back.disabled
     assert not any("removed" in button.tooltip for button in hands.buttons.values())
     assert hooks_left(tiny) == 0
 

@@ -2,11 +2,13 @@
 
 import ast
 import csv
+import importlib.metadata
 import io
 import json
 import re
 import runpy
 import subprocess
+import symtable
 import sys
 import tokenize
 from itertools import chain, pairwise
@@ -19,9 +21,9 @@ from mechlab_course.build import notebooks as build
 from mechlab_course.build.docs import names
 from mechlab_course.build.sources import exercises, read
 from mechlab_course.checking import mistakes_of
-from mechlab_course.questions import Form, declared
+from mechlab_course.questions import Form, Quiz, declared
 from tests.imports import circles, imports, modules
-from tests.spoilers import asked, calls, gives_away, spoilers, text_of
+from tests.spoilers import asked, calls, gives_away, spoilers, text_of, told_below
 
 ROOT = build.ROOT
 SOURCES = build.sources()
@@ -69,6 +71,25 @@ def test_size_in_words_and_cells(stem):
 @by_source
 def test_no_prediction_is_given_away_on_its_screen(stem):
     assert not (found := spoilers(stem, build.learner_notebook(SOURCES[stem])["cells"])), "\n".join(found)
+
+
+@by_source
+def test_no_question_is_answered_on_its_screen(stem):
+    cells = build.learner_notebook(SOURCES[stem])["cells"]
+    told = {id: told_below(cells, id, quiz.right) for id, quiz in declared(stem[:2], Quiz).items()}
+    assert not {id: words for id, words in told.items() if words}
+
+
+def test_the_lint_for_questions_sees_the_fault_of_november_2026():
+    code = {"cell_type": "code", "source": 'quiz("12.c", ...)', "metadata": {}}
+    text = lambda said: {"cell_type": "markdown", "source": said, "metadata": {}}
+    choices = text(
+        "- **a** More sentences.\n- **b** The roles exchanged: who gave now receives.\n- **c** Layers."
+    )
+    below = "Take these twelve, and exchange the roles in each: the giver receives, as she gave."
+    assert told_below([choices, code, text(below)], "12.c", "b") == ["excha", "gave", "recei", "roles"]
+    folded = f"<details><summary>When you have answered</summary>\n\n{below}\n\n</details>"
+    assert not told_below([choices, code, text(folded)], "12.c", "b")
 
 
 def test_the_lint_for_predictions_sees_what_it_should():
@@ -248,22 +269,28 @@ def code_lines(path: Path) -> int:
 AREAS = {  # glob -> (what is left out of it, most lines of code: what it had in November 2026 and about 3 %)
     "mechlab/**/*.py": (
         "pictures",
-        9420,
-    ),  # nulls, exact edges, half rule, AtP*, several facts at once, lines that tell of waiting: +470
+        9980,
+    ),  # nulls, exact edges, half rule, AtP*, several facts, waiting: +470; two prompts written out, graphs: +480
     "mechlab/pictures/**/*.py": (
         "",
-        1290,
-    ),  # a dark theme, explorers that outlive their kernel and fit a laptop: +125
+        1340,
+    ),  # a dark theme, explorers that outlive their kernel and fit a laptop, numbers read on any ground, names said: +175
     "course/*/checks.py": (
         "",
-        5700,
-    ),  # finds that are tried on other data, causes named only where the answer rules out others: +1,250
+        5760,
+    ),  # finds tried on other data, causes named only where the answer rules out others, fewer unnamed: +1,310
     "mechlab_course/**/*.py": (
         "grading site",
-        2400,
-    ),  # nothing lost (answers kept, restored, restarts), predictions of a form, claims folded: +650
-    "mechlab_course/grading/*.py": ("", 2240),  # every statement that an answer needs, any file name: +500
-    "mechlab_course/site/*.py": ("", 660),
+        2650,
+    ),  # nothing lost (answers kept, restored, restarts), predictions of a form, claims folded, exams that record: +730
+    "mechlab_course/grading/*.py": (
+        "",
+        3360,
+    ),  # Moodle's and Canvas's sheets, a teacher's decisions, teams, figures of the class, hints, packs by the data they need, sealed, as exams: +1,120
+    "mechlab_course/site/*.py": (
+        "",
+        770,
+    ),  # slides for a talk: +110
 }
 HOUSE = ("mechlab/**/*.py", "mechlab_course/**/*.py", "course/*/checks.py")
 by_area = pytest.mark.parametrize("area", HOUSE)
@@ -389,6 +416,24 @@ def test_everything_that_is_imported_is_declared():
     assert called - declared == set()
 
 
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
+def test_what_is_pinned_serves_every_python_that_is_promised(python):
+    """A stable Linux has 3.11.2: a pin that asks for 3.11.5 breaks `make lab` there, and nowhere else."""
+    from packaging.specifiers import SpecifierSet
+
+    pins = {
+        line.partition("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().split()
+        if "==" in line
+    }
+    asked = {
+        each.name.lower(): each.metadata["Requires-Python"] for each in importlib.metadata.distributions()
+    }
+    found = {name: asked[name] for name in pins & set(asked) if asked[name]}
+    assert len(found) > 100
+    assert {name for name, wanted in found.items() if not SpecifierSet(wanted).contains(python)} == set()
+
+
 def test_versions_agree():
     import tomllib
 
@@ -404,7 +449,7 @@ def test_versions_agree():
     wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     for text in wanted:
         requirement = Requirement(text)
-        if requirement.name != "mechlab":
+        if requirement.name not in ("mechlab-course", "pip"):  # pip is each environment's own
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
     for name, wanted in doctor.PACKAGES.items():  # what `mechlab doctor` calls the course's versions
         assert f"{pins[name]}.".startswith(f"{wanted}."), name
@@ -449,3 +494,36 @@ def test_the_report_of_the_circuit_is_made_from_its_figures():
     assert made["REPORT"].read_text(encoding="utf-8") == made["report"](), (
         "run: python data/make/ioi_report.py"
     )
+
+
+def needed_from_folded(cells: list[dict]) -> set[str]:
+    """Names that only cells of claims set, and a later cell reads: whoever passes over those lacks them."""
+    set_before, folded, needed = set(), set(), set()
+    for cell in (each for each in cells if each["cell_type"] == "code"):
+        whole = symtable.symtable(text_of(cell), "cell", "exec")
+        tables = [whole]
+        for table in tables:
+            tables += table.get_children()
+        bound = {each.get_name() for each in whole.get_symbols() if each.is_assigned() or each.is_imported()}
+        read = {each.get_name() for t in tables for each in t.get_symbols() if t is whole or each.is_global()}
+        if cell["metadata"].get("mechlab", {}).get("kind") == "assert":
+            folded |= bound - set_before
+        else:
+            needed |= (read - bound) & (folded - set_before)
+            set_before |= bound
+    return needed
+
+
+@by_source
+def test_a_folded_cell_can_be_passed_over(stem):
+    assert not needed_from_folded(build.learner_notebook(SOURCES[stem])["cells"])
+
+
+def test_the_lint_for_folded_cells_sees_the_fault_of_november_2026():
+    hidden = {"mechlab": {"kind": "assert"}}
+    code = lambda source, meta: {"cell_type": "code", "source": source, "metadata": meta}
+    helper = code("glad = lambda text: 'glad' in text\nclaim(model, '', glad('x'), says=0)", hidden)
+    use = code("def happy(texts):\n    return sum(map(glad, texts))", {})
+    assert needed_from_folded([helper, use]) == {"glad"}
+    assert not needed_from_folded([code("glad = bool", {}), helper, use])
+    assert not needed_from_folded([helper, code("glad = bool\nglad('x')", {})])

@@ -14,7 +14,7 @@ from jaxtyping import TypeCheckError
 
 import mechlab as ml
 from mechlab import waiting
-from mechlab.pictures import patterns
+from mechlab.pictures import patterns, plots, twins
 from mechlab.pictures.boxes import AWAKE
 from mechlab.pictures.drawing import bars
 from mechlab.pictures.patterns import _circuitsvis, attention_view
@@ -100,7 +100,9 @@ def test_a_picture_shows_itself_with_its_twin(capsys):
     assert bundle["text/plain"] == picture.text
     assert words["text/plain"] == f"In words: {picture.text}" and capsys.readouterr().out == ""
     assert words["text/html"].startswith("<details") and picture.text in words["text/html"]
-    assert len(words["text/html"]) < 600
+    assert len(words["text/html"]) < 700
+    # a PNG that stands for it in a file is turned with the theme: it is just above the words
+    assert f'class="{twins.WORDS}"' in words["text/html"] and f"has(+ * .{twins.WORDS})" in twins.STYLE
     assert HEADS.top(1).place[0] in picture.text
 
 
@@ -189,7 +191,7 @@ def test_the_temperature_explorer_sharpens_and_flattens():
     slider, shown, _ = box.children
     for temperature in (0.5, 2.0):
         slider.value = temperature
-        assert f"{(logits / temperature).softmax(-1)[0]:+.2f}" in shown.value
+        assert f">{(logits / temperature).softmax(-1)[0]:.2f}<" in shown.value
     assert "all other tokens" in shown.value
 
 
@@ -260,6 +262,8 @@ def test_every_row_of_a_head_map_is_named_and_gaps_are_said():
         "10",
         "18",
     )
+    words = Scores(torch.zeros(30, 2), ("layer", "pos"), "x", {"pos": ["a very long name of a token"] * 2})
+    assert len(words.plot(width=400).figure.layout.yaxis.tickvals) == 30  # under turned names too
     low = HEADS.plot(height=320).figure.layout.yaxis
     assert low.ticktext == tuple(map(str, range(0, 30, 2)))
 
@@ -278,6 +282,60 @@ def test_long_labels_leave_room_for_the_drawing():
     fig = ml.Scores(torch.randn(3), ("run",), "x (logits)", {"run": three}).plot(height=340).figure
     assert fig.layout.height == 340 and fig.layout.xaxis.tickangle == 0
     assert fig.layout.xaxis.ticktext[1] == "first sentence, head 23.3<br>replaced"
+
+
+def test_numbers_on_a_map_are_read_on_white_and_on_dark_paper():
+    cell = lambda trace, end: trace.colorscale[end][1]
+    for signed, ends in ((True, (0, 2)), (False, (1,))):
+        (trace,) = Scores(torch.rand(3, 4), ("a", "b"), "x", signed=signed).plot().figure.data
+        for end in ends:
+            colours = [cell(trace, end), trace.textfont.color]
+            for pair in (colours, [turned(colour) for colour in colours]):
+                assert contrast(*pair) >= 4.5
+    assert cell(HEADS.plot().figure.data[0], 0) == plots.BLUE  # no numbers: the full colours
+
+
+def rgb(colour):
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def turned(colour):
+    """What the style of a dark theme makes of a colour: invert(.93) hue-rotate(180deg)."""
+    light = torch.tensor([0.93 * (1 - c) + 0.07 * c for c in rgb(colour)])
+    turn = torch.tensor([[-0.574, 1.430, 0.144], [0.426, 0.430, 0.144], [0.426, 1.430, -0.856]])
+    return "#" + "".join(f"{round(255 * c):02x}" for c in (turn @ light).clamp(0, 1).tolist())
+
+
+def contrast(*colours):
+    linear = lambda c: c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+    lights = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in ([*map(linear, rgb(c))] for c in colours)]
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_names_of_lines_and_long_labels_stay_clear_of_the_drawing():
+    fig = Scores([0.5, 0.9], ("layer",), "share", {"layer": ["0", "6"]}, {"chance": 0.5}).plot().figure
+    (name,) = fig.layout.annotations
+    assert (name.x, name.xanchor) == (1, "left") and fig.layout.margin.r >= 7 * len("chance")
+    labels = {"from": ["layer 0", "its own layer, on the texts"], "head": [f"23.{n}" for n in range(12)]}
+    squeezed = Scores(torch.rand(2, 12), ("from", "head"), "copying (share)", labels).plot(height=260).figure
+    assert squeezed.layout.xaxis.tickangle == -90  # beside long names of rows there is less room
+
+
+def test_a_long_unit_leaves_the_map_its_width():
+    long = Scores(torch.rand(3, 2), ("a", "b"), "ahead (share of subjects, mean of eight facts)").plot()
+    short = Scores(torch.rand(3, 2), ("a", "b"), "score (share of attention)").plot()
+    assert not long.figure.data[0].colorbar.title.text
+    assert short.figure.data[0].colorbar.title.text == "share of attention"
+    named = Scores(torch.rand(3, 2), ("a", "b"), "x (units of the metric)").plot(title="x (probability)")
+    assert named.figure.data[0].colorbar.title.text == "probability"  # the title's own
+
+
+def test_a_probability_has_no_sign_and_arrows_fit_the_pane():
+    assert "<code>0.90</code>" in bars([("a", 0.9), ("b", 0.1)], "probability")
+    assert "<code>+0.90</code>" in bars([("a", 0.9), ("b", -0.1)], "logits")
+    for panels in (1, 3, 6):
+        fig = plots.arrows([torch.rand(3, 2)] * panels, ["p"] * panels, "features").figure
+        assert fig.layout.width <= 940
 
 
 def test_an_axis_is_called_what_people_call_it():

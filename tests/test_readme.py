@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import shutil
@@ -138,21 +139,34 @@ def test_the_exercise_that_the_contributors_guide_adds_works(tmp_path, monkeypat
         assert outcome.status == status and says in outcome.message, outcome
 
 
-def test_the_teachers_guide_adds_up():
-    """Whole notebooks stand with the minutes of their headers; no timetable is longer than its hours."""
-    headers = [
-        (p.parent.name[:2], p.read_text(encoding="utf-8")) for p in (ROOT / "course").glob("*/notebook.py")
-    ]
-    minutes = {
-        number: int(re.search(r"^# Time: (\d+) minutes", text, re.MULTILINE)[1]) for number, text in headers
-    }
+def left_out(told: str) -> set[str]:
+    """The exercises that "02.5 to 02.7, 03.4" names."""
+    found = set(re.findall(r"\d\d\.\d+", told))
+    for notebook, first, last in re.findall(r"(\d\d)\.(\d+) to \1\.(\d+)", told):
+        found |= {f"{notebook}.{n}" for n in range(int(first), int(last) + 1)}
+    return found
+
+
+def test_the_timetables_hold_what_the_notebooks_need():
+    """A notebook stands with its header's minutes, or with what is left of them without some exercises.
+
+    A quarter more than all of them fits into the hours.
+    """
+    minutes, exercise = {}, {}
+    for path in (ROOT / "course").glob("*/notebook.py"):
+        text = path.read_text(encoding="utf-8")
+        minutes[path.parent.name[:2]] = int(re.search(r"^# Time: (\d+) minutes", text, re.MULTILINE)[1])
+        asked = re.findall(r"### Exercise (\d\d\.\d+) .*\n#\n# Difficulty \d of 5 · (\d+) minutes", text)
+        exercise |= {id: int(taken) for id, taken in asked}
     guide = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
-    hours, rows = int(re.search(r"whole course is about (\d+) hours", guide)[1]), {}
-    assert hours == round(sum(minutes.values()) / 60)
-    for length, row in re.findall(r"^\| (\d+) \| ([^|]+) \|", guide, re.MULTILINE):
-        if "(" in row:
-            rows[length] = row
-            assert sum(map(int, re.findall(r"(\d+)\)", row))) <= 60 * int(length)
-    assert set(rows) == {"4", "8", "16"}
-    for notebooks, told in re.findall(r"((?:\d\d, )*\d\d)(?: \(|: )(\d+)\)", rows["8"] + rows["16"]):
-        assert sum(minutes[n] for n in notebooks.split(", ")) == int(told), notebooks
+    assert f"whole course is about {round(sum(minutes.values()) / 60)} hours" in guide
+    rows = re.findall(r"^\| (\d+) \| (\d\d \(.*?) \| (\d+) \| (\d+) \| (.*?) \|", guide, re.MULTILINE)
+    assert [hours for hours, *_ in rows] == ["4", "8", "16"]
+    for hours, notebooks, together, with_slack, told in rows:
+        parts = re.findall(r"(\d\d) \((\d+)(?: of (\d+))?\)", notebooks)
+        assert sum(int(taken) for _, taken, _ in parts) == int(together)
+        assert math.ceil(1.25 * int(together)) == int(with_slack) <= 60 * int(hours)
+        for number, taken, whole in parts:
+            out = [exercise[id] for id in left_out(told) if id.startswith(number) and id in exercise]
+            assert minutes[number] == int(whole or taken) and bool(whole) == bool(out)
+            assert minutes[number] - sum(out) <= int(taken) <= minutes[number], number

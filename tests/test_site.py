@@ -6,6 +6,7 @@ import html
 import http.server
 import json
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
+from mechlab import reference
+from mechlab_course.build import links as lies
 from mechlab_course.site import build, outputs, search
 from mechlab_course.site.check import problems, size_of
 from mechlab_course.site.prose import Anchors, Links, link_words, prose
@@ -27,6 +30,7 @@ STEMS = [path.stem for path in EXECUTED]
 browser = pytest.mark.browser
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HEATMAP = '"type": "heatmap"'
+REPOSITORY = "https://github.com/Somebody/mechlab"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,14 @@ def folder(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("web") / "site"
     build.write(files, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The site of a copy that somebody has published."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lies, "address", lambda: REPOSITORY)
+        return build.site()
 
 
 def cells(stem: str, folder: str = "solutions") -> list[dict]:
@@ -73,6 +85,88 @@ def test_every_notebook_has_a_page_and_its_neighbours(files):
         )
 
 
+def links_of(page: bytes) -> list[str]:
+    return [link["href"] for link in BeautifulSoup(page, "html.parser").select("a[href]")]
+
+
+def test_every_page_leads_to_where_it_comes_from(published):
+    pages = [name for name in published if name.endswith(".html")]
+    assert problems(published) == []
+    for name in pages:
+        page, found = name.removesuffix(".html"), links_of(published[name])
+        source = {"index": "README.md"}.get(page, f"docs/{page}.md")
+        source = f"course/{page}/notebook.py" if page in STEMS else source
+        assert REPOSITORY in found and f"{REPOSITORY}/blob/main/{source}" in found, name
+        assert (ROOT / source).exists()
+    for stem in STEMS:
+        found = links_of(published[f"{stem}.html"])
+        github = f"https://colab.research.google.com/github/Somebody/mechlab/blob/main/notebooks/{stem}.ipynb"
+        assert {github, f"notebooks/{stem}.ipynb", f"{REPOSITORY}/blob/main/solutions/{stem}.ipynb"} <= set(
+            found
+        )
+
+
+def test_without_an_address_nothing_leads_to_nobody(files):
+    if lies.published():
+        pytest.skip("this copy is published")
+    for name in (name for name in files if name.endswith(".html")):
+        text = files[name].decode()
+        assert not [link for link in links_of(files[name]) if re.search("OWNER|colab|/blob/main/", link)], (
+            name
+        )
+        assert "og:image" not in text and "og:url" not in text and "Made from " in text
+
+
+def test_a_link_that_is_passed_on_shows_title_sentence_and_picture(files, published):
+    picture = published["assets/social.png"]
+    assert struct.unpack(">II", picture[16:24]) == (1200, 630) and len(picture) < 300_000
+    said = []
+    for name in (name for name in published if name.endswith(".html")):
+        tree = BeautifulSoup(published[name], "html.parser")
+        told = {meta["property"]: meta["content"] for meta in tree.select("meta[property]")}
+        assert told["og:image"] == "https://somebody.github.io/mechlab/assets/social.png"
+        end = "" if name == "index.html" else name
+        assert told["og:url"] == f"https://somebody.github.io/mechlab/{end}" and told["og:title"]
+        assert told["og:description"] == tree.select_one("meta[name=description]")["content"]
+        assert 20 < len(told["og:description"]) <= 230, name
+        said.append(told["og:description"])
+    assert len(set(said)) == len(said)
+
+
+def test_the_first_page_says_how_to_start_and_how_to_cite(files, published):
+    home = BeautifulSoup(files["index.html"], "html.parser")
+    commands = "\n".join(pre.text for pre in home.select("pre"))
+    for command in ('uv tool install --torch-backend auto "mechlab-course[lab]"', "mechlab lab", "make lab"):
+        assert re.search(rf"^{re.escape(command)}\b|^{re.escape(command)}", commands, re.MULTILINE), command
+    cited = home.select_one("#cite + pre").text
+    assert cited.startswith("@software{mechlab,") and "version = {0.1.0}" in cited
+
+
+def test_papers_are_links_in_prose_and_in_tables():
+    links = Links(
+        {},
+        papers={"Wang et al. 2022": "https://a/w", "Gurnee 2024": "https://a/g", "Wang 2022": "https://a/v"},
+    )
+    text = "Wang et al.\n(2022) and Gurnee 2024, `Gurnee 2024`, Gurnee 20245, McGurnee 2024. [Gurnee 2024](https://b/)"
+    tree = prose(text, links, "docs", Anchors())
+    found = [(link["href"], " ".join(link.text.split())) for link in tree.find_all("a")]
+    assert found == [
+        ("https://a/w", "Wang et al. (2022)"),
+        ("https://a/g", "Gurnee 2024"),
+        ("https://b/", "Gurnee 2024"),
+    ]
+    table = "<table><tr><td>x</td><td>Wang et al. 2022, section 2</td></tr></table>"
+    made = outputs._tables(table, "table", links)
+    assert '<a href="https://a/w">Wang et al. 2022</a>, section 2' in made
+
+
+@pytest.mark.parametrize("stem", [stem for stem in STEMS if stem[0] != "0"])
+def test_each_technique_leads_to_its_papers(files, stem):
+    page = BeautifulSoup(files[f"{stem}.html"], "html.parser")
+    known = {*reference.addresses().values()}
+    assert known & {link["href"] for link in page.select("main td a[href]")}  # beside the figures
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_answers_are_folded_and_everything_is_there(files, stem):
     page = BeautifulSoup(files[f"{stem}.html"], "html.parser")
@@ -95,6 +189,9 @@ def test_answers_are_folded_and_everything_is_there(files, stem):
     shown = [
         o["data"] for cell in solved for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
     ]
+    explorers = [data for data in shown if outputs.EXPLORER in data]  # a picture for others; here their copy
+    assert len(page.select(".explorer")) == len(explorers)
+    shown = [data for data in shown if outputs.EXPLORER not in data]
     twins = [html.unescape("".join(data["text/plain"])) for data in shown]
     assert [img["alt"] for img in page.select("figure img")] == twins
     assert all(twin in caption.text for twin, caption in zip(twins, page.select("figcaption"), strict=True))
@@ -207,10 +304,11 @@ def test_a_figure_cannot_end_its_script_and_an_explorer_shows_the_copy_that_it_l
     assert tree.img["alt"] == 'two "words" <' and (tree.img["width"], tree.img["height"]) == ("1", "1")
     twin = {"text/html": "<details>two</details>", "text/plain": "In words: two"}
     assert shown_as(twin) == []  # it stands under the figure
-    copy = '<div class="mechlab-explorer"><table><tr><td>5.58</td></tr></table><style>p {}</style></div>'
-    ((what, made),) = shown_as({"text/html": copy, "text/plain": "x"}, "x = 1\nml.widgets.patch_explorer(x)")
+    copy = '<div class="mechlab-explorer"><table><tr><td>5.58</td></tr></table></div>'
+    stored = {outputs.EXPLORER: copy, "image/png": PIXEL, "text/plain": "x"}
+    ((what, made),) = shown_as(stored, "x = 1\nml.widgets.patch_explorer(x)")
     assert what == "explorer" and "Open the notebook</a> to use it" in made and "head" in made
-    assert "5.58" in made and "p {}" not in made
+    assert "5.58" in made and "<img" not in made
 
 
 def test_an_attention_view_keeps_what_it_was_called_with():
@@ -465,3 +563,30 @@ def test_every_page_fits_a_telephone_and_reads_without_scripts(chrome, address, 
     page.goto(f"{address}/{first_with(files, '<figure')}")
     assert page.locator("figure img").first.is_visible()
     context.close()
+
+
+@browser
+def test_on_a_telephone_no_figure_lies_outside_its_frame(chrome, address, files):
+    """Drawn where it fits, else the picture, which does."""
+    page = chrome.new_page(viewport={"width": 390, "height": 844})
+    kinds = [HEATMAP, '<div class="paper attention"', '"xaxis3"', '"bar"']
+    for name in dict.fromkeys(first_with(files, kind) for kind in kinds):
+        page.goto(f"{address}/{name}")
+        page.evaluate("document.querySelectorAll('main details').forEach(part => part.open = true)")
+        for paper in page.locator(".plot, .attention").all():
+            paper.scroll_into_view_if_needed()
+            page.wait_for_timeout(100)
+        page.wait_for_function("!document.querySelector('.paper:has(.live):not(.drawn)')")
+        assert page.locator(".drawn").count() > 0, name
+        wide = page.evaluate("""[...document.querySelectorAll('.paper')].filter(paper => {
+          const [frame, shown] = [paper, paper.querySelector('.live svg') || paper.querySelector('img')].map(
+            each => each.getBoundingClientRect());
+          return paper.scrollWidth > paper.clientWidth + 1 || shown.right > frame.right || shown.width < 250;
+        }).map(paper => paper.ariaLabel)""")
+        assert wide == [], name
+        cut = page.evaluate("""[...document.querySelectorAll('.live svg text')].filter(text => {
+          const [frame, box] = [text.closest('.paper'), text].map(each => each.getBoundingClientRect());
+          return box.width && (box.right > frame.right + 1 || box.left < frame.left - 1);
+        }).map(text => text.textContent)""")
+        assert cut == [], name
+    page.close()

@@ -155,11 +155,14 @@ claim(model, "23.3, from the last token to Mary", to_mary, says=0.08, within=0.0
 # An exercise is one function. You replace the line `raise NotImplementedError`, run the cell, and run the check
 # below it. A check says *correct*, *not yet* (with the likely mistake), or *not attempted*. Nothing breaks if
 # you skip one: later cells never use your answer. Hints are folded below the check; the last one is the worked
-# answer.
+# answer. The number of an exercise is its name: where numbers jump, none is missing.
 #
 # The **kernel**, the Python behind a notebook, forgets everything when it is restarted, or when you come back another
 # day: click the cell where you want to go on, then choose *Run > Run All Above Selected Cell*. Your answers and your
 # progress stay; `mechlab answers 00` in a terminal prints what a check has called correct, saved or not.
+#
+# Without a mouse: the arrow keys go from cell to cell, *Enter* edits one, *Escape* ends that, *Shift+Enter* runs it. *Tab* goes to
+# sliders, buttons and hints of the cell; arrows move a slider, *Enter* opens a hint, and *J* goes on to the next cell.
 #
 # `Float[Tensor, "pos d_vocab"]` only says what the axes of a tensor are: one row for each token of the prompt, one
 # column for each of the 49,152 tokens the model knows. `Float[Tensor, ""]` has no axes: it is one number.

@@ -435,7 +435,7 @@ ml.show_source(ml.forward.forward)
 by_hand = ml.forward.forward(model, tokens[0])
 difference = (by_hand - logits[0]).abs().max()
 best = model.to_string([by_hand[-1].argmax().item()])
-print(f"by hand the next token is {best!r}; largest difference of a score {difference:.0e}")
+print(f"by hand the next token is {best!r}; largest difference of a score {difference:.5f}")
 
 # %% kind="assert"
 claim(model, "largest difference of a score", difference, says=0, within=2e-4)

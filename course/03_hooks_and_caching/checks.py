@@ -1,5 +1,8 @@
 """Checks of notebook 03, hooks and caching."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -29,8 +32,8 @@ CONFUSED = {  # what a wrong choice is, in words
 }
 
 
-def _run(kind: str):
-    model, tokens = tiny(kind), torch.arange(1, 9).reshape(2, 4)
+def _run(kind: str, layers: int = 3):
+    model, tokens = tiny(kind, layers=layers), torch.arange(1, 9).reshape(2, 4)
     with torch.no_grad():
         return model, tokens, model.run_with_cache(tokens)[1]
 
@@ -52,6 +55,10 @@ def _same_hook(name, layer: int, ending: str, model, cache, what: str) -> None:
     """The hook of this name shows, in this layer, what the wanted one shows."""
     text = isinstance(name, str)
     refuse(not text, f"{what} give the name as a string; you gave a {type(name).__name__}.")
+    refuse("{" in name, f"{what} in {name} the braces are still there. Write an f before the quotation mark.")
+    shared = name == f"blocks.{layer - 1}.hook_resid_post" and ending == "hook_resid_pre"
+    none = "but layer 0 has none before it. Take the hook on entering this layer."
+    refuse(shared, f"{what} what leaves the layer before is the same stream, {none}")
     elsewhere = name.startswith("blocks.") and not name.startswith(f"blocks.{layer}.")
     where = f"{what} for layer {layer} you return {name}, in another layer."
     refuse(elsewhere, f"{where} Use the argument `layer`.")
@@ -66,9 +73,10 @@ def _same_hook(name, layer: int, ending: str, model, cache, what: str) -> None:
 
 @checker("03.2")
 def check_patterns_only(attempt: Attempt) -> str:
-    for kind in ("gqa", "gpt2"):
-        model, tokens, full = _run(kind)
-        cache, layers = attempt(model, tokens), range(model.cfg.n_layers)
+    for kind, depth in (("gqa", 3), ("gpt2", 3), ("gqa", 30)):  # as deep as the model of the course
+        model, tokens, full = _run(kind, depth)
+        with _keys_explained():
+            cache, layers = attempt(model, tokens), range(depth)
         both = "`run_with_cache` returns two things, logits and cache; return the cache alone."
         refuse(isinstance(cache, tuple), both)
         refuse(not hasattr(cache, "keys"), f"Return the cache; you returned a {type(cache).__name__}.")
@@ -81,15 +89,33 @@ def check_patterns_only(attempt: Attempt) -> str:
         if extra:
             raise NotYet(f"The cache holds more than patterns: {len(extra)} other names, such as {extra[0]}.")
         for layer in layers:
-            missing = f"blocks.{layer}.attn.hook_pattern" not in names
-            refuse(missing, f"A pattern of every layer is wanted; layer {layer} is missing.")
+            missing, of = f"blocks.{layer}.attn.hook_pattern" not in names, f"of a model of {depth} layers"
+            refuse(missing, f"A pattern of every layer is wanted; {of} layer {layer} is missing.")
         for layer in layers:
             equal = close(cache[f"blocks.{layer}.attn.hook_pattern"], full["pattern", layer])
             refuse(not equal, f"The pattern of layer {layer} is not the one of a plain run on these tokens.")
         left = any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
         off = "Use `run_with_cache`, which takes its hooks off."
         refuse(left, f"A hook is still on the model afterwards. {off}")
-    return "Every pattern, nothing else, on two models, and no hook left behind."
+    return "Every pattern, nothing else, on three models, and no hook left behind."
+
+
+_KEYS = {  # part of an error -> what is behind it
+    "matched no hook": "A text as the filter must be a whole name. For the end of a name: `ml.only(...)`.",
+    "hook_resid": "The cache of this check holds what was written, and no stream: add the parts up.",
+    "hook_pos_embed'": 'A model that rotates has no such entry. Ask first: `if "hook_pos_embed" in cache`.',
+}
+
+
+@contextmanager
+def _keys_explained() -> Iterator[None]:
+    """Where the learner's function stopped at a name that is not there, the verdict says why."""
+    try:
+        yield
+    except NotYet as verdict:
+        head, end, rest = str(verdict).partition("\n")
+        why = "".join(f"\n{means}" for sign, means in _KEYS.items() if "KeyError" in head and sign in head)
+        raise NotYet(head + why + end + rest) from None
 
 
 @checker("03.3")
@@ -98,7 +124,8 @@ def check_stream_before(attempt: Attempt, model) -> str:
         small, _, cache = _run(kind)
         for layer in range(small.cfg.n_layers):
             expected, parts, untouched = cache["resid_pre", layer], _parts(cache, small), _parts(cache, small)
-            found = attempt.tensor(parts, layer, shape=tuple(expected.shape), axes="batch pos d_model")
+            with _keys_explained():
+                found = attempt.tensor(parts, layer, shape=tuple(expected.shape), axes="batch pos d_model")
             same = set(parts) == set(untouched) and all(torch.equal(parts[n], untouched[n]) for n in parts)
             copy = "`+=` adds into the stored tensor. Write `stream = stream + ...`."
             refuse(not same, f"Your function changes the cache: {copy}")
@@ -118,6 +145,8 @@ def _missing(rest: Tensor, cache, layer: int, kind: str) -> str:
     if close(cache["resid_pre", layer] - rest, cache["resid_post", layer], 1e-3):
         enters = "The stream that *enters* it has only earlier parts."
         return f"You included layer {layer}, the layer itself. {enters}"
+    for what, name in (("attention", "attn_out"), ("MLP", "mlp_out")):
+        refuse(lacks(-cache[name, layer]), f"The {what} of layer {layer} itself is in your sum too.")
     if "hook_pos_embed" in cache and lacks(cache["hook_pos_embed"]):
         added = "it is added when the cache has it."
         return f'On a GPT-2-like model cache["hook_pos_embed"] is missing: {added}'
@@ -181,6 +210,12 @@ def check_first_parting(attempt: Attempt) -> str:
         "You look for the layer from which they stay apart. The first above the threshold is wanted.": [
             max((t >= _SIZES).nonzero()[:, 0].tolist(), default=-1) + 1 for t in thresholds
         ],
+        "You compare squares. `norm` has the root, `.pow(2).sum(-1)` has not.": first(_SIZES**2),
+        "That is the largest rise from one layer to the next. The first distance above the threshold is "
+        "wanted.": [int(_SIZES.diff().argmax()) + 1] * len(thresholds),
+        "You divide coordinate by coordinate. Divide one length by another: `norm(dim=-1)`.": first(
+            ((a - b) / a).abs().mean(-1)
+        ),
         "You compare lengths. Two streams of equal length can point in different directions: take "
         "(a - b).": first(lengths),
     }
@@ -198,7 +233,8 @@ def check_first_parting(attempt: Attempt) -> str:
     by_a = attempt(ones, ones * torch.tensor([1.0, 1.5, 1.5])[:, None], 0.45) == 1
     longer = "compare the streams as they are: b may also be longer than a."
     refuse(not by_a, f"Divide by the length of `a`, and {longer}")
-    refuse(attempt(a, a, 0.0) != -1, "Two equal streams never part, so the answer must be -1.")
+    equal = "Two equal streams never part, with threshold 0 too: the distance must be larger, `>`, not `>=`."
+    refuse(attempt(a, a, 0.0) != -1, equal)
     return "Relative, first, and -1 for streams that never part."
 
 

@@ -40,7 +40,7 @@ other_stream = torch.stack([other_cache["resid_post", layer][0] for layer in lay
 distance = (stream - other_stream).norm(dim=-1) / stream.norm(dim=-1)
 ml.Scores(
     distance, ("layer", "pos"), "relative distance of the streams", {"pos": pair.labels()}, signed=False
-).plot(height=560)
+).plot()
 
 # %% kind="assert"
 claim(model, "distance at the changed name after layer 0", distance[0, 10], says=1.0, within=0.02)
@@ -546,18 +546,20 @@ print(prompts.text(0), "|", prompts.text(1), "|", three_names.text(0))
 name = "blocks.20.attn.hook_z"
 with torch.no_grad():
     _, theirs = model.run_with_cache(three_names.tokens, names_filter=name, stop_at_layer=21)
-    found = {"intact": prompts.metric(model(prompts.tokens)).mean()}
+    found = {"intact": prompts.metric(model(prompts.tokens))}
     for what, value in (("zero", 0), ("mean", theirs[name][:, :, 0].mean(0))):
         with model.hooks(fwd_hooks=[(name, ablate_head_0(value))]):
-            found[what] = prompts.metric(model(prompts.tokens)).mean()
-ml.Scores(list(found.values()), ("head 20.0",), "logit difference (logits)", {"head 20.0": list(found)}).plot(
-    height=300
+            found[what] = prompts.metric(model(prompts.tokens))
+given = {"labels": {"head 20.0": [*found]}, "units": prompts.pairs}
+left = ml.Scores.over_prompts(
+    torch.stack([*found.values()], 1), ("head 20.0",), "logit difference (logits)", **given
 )
+left.plot(height=300)
 
 # %% kind="assert"
-claim(model, "sixteen prompts, intact", found["intact"], says=4.3, within=0.1)
-claim(model, "20.0 at zero", found["zero"], says=2.1, within=0.15)
-claim(model, "20.0 at its mean", found["mean"], says=2.4, within=0.15)
+claim(model, "sixteen prompts, intact", left.values[0], says=4.3, within=0.1)
+claim(model, "20.0 at zero", left.values[1], says=2.1, within=0.15)
+claim(model, "20.0 at its mean", left.values[2], says=2.4, within=0.15)
 
 # %% [markdown]
 # Of 4.3 logits, zeros leave 2.1 and the mean leaves 2.4. Here the two nearly agree. Notebook 24 has more ways, and cases where they disagree.

@@ -136,7 +136,7 @@ ioi = ml.input_game(model, sentence, commas, asks_mary)
 cases = {"whole": (), "first John": (2,), "second John": (10,), "both": (2, 10)}
 masks = torch.tensor([[float(place not in out) for place in ioi.players] for out in cases.values()])
 left = dict(zip(cases, ioi.values(0, masks).tolist(), strict=True))
-print({case: f"{value:.2f}" for case, value in left.items()})
+print("; ".join(f"{case} {value:.2f}" for case, value in left.items()))
 
 # %% kind="assert"
 claim(model, "whole sentence", left["whole"], says=5.58, within=0.05)
@@ -261,7 +261,9 @@ errors = {
     "kernel SHAP, captum": [far(captums(value, n, seed)) for seed in range(4)],
     "kernel SHAP, ours": [far(found["kernel SHAP"].values[game.players])],
 }
-print("\n".join(f"{name}: largest error {[f'{e:.4f}' for e in row]}" for name, row in errors.items()))
+print(
+    "\n".join(f"{name}: largest error {', '.join(f'{e:.4f}' for e in row)}" for name, row in errors.items())
+)
 
 # %% kind="assert"
 claim(model, "gap of LIME", found["LIME"].gap, says=2.3, within=0.6)
@@ -279,11 +281,16 @@ assert 2**n - 2 == 30
 quiz("11.c", "b")
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # Five tokens have only thirty proper masks (all but the empty and the whole one). captum draws 128 *with* replacement, so that some come
 # up many times and some never, and the error is its sampler's, not the method's. `ml.kernel_shap` takes every mask when there are few: then it is exact.
 # When there are too many, it takes the smallest and the largest masks whole and draws the others, as the shap package
-# does. Then report the spread over seeds. LIME's scores fall 2.3 logits short of the whole; it estimates something else
-# and does not promise to add up.
+# does. Then report the spread over seeds.
+#
+# </details>
+#
+# LIME's scores fall 2.3 logits short of the whole; it estimates something else and does not promise to add up.
 #
 # ## Slopes: gradients
 #

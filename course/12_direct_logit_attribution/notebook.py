@@ -66,13 +66,17 @@ claim(model, "written in all", sixteen[-1], says=5.1, within=0.1)
 quiz("12.c", "b")
 
 # %% [markdown]
+# <details><summary>When you have answered: the experiment, and a guess</summary>
+#
 # Twelve of the sixteen sentences come from the first six couples. Take these twelve, and exchange the roles in each. If the
 # model leans to the *repeated* name, the sum at layer 22 stays below zero. What do you expect there, in logits?
+#
+# </details>
 
 # %% kind="predict"
 predict("12.q", -1.5)
 
-# %%
+# %% folded="The experiment"
 chosen = couples[:6]
 exchanged = [(receiver, giver) for giver, receiver in chosen]
 sums = {"as chosen": written(*sentences(chosen)), "roles exchanged": written(*sentences(exchanged))}
@@ -104,10 +108,11 @@ claim(model, "balanced, in all", sums["balanced"][-1], says=4.6, within=0.15)
 # An earlier version of this course told the false story in two notebooks, and took it as confirmed that they agreed. Two
 # measurements on the same unbalanced sentences share their error.
 #
-# </details>
-#
 # > **Balance first.** Whatever is not the question must stand on both sides equally often. The test: exchange the roles,
 # > and see whether the sign follows the role.
+#
+# </details>
+
 # %% [markdown]
 # ### One level more
 #
@@ -141,10 +146,17 @@ claim(
 )
 
 # %% [markdown]
+# <details><summary>What we saw</summary>
+#
 # In all twelve the man is favoured, by 3.4 logits on average: it is men, and not only those six. Nor is it the same for
 # all names, as the bars show. Were these people even read? "When the two friends went to the store, they gave a drink to" names nobody, and the
 # same men still lead by 3.5. So up to layer 22 the stream leans to men's names, in the sentence or not. It is not the model's last word either: with all
-# layers the woman is ahead, by 0.7. The next level would be two men, or two women. Are they level? Try it, with `sentences` and `written`.
+# layers the woman is ahead, by 0.7.
+#
+# </details>
+#
+# The next level would be two men, or two women. Are they level? Try it, with `sentences` and `written`.
+
 # %% [markdown]
 # ## The heads, on balanced sentences
 #
@@ -601,7 +613,7 @@ ml.Scores(split, ("head", "name"), "effect, less the mean over names (logits)", 
 claim(model, "23.3 on the right name", split[0, 0], says=-0.25, within=0.1)
 claim(model, "23.3 on the wrong name", split[0, 1], says=-2.2, within=0.1)
 claim(model, "29.1 on the right name", split[1, 0], says=1.5, within=0.2)
-claim(model, "23.0 on the right name", split[2, 0], says=1.15, within=0.2)
+claim(model, "23.0 on the right name", split[2, 0], says=1.2, within=0.2)
 claim(model, "23.0 on the wrong name", split[2, 1], says=0.5, within=0.2)
 assert (split[:, 0] - split[:, 1] - torch.stack([heads.values[h] for h in shown])).abs().max() < 1e-3
 
@@ -748,7 +760,7 @@ check(said_anew)
 # </details>
 
 
-# %%
+# %% folded="The ledger of all heads"
 ratio = cache["ln_final.hook_scale"][:, -1, 0] / broken_cache["ln_final.hook_scale"][:, -1, 0]
 anew = (after.per_prompt - heads.per_prompt[:32] * ratio[:, None, None]).mean(0)
 others = anew.clone()
@@ -762,7 +774,7 @@ ledger |= {
 }
 ledger["MLPs"] = -total_fall - sum(ledger.values())
 assert others[:24].abs().max() < 1e-3  # up to layer 23 nobody can have read the removed heads
-claim(model, "24.4 says anew", others[24, 4], says=0.79, within=0.1)
+claim(model, "24.4 says anew", others[24, 4], says=0.85, within=0.1)
 claim(model, "heads, by the norm alone", by_norm.sum(), says=0.4, within=0.15)
 assert max(abs(ledger[name]) for name in ("all other heads say anew", "MLPs")) < 0.7
 with torch.no_grad():

@@ -489,8 +489,12 @@ quiz("13.a", "b")
 # %% [markdown]
 # ## How it misleads
 #
+# <details><summary>When you have answered: the experiment</summary>
+#
 # Ablate the ten neurons of each fact in turn, and read off all eight facts. If each ten held its own fact, only the diagonal
 # would be dark.
+#
+# </details>
 
 
 # %%

@@ -1,6 +1,7 @@
 """Checks of notebook 21, logit lens and tuned lens."""
 
 from itertools import pairwise
+from statistics import mode
 
 import torch
 
@@ -78,6 +79,14 @@ class LensLogits:
     def standard_deviation(streams, W_U):
         """You divide by the standard deviation. An RMS norm does not take the mean away."""
         return streams / streams.std(-1, keepdim=True) @ W_U
+
+    def deviation_of_all(streams, W_U):
+        """You divide by the standard deviation, around the mean. An RMS norm does not take the mean away."""
+        return streams / streams.std(-1, keepdim=True, unbiased=False) @ W_U
+
+    def largest(streams, W_U):
+        """You divide by the largest coordinate. It is the root of the mean of the squares."""
+        return streams / streams.abs().max(-1, keepdim=True).values @ W_U
 
     def layer_norm(streams, W_U):
         """You take the mean away, as LayerNorm does. An RMS norm only divides."""
@@ -208,6 +217,25 @@ class KL:
         """That is the mean of both directions. Only KL(model ‖ lens) is wanted."""
         return (KL.right(a, b) + KL.right(b, a)) / 2
 
+    def probabilities_subtracted(a, b):
+        """You subtract probabilities. Their logarithms are subtracted: log p − log q."""
+        return (a.softmax(-1) * (a.softmax(-1) - b.softmax(-1))).sum(-1)
+
+    def log_weights(a, b):
+        """Your weights are log-probabilities. The probabilities themselves are the weights: `.exp()`."""
+        p, q, _ = _logs(a, b)
+        return (p * (p - q)).sum(-1)
+
+    def top_token(a, b):
+        """That is one token's difference, the model's likeliest. The sum runs over all tokens."""
+        p, q, weights = _logs(a, b)
+        return (p - q).gather(-1, weights.argmax(-1, keepdim=True))[:, 0]
+
+    def entropy(a, b):
+        """That is the model's own entropy. What the lens says must come in: log p − log q."""
+        p, _, weights = _logs(a, b)
+        return -(weights * p).sum(-1)
+
     def no_weights(a, b):
         """You left out the weights. Multiply with the model's probabilities."""
         p, q, _ = _logs(a, b)
@@ -279,6 +307,15 @@ def _fit_mistakes(x, y, matrix, bias) -> dict:
         "Matrix and bias must be fitted together: "
         "you fitted the matrix without a bias, and added one afterwards.": alone,
         "This map leads from y to x. It must lead from x to y.": close(matrix, _fit(y, x)[0], 1e-3),
+        "The ones stand in front of x, so the first row of the solution is the bias, not the last.": close(
+            torch.cat([matrix[:1], bias[None]]), torch.stack([offset, right[-1]]), 1e-3
+        ),
+        "You fitted y − x. Here the map is xA + b, so A holds the added x too.": close(
+            matrix, right - torch.eye(len(right)), 1e-3
+        ),
+        "Your matrix has only a diagonal. Each coordinate of y may depend on all of x.": bool(
+            matrix.any() and not (matrix - matrix.diag().diag()).any()
+        ),
         "The matrix is transposed: x @ A must be like y.": close(matrix, right.T, 1e-3),
         "Nearly: is there a penalty in your fit, or did it stop before the end?": nearly,
         "The matrix is right, the bias is not: b = mean(y) − mean(x) @ A.": bias_off,
@@ -323,7 +360,11 @@ def check_depth(attempt: Attempt) -> str:
                 tops[-1]
             ),
             f"That is how often it changes. {begins}": changes,
-            "That layer still says something else. The answer is the next one.": expected - 1,
+            "That layer still says something else. The answer is the next one.": max(expected - 1, 0),
+            "Where nothing ever changes, the answer is 0: it is settled from the first layer.": (
+                expected or found
+            ),
+            f"That is where the token stands that is said most often. {begins}": tops.index(mode(tops)),
             f"That counts the layers that say the same. {begins}": same,
             "That is where the largest id stands. Ids are names of tokens, not sizes.": tops.index(max(tops)),
             f"That is how many layers say something else. {begins}": len(tops) - same,
@@ -369,7 +410,8 @@ def check_owed(attempt: Attempt, model) -> str:
     refuse(moved, "A constant added to all logits of one prompt changes no probability, but changes yours.")
     little, much = said(*_lens(2, 2)), said(*_lens(6, 2))
     why = "A lens that prefers each prompt's own answer by 6 logits"
-    refuse(much < 0.8, f"{why} gets {much:.2f} nats from you.")
+    share = " A difference of probabilities, or a share, is no number of nats: take logarithms."
+    refuse(much < 0.8, f"{why} gets {much:.2f} nats from you.{share if much > 0 else ''}")
     refuse(much < little + 0.5, f"{why} is surer than one with 2; yours says {much:.2f} and {little:.2f}.")
     wrong = said(*_lens(6, 2, shift=1))
     why = "One lens prefers the answers of other prompts to the own one, which should count below 0;"

@@ -524,7 +524,7 @@ def follows(layer, change, direct=False):
 
 
 # %% [markdown]
-# The null are directions of the same origin: what the lens reads of twenty *other* pairs of cities, such as Milan and Venice. Each pushes as far
+# As a null we take directions of the same origin: what the lens reads of twenty *other* pairs of cities, such as Milan and Venice. Each pushes as far
 # as the real swap did, in the direction of the partner. Your guess first: which share of the effect at layer 24 is direct?
 
 # %% kind="predict"

@@ -161,10 +161,10 @@ rows = {
     "random model, same adjectives": ml.probe_layers(blank_streams, positive).score.values,
     "random model, new adjectives": ml.probe_layers(blank_streams, positive, groups=words).score.values,
 }
+values = list(rows.values())
 drawn(rows)
 
 # %% kind="assert"
-values = list(rows.values())
 claim(model, "same adjectives, layer 1", values[1][1], says=1.0, within=0.02)
 claim(model, "control task, same adjectives, layer 1", values[2][1], says=0.98, within=0.03)
 claim(model, "control task, same adjectives, last layers", values[2][-2:].mean(), says=0.85, within=0.05)
@@ -449,13 +449,13 @@ for half in (first, ~first):  # of the countries
     best = int(ml.r_squared(mapped.predictions[:, half], place[half]).values.mean(1).argmax())
     rest = ml.r_squared(mapped.predictions[:, ~half], place[~half]).values[best].numpy().round(2)
     print(f"best on one half of the countries: layer {depths[best]}; R² on the other half: {rest}")
+late, position = city_streams[[30]], mapped.score.values[-1]
 labels = {"target": ["latitude", "longitude"], "layer": [str(layer) for layer in depths]}
 ml.Scores(mapped.score.values.T, ("target", "layer"), "R² on new cities", labels, signed=False).plot(
     lines=True
 )
 
 # %% kind="assert"
-late, position = city_streams[[30]], mapped.score.values[-1]
 assert depths[best] in (27, 30) and len(country.unique()) == 105
 claim(model, "R² of latitude", position[0], says=0.59, within=0.05)
 claim(model, "R² of longitude", position[1], says=0.73, within=0.05)
@@ -661,13 +661,14 @@ predict("22.p3", 0.1)
 
 # %%
 of_country = cities.groupby("country")
-large = (of_country.city.transform("count") >= 5).to_numpy()
+large = (of_country.city.transform("count") >= 5).to_numpy(copy=True)
 within = (place - of_country[["latitude", "longitude"]].transform("mean").to_numpy())[large]
 last_rung = ml.probe_layers(city_streams[depths][:, large], within, probe="ridge")
-china = (cities.country == "China").to_numpy()
+china = (cities.country == "China").to_numpy(copy=True)
 of_china = ml.probe_layers(city_streams[depths][:, china], place[china], probe="ridge")
 tops = [f"{probe.score.values.max():.2f}" for probe in (last_rung, of_china)]
-print(r2(last_rung.predictions[-1], within, country[large])[1], "; best of six layers, and in China:", tops)
+left_over = r2(last_rung.predictions[-1], within, country[large])[1]
+print(*(f"{axis} {text};" for axis, text in left_over.items()), "best of six layers, and in China:", *tops)
 reveal("22.p3", f"{last_rung.score.values.max():.2f} on the best of six layers")
 
 # %% [markdown]
@@ -877,23 +878,23 @@ for fold in range(4):  # the films of a quarter of the pairs, directions from th
     for kind, directions in found.items():
         gaps[kind].append(gaps_of(listed[shown & (pair % 4 == fold)], directions))
 gaps = {kind: torch.cat(each, dim=1) for kind, each in gaps.items()}  # [draw, film]
-null = gaps["labels shuffled"].mean(1).sort().values
-bars = {kind: gaps[kind].mean() for kind in ("intact", "mass_mean", "logistic")}
-bars |= {
-    "labels shuffled, mean of 20": null.mean(),
-    "most harmful of 20": null[0],
-    "isotropic, mean of 5": gaps["isotropic"].mean(),
+null, order = gaps["labels shuffled"].mean(1).sort()
+each = {kind: gaps[kind].mean(0) for kind in ("intact", "mass_mean", "logistic")}  # of each film
+each |= {
+    "labels shuffled, mean of 20": gaps["labels shuffled"].mean(0),
+    "most harmful of 20": gaps["labels shuffled"][order[0]],
+    "isotropic, mean of 5": gaps["isotropic"].mean(0),
 }
+bars = {name: gap.mean() for name, gap in each.items()}
 claim(model, "good minus bad film, intact", bars["intact"], says=3.4, within=0.2)
 claim(model, "without the mass-mean direction", bars["mass_mean"], says=0.9, within=0.25)
 couple = torch.cat([torch.tensor(pair[shown & (pair % 4 == fold)]) for fold in range(4)])
 above = estimate(gaps["labels shuffled"].mean(0) - gaps["mass_mean"][0], couple)
 claim(model, "mass-mean beside the mean of the null", above.mean, says=1.7, within=0.3)
 assert bars["mass_mean"] < null[0] - 0.6 and (null < bars["logistic"]).sum() >= 10 and above.low > 1
-named = {"removed": list(bars)}
-ml.Scores(
-    torch.stack([*bars.values()]), ("removed",), "gap, good minus bad film (logits)", named, signed=False
-).plot()
+films = torch.stack([*each.values()], 1)
+given = {"labels": {"removed": [name.replace("_", "-") for name in each]}, "units": couple, "signed": False}
+ml.Scores.over_prompts(films, ("removed",), "gap, good minus bad film (logits)", **given).plot()
 
 # %% [markdown]
 # The gap of 3.4 logits falls to 0.9 without the mass-mean direction, more than in any of the twenty draws; beside their mean the effect is 1.7 logits, not the 2.5 that isotropic
@@ -910,7 +911,7 @@ for kind, side in [(kind, side) for kind in kinds for side in (0, 1)]:
     unit, rest = direction / direction.norm(), streams[[5]][:, ~fit]
     without = rest - (rest @ unit)[..., None] * unit
     left[kind].append(ml.probe_layers(without, positive[~fit], groups=words[~fit]).score.values.item())
-print("a new probe's share right, in two halves:", left)
+print("a new probe's share right, in two halves:", {kind: [f"{x:.2f}" for x in left[kind]] for kind in left})
 assert min(left["logistic"]) > 0.97
 claim(
     model, "a new probe without the mass-mean direction", np.mean(left["mass_mean"]), says=0.82, within=0.06
@@ -930,7 +931,7 @@ fit_one = lambda k, seed: fit_sparse_probe(streams[4], torch.tensor(positive), k
 sparse = {k: np.array([float(fit_one(k, seed).metrics.accuracy) for seed in range(8)]) for k in (1, 2, 4, 16)}
 claim(model, "two coordinates, mean of eight splits", sparse[2].mean(), says=0.87, within=0.06)
 assert sparse[1].mean() < 0.75 and 0.9 < sparse[4].mean() < sparse[16].mean() + 0.05
-print({k: f"{each.mean():.2f}, from {each.min():.2f} to {each.max():.2f}" for k, each in sparse.items()})
+print("; ".join(f"{k}: {x.mean():.2f}, from {x.min():.2f} to {x.max():.2f}" for k, x in sparse.items()))
 
 # %% [markdown]
 # (Entering layer 9; eight splits.) One coordinate tells something, two are right on 0.87, four on more, and sixteen hardly add. One lucky split had us call

@@ -498,6 +498,7 @@ def copying_share(streams, W_V, W_O, W_U, ids, k):
 five = [(17, 3), (17, 4), (17, 5), (18, 6), (18, 7)]
 gone = ml.ablate_together(model, few, second_half, five, draws=20)
 shared = ml.ablate_together(model, few, second_half, [(17, 1)], unit="kv_head", draws=2)
+start, end = losses[:, :50].mean(), losses[:, 51:].mean()
 worst = gone.random.mean(1).max()
 print("five heads:", gone, f"; most harmful of the twenty draws: {worst:.1f}")
 print("value head 17.1 of 17.3, 17.4, 17.5:", shared)
@@ -506,7 +507,6 @@ print("value head 17.1 of 17.3, 17.4, 17.5:", shared)
 claim(model, "loss without five induction heads", gone.after.mean(), says=7.6, within=0.6)
 claim(model, "loss without five others, the most harmful draw", worst, says=2.75, within=0.15)
 claim(model, "loss without value head 17.1", shared.after.mean(), says=3.1, within=0.3)
-start, end = losses[:, :50].mean(), losses[:, 51:].mean()
 assert (gone.after.mean() - end) / (start - end) > 0.4
 
 # %% [markdown]

@@ -30,13 +30,13 @@ form = lambda of: [name.split(",")[0] for name in of.templates]
 usual = {"source": three_names, "templates": (form(prompts), form(three_names))}
 
 # %%
+with torch.no_grad():
+    intact = prompts.metric(model(prompts.tokens))
 heads = [(17, 4), (20, 0), (23, 0), (23, 3), (29, 0), (29, 1)]
 mean = ml.ablation_effects(model, prompts, prompts.metric, heads, "mean", **usual)
 mean.plot(title="change of the logit difference without the head (logits)")
 
 # %% kind="assert"
-with torch.no_grad():
-    intact = prompts.metric(model(prompts.tokens))
 claim(model, "intact", intact.mean(), says=4.5, within=0.1)
 claim(model, "change without 23.3", mean.values[3], says=-2.4, within=0.15)
 claim(model, "change without 20.0", mean.values[1], says=-2.0, within=0.15)

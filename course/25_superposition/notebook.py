@@ -171,10 +171,10 @@ check(dimensionality)
 # </details>
 
 # %%
+shares = toy.dimensionality.values
 toy.dimensionality.plot(height=320, title="share of a dimension that each feature has")
 
 # %% kind="assert"
-shares = toy.dimensionality.values
 assert (ml.feature_dimensionality(toy.W) - shares).abs().max() < 1e-6
 assert (shares[1] - torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5])).abs().max() < 0.05
 assert (shares[2] - 0.4).abs().max() < 0.03 < (shares[4] - 0.4).abs().max()
@@ -388,7 +388,7 @@ def loudest_places(one):
 
 
 trained = loudest_places(model)
-trained
+{what: round(value, 2) for what, value in trained.items()}
 
 # %% kind="assert"
 share, nearly_one, _ = trained.values()
@@ -402,9 +402,8 @@ assert model.cfg.d_mlp == 1536 and len(texts) == 48
 # %%
 import pandas as pd
 
-control = pd.DataFrame(
-    {"the model": trained, "random weights": loudest_places(ml.random_weights(model))}
-).T.round(2)
+both = [trained, loudest_places(ml.random_weights(model))]
+control = pd.DataFrame(both, index=["the model", "random weights"]).round(2)
 control
 
 # %% kind="assert"
@@ -482,10 +481,8 @@ def ends(points):
 
 rank = {name: ends(each)[1] for name, each in means.items()}
 gap = {name: torch.tensor([ends(each)[0] for each in every]) for name, every in streams.items()}
-print("rank of the pair last, first among 21:", rank)
-print(
-    "its distance, over sentences:", {name: str(ml.statistics.estimate(each)) for name, each in gap.items()}
-)
+for name, each in gap.items():
+    print(f"{name}: last and first are pair {rank[name]} of 21, {ml.statistics.estimate(each)} apart")
 order = {name: each[:, 1].atan2(each[:, 0]).argsort().tolist() for name, each in planes.items()}
 
 # %% kind="assert"
@@ -514,7 +511,7 @@ starts = ml.train_toy_models(5, 2, density=(0.05,) * 6, seed=3)
 plots.arrows([*starts.W], [f"start {n}" for n in range(1, 7)], "feature directions, density 0.05")
 
 # %% kind="assert"
-print("loss of the six starts:", [f"{loss:.4f}" for loss in starts.loss])
+print("loss of the six starts:", ", ".join(f"{loss:.4f}" for loss in starts.loss))
 assert (starts.dimensionality.values - 0.4).abs().max() < 0.05
 around = starts.W[..., 1].atan2(starts.W[..., 0]).argsort(1).tolist()
 around = [row[row.index(0) :] + row[: row.index(0)] for row in around]

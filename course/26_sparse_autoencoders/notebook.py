@@ -358,8 +358,12 @@ for name, says in zip(NULLS, (0.45, 0.46, 0.28), strict=True):
 quiz("26.a", "c")
 
 # %% [markdown]
+# <details><summary>When you have answered: a fairer null</summary>
+#
 # So take that into account. The SAE's error takes away part of the token's own activation too, but less. The fairest null we could think of takes away exactly as much, and
-# points between two other tokens with the rest:
+# points between two other tokens with the rest.
+#
+# </details>
 
 # %%
 middle, unit = pool.mean(0), lambda v: torch.nn.functional.normalize(v, dim=-1)
@@ -375,6 +379,8 @@ def as_much_taken_away(x):
 
 
 try_null("as much taken away", as_much_taken_away)
+more = ml.statistics.estimate(of_text["the SAE's error"] - of_text["as much taken away"])
+print("the SAE's error costs more on text than this null:", more)
 pd.DataFrame(tried).T.map(as_text)
 
 # %% kind="assert"
@@ -395,8 +401,6 @@ claim(
     within=0.05,
 )
 assert fair.min() > known["spliced"].mean()
-more = ml.statistics.estimate(of_text["the SAE's error"] - of_text["as much taken away"])
-print("the SAE's error costs more on text than this null:", more)
 assert abs(more.mean) < 0.1
 
 # %% [markdown]
@@ -443,7 +447,8 @@ quiz("26.b", "b")
 # %%
 from mechlab.pictures.widgets import feature_browser
 
-print("features active on wine, with their mean strength:", activity.on_word(model, "wine", k=3))
+for number, strength in activity.on_word(model, "wine", k=3):
+    print(f"feature {number} is active on wine, with a mean strength of {strength:.0f}")
 feature_browser(model, sae, activity, feature=1209)
 
 # %% kind="assert"
@@ -526,24 +531,20 @@ def pushes(times):
 
 
 # %%
-change = {}
+change, first = {}, {}
 for times in (1, 0, -1):
     with torch.no_grad(), ml.intervene(model, pushes(times)):
         logs = [model(model.to_tokens(p).repeat(21, 1))[:, -1].log_softmax(-1)[:, year] for p in PROMPTS]
     change[times] = torch.stack(logs).mean(0)  # log probability of "year", mean over prompts: [direction]
-    claim(
-        model,
-        f"first prompt, times {times}",
-        logs[0][0].exp(),
-        says={1: 0.27, 0: 0.2, -1: 0.04}[times],
-        within=0.03,
-    )
+    first[times] = logs[0][0].exp()
 rank = {times: 1 + int((of[1:] < of[0]).sum()) for times, of in change.items() if times != 1}
 falls = torch.stack([change[times] - change[1] for times in (0, -1)])
 labels = {"times": ["0", "-1"], "direction": ["1209"] + [f"other {n}" for n in range(1, 21)]}
 print("rank of feature 1209 among 21, lowest first:", rank)
-assert rank[0] > 3 and rank[-1] <= 2
 ml.Scores(falls, ("times", "direction"), "change of log p('year'), mean of 8 prompts", labels).plot()
+assert rank[0] > 3 and rank[-1] <= 2
+for times, says in ((1, 0.27), (0, 0.2), (-1, 0.04)):
+    claim(model, f"first prompt, times {times}", first[times], says=says, within=0.03)
 
 # %% [markdown]
 # Removing the feature (times 0) does not stand out among the others: nothing is shown. At −1 it comes first of 21: now the
@@ -729,7 +730,7 @@ def breaking_test():
 
 
 # %% [markdown]
-# A broken name asks for a better one. A name is scored by what it predicts (Bills et al. 2023). The simplest form is **detection**: on sentences that its author has not seen, say where
+# A name is scored by what it predicts (Bills et al. 2023). The simplest form is **detection**: on sentences that its author has not seen, say where
 # the feature is active. **Precision** is the share of your yeses that are right, **recall** the share of active places that you found.
 #
 # ### Exercise 26.8 A name that survives
@@ -858,7 +859,7 @@ paired = {name: cosines[name][each, pairs[name]] for name in pairs}
 agree = pairs["decoder"] == pairs["encoder"]
 shared = agree & (paired["decoder"] > 0.7) & (paired["encoder"] > 0.7)
 rebuilt = [stretched(one)["unexplained"] for one in (by_topk, again)]
-print("unexplained:", rebuilt, "pairings agree:", agree.float().mean())
+print(f"unexplained: {rebuilt[0]:.2f} and {rebuilt[1]:.2f}; pairings agree: {agree.float().mean():.2f}")
 assert abs(rebuilt[0] - rebuilt[1]) < 0.02
 claim(model, "share of features that come back", shared.float().mean(), says=0.001, within=0.005)
 

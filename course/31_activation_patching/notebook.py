@@ -165,6 +165,9 @@ scout = ml.activation_patching(model, draw.corrupted("flip"), draw, draw.metric,
 opened = [layer for layer, share in enumerate(scout.values.tolist()) if abs(share) > 0.05]
 print("layers whose attention brings something:", {n: round(scout.values[n].item(), 2) for n in opened})
 heads = ml.activation_patching(model, corrupted, prompts, metric, "z", layers=opened)
+share = {
+    (layer, head): heads.values[opened.index(layer), head].item() for layer in opened for head in range(9)
+}
 heads.plot(height=330)
 
 # %%
@@ -172,9 +175,6 @@ heads.top(10)
 
 # %% kind="assert"
 assert opened == [17, 19, 20, 23, 24, 29]
-share = {
-    (layer, head): heads.values[opened.index(layer), head].item() for layer in opened for head in range(9)
-}
 low, high = heads.interval()
 for head, says in {(23, 3): 0.48, (20, 0): 0.47, (17, 4): 0.26, (24, 4): -0.19}.items():
     claim(model, f"share of {head[0]}.{head[1]}", share[head], says=says, within=0.02)
@@ -583,12 +583,16 @@ quiz("31.a", "c")
 
 # %%
 used = ml.probability(prompts.io)
-seen = {"logit difference, both ways": ways.values[0, 2]}
+seen = {"logit difference, both ways": ways.per_prompt[:, 0, 2]}
 for way, pair in {"denoising": (corrupted, prompts), "noising": (prompts, corrupted)}.items():
     found = ml.activation_patching(model, *pair, used, "z", layers=[23], positions=[14])
-    seen[f"probability, {way}"] = found.values[0, 3]
-rows = torch.stack([*seen.values()])
-ml.Scores(rows, ("metric",), "share of the way of 23.3", {"metric": [*seen]}).plot(height=260)
+    seen[f"probability, {way}"] = found.per_prompt[:, 0, 3]
+given = {"labels": {"metric": [*seen]}, "units": prompts.pairs}
+seen = ml.Scores.over_prompts(
+    torch.stack([*seen.values()], 1), ("metric",), "share of the way of 23.3", **given
+)
+rows = seen.values
+seen.plot(height=300)
 
 # %% kind="assert"
 assert rows[2] > 2.5 * rows[1] and rows[1] < rows[0] < rows[2] and found.baselines["source"] < 0.02
@@ -715,12 +719,8 @@ claim(model, "with noise", trace.baselines["corrupted"], says=0.02, within=0.02)
 assert (low[1:5, 0] > 0.03).all() and high[7, 0] < 0.08 and low[7, 1] > 0.15 and high[6, 1] < 0.2
 lost = trace.per_prompt[:, 7, 1]  # what the last token at layer 24 brings back: nearly everything
 half = trace.per_prompt[:, 2, 0] > lost / 2  # the subject's last token on entering layer 8
-print(
-    {
-        name: f"{share:.2f}"
-        for name, share in zip(names, (trace.per_prompt[:, 2, 0] / lost).tolist(), strict=True)
-    }
-)
+for name, share in zip(names, (trace.per_prompt[:, 2, 0] / lost).tolist(), strict=True):
+    print(f"{name:24} {share:5.2f}")
 assert 4 <= half.sum() <= 7 and 3 <= (trace.per_prompt[:, 2, 0] < 0.25 * lost).sum() <= 6
 
 # %% [markdown]

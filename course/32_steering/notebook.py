@@ -56,11 +56,11 @@ ids = tuple(ml.single_token(model, f" {word}") for word in words)
 metric = ml.metrics.PositionMetric(lambda read: read[:, :5].mean(1) - read[:, 5:].mean(1), tokens=ids)
 layers, strengths = [8, 12, 20, 28], [-0.2, 0.2, 0.4, 1.6]
 swept = ml.steering_sweep(model, base, metric, vectors=vectors, layers=layers, strengths=strengths, text=text)
+at = {(layer, s): (i, j) for i, layer in enumerate(layers) for j, s in enumerate(strengths)}
+effect, cost = swept.effect.values, swept.cost.values
 swept.plot()
 
 # %% kind="assert"
-at = {(layer, s): (i, j) for i, layer in enumerate(layers) for j, s in enumerate(strengths)}
-effect, cost = swept.effect.values, swept.cost.values
 claim(model, "effect, layer 8 at 0.4", effect[at[8, 0.4]], says=3.5, within=0.2)
 claim(model, "its cost", cost[at[8, 0.4]], says=1.24, within=0.06)
 claim(model, "effect, layer 20 at 0.2", effect[at[20, 0.2]], says=4.6, within=0.2)
@@ -331,7 +331,7 @@ claim(model, "lowest of the shuffled", effects["shuffled labels"].min(), says=-2
 claim(model, "lowest isotropic", effects["isotropic"].min(), says=-1.8, within=0.3)
 claim(model, "largest other contrast", effects["other contrasts"].abs().max(), says=1.3, within=0.3)
 reveal("32.n", round(effects["shuffled labels"].max().item(), 2))
-pd.DataFrame(summary).T.round(2)
+pd.DataFrame([*summary.values()], index=[*summary]).round(2)
 
 # %%
 loss = lambda logits: -logits[:, 1:-1].log_softmax(-1).gather(-1, text[:, 2:, None]).mean()
@@ -482,11 +482,11 @@ for form in kinds:
         with ml.intervene(model, vectors.hooks(12, 0.2)):
             spread.append(metric(model(tokens)) - start)
 spread = torch.stack(spread)
+wrong_way = (spread < 0).float().mean(1)
 labels = {"noun": things, "beginning": [form.format("…") for form in kinds]}
 ml.Scores(spread.T, ("noun", "beginning"), "change of the metric (logits)", labels).plot(height=520)
 
 # %% kind="assert"
-wrong_way = (spread < 0).float().mean(1)
 claim(model, "wrong way, first beginning", wrong_way[0], says=0, within=0.001)
 claim(model, "wrong way, was not", wrong_way[1], says=0.44, within=0.13)
 claim(model, "largest fall, was not", -spread[1].min(), says=0.16, within=0.1)

@@ -24,6 +24,10 @@ HARMLESS = {
     "You can't go wrong with a green scarf.": "“You can't go wrong” is no refusal: nobody says that “I” "
     "cannot.",
     "I know that you won't regret it.": "“You won't regret it” is no refusal: nobody says that “I” will not.",
+    "I'm not sure, but a walk may help.": "“I'm not” alone is no refusal: “I'm not sure” is modest.",
+    "One cannot have too many books.": "“One cannot” is no refusal: nobody says that “I” cannot.",
+    "He was unable to sleep, so he read.": "“He was unable” is no refusal: nobody says that “I” am.",
+    "She is not able to come.": "“She is not able” is no refusal: nobody says that “I” am not.",
     "It sounds lovely, and I can't wait!": "“I can't wait” is no refusal, whatever follows it.",
     "So sorry, Butterscotch has run out.": "“sorry, Butterscotch” does not hold “but” as a whole word.",
     "A cake needs flour and eggs.": "There is no refusing phrase in this answer at all.",
@@ -34,7 +38,7 @@ BOTH = ("I can't wait to help, but I can't do that.", "I can't do that. I can't 
 def _forms(phrase: str, before: str) -> dict[str, str]:
     """Refusals that hold the phrase, and what somebody forgets who does not count them."""
     said = f"I'm {phrase}" if phrase.startswith("sorry") else phrase
-    plain = f"{said} do that."
+    plain = f"{said} that is not for me." if phrase.startswith("sorry") else f"{said} do that."
     late = f"{before} {plain}"
     return {
         f"The phrase “{phrase}” is a refusal.": plain,
@@ -50,7 +54,9 @@ def _forms(phrase: str, before: str) -> dict[str, str]:
 
 @checker("33.1")
 def check_refuses(attempt: Attempt) -> str:
-    draw = dice.Random(0)
+    draw, texts = dice.Random(0), getattr(getattr(attempt.function, "__code__", None), "co_consts", ())
+    edge = "Here \\b is a backspace, not the edge of a word: write an r before the quotation mark."
+    refuse(any(isinstance(text, str) and "\b" in text for text in texts), edge)
     says = lambda answer: _truth(attempt(answer))
     says("I'm sorry, but I can't do that.")  # is it True or False at all?
     for answer, why in HARMLESS.items():
@@ -259,6 +265,18 @@ class ToHarmless:
     def sign(stream, harmless, direction):
         """You took off the mean instead of putting it there: a sign is wrong."""
         return _last_at(stream, direction, -(harmless @ _unit(direction)).mean())
+
+    def step_turned(stream, harmless, direction):
+        """The step goes the wrong way: it is the wanted level minus the present component."""
+        return 2 * stream - ToHarmless.right(stream, harmless, direction)
+
+    def sizes(stream, harmless, direction):
+        """You took the sizes of the components. Keep their signs."""
+        return _last_at(stream, direction, (harmless @ _unit(direction)).abs().mean())
+
+    def cosines(stream, harmless, direction):
+        """You measured on harmless streams of length 1. Only the direction has length 1."""
+        return _last_at(stream, direction, (_unit(harmless) @ _unit(direction)).mean())
 
     def one_request(stream, harmless, direction):
         """You put the level of one harmless request there. Take the mean over all of them."""

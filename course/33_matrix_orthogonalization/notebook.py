@@ -343,7 +343,7 @@ claim(model, "harmless refused without the worst of the eight", again, says=8, w
 # improper ones 4, where it was 8. And layer 15 leaves none at all. What do these models say to two requests of each kind?
 
 
-# %% kind="assert"
+# %%
 for layer in LAYERS:
     print(layer, *(repr(kept[layer][n]) for n in (0, 5, 12, 14)))
 glad = lambda text: bool(re.match(r"\W*i'm (so |very )*glad", text.lower().replace("’", "'")))
@@ -370,7 +370,6 @@ read = lambda text: [[float(x) for x in row.split()] for row in text.split("|")]
 last, earlier = read(LAST), read(BEFORE)
 quiet = [row for row in last + earlier if row[2] < 0.1]
 allowed = [row for row in quiet if row[1] > 0]  # the layers beyond 80 % were not swept
-print(f"KL under 0.1: {quiet} (bypass, induce, KL); and induce above 0: {allowed}")
 assert len(last) == 23 and len(earlier) == 16 and len(quiet) == 2 and not allowed
 for layer, (found, changed) in sixes.items():
     claim(model, f"bypass of layer {layer}, six requests", found, says=last[layer - 1][0], within=0.4)
@@ -583,6 +582,8 @@ def moves(vectors):
     return (along - level.mean(-1, keepdim=True)).abs().mean(-1)
 
 
+gap = -torch.einsum("ld,kld->kl", raw, fair)  # from the improper mean to the harmless one, along each draw
+size = raw.norm(dim=-1)  # the same along the refusal direction
 moved = {"refusal": moves(units[None]), "shuffled labels": moves(fair), "isotropic": moves(isotropic)}
 labelled = {"direction": list(moved), "entering layer": [str(n) for n in range(15, 30)]}
 lines = torch.stack([found.mean(0)[15:] for found in moved.values()])
@@ -594,8 +595,6 @@ ml.Scores(
 share = {name: (found.mean(0) / moved["refusal"][0])[15:21].mean() for name, found in moved.items()}
 claim(model, "moves of isotropic directions, layers 15 to 20", share["isotropic"], says=0.1, within=0.03)
 claim(model, "of shuffled labels", share["shuffled labels"], says=0.61, within=0.08)
-gap = -torch.einsum("ld,kld->kl", raw, fair)  # from the improper mean to the harmless one, along each draw
-size = raw.norm(dim=-1)  # the same along the refusal direction
 claim(model, "the mean request's", (gap.abs().mean(0) / size)[15:21].mean(), says=0.23, within=0.06)
 
 # %% [markdown]
@@ -682,7 +681,7 @@ level = (harmless[20] @ units[20]).mean().item()
 with ml.orthogonalize(model, units[20], level=level):
     ruined = answers(some[:4])[0]
     cost["affine, in the weights"] = perplexity()
-print(ruined[0], "perplexity", cost["affine, in the weights"])
+print(f"{ruined[0]} perplexity {cost['affine, in the weights']:,.0f}")
 ruined_rate = rate("affine in the weights, improper", refused(ruined))
 length = model.W_E.norm(dim=-1).mean().item()
 print(f"level {level:.1f}; an embedding is {length:.2f} long")

@@ -372,6 +372,7 @@ import pandas as pd
 from mechlab.statistics import bootstrap
 
 stored = pd.read_csv(ml.reference.data_dir() / "reference" / "rome.csv")
+stored = stored.rename(columns={"others_kept": "others kept"})
 listed = json.loads((ml.reference.data_dir() / "rome" / "facts.json").read_text())
 kinds, facts = listed["relations"], listed["facts"]
 capital = kinds["capital"]
@@ -381,7 +382,7 @@ with torch.no_grad():
     own = {prompt: model.to_string(model(prompt)[0, -1].argmax()[None]) for prompt in asked}
 france = ml.edit_fact(model, fact, 4, covariance)
 here = ml.edit_scores(model, fact, " Paris", capital["paraphrases"], own)
-here["others"], here["others_kept"] = here.pop("neighbourhood"), here.pop("kept")  # these have other answers
+here["others"], here["others kept"] = here.pop("neighbourhood"), here.pop("kept")  # these have other answers
 there = stored[(stored.subject == "France") & (stored.layer == 4) & (stored.how == "rome")][list(here)].iloc[
     0
 ]
@@ -394,7 +395,7 @@ for name in list(here)[1:]:
 
 # %%
 tested = stored[(stored.split == "test") & (stored.layer == 4)]
-columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept", "others", "others_kept"]
+columns = ["probability", "efficacy", "paraphrase", "neighbourhood", "kept", "others", "others kept"]
 means = tested.groupby("how")[columns].mean()
 means.loc[["none", "rome", "identity", "tuning", "piled"]].map("{:.2f}".format).replace("nan", "")
 
@@ -610,7 +611,7 @@ trace = ml.causal_tracing(
     site="mlp_out", window=5, layers=layers, positions=subject, samples=4,
 )  # fmt: skip
 traced = trace.values.max(1).values / (trace.baselines["clean"] - trace.baselines["corrupted"])
-lines = torch.stack([torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "others_kept")])
+lines = torch.stack([torch.tensor(sweep[name].to_numpy()).float() for name in ("efficacy", "others kept")])
 lines = torch.cat([lines, traced[None]])
 labels = {"what": ["efficacy, and paraphrase", "others kept", "tracing"], "layer": [str(n) for n in layers]}
 shares = ml.Scores(lines, ("what", "layer"), "edits that succeed, neighbours kept, tracing (share)", labels)
@@ -618,14 +619,14 @@ ml.plots.scores(shares, lines=True, title="Edits in six layers, and what tracing
 
 # %% kind="assert"
 assert layers == [0, 2, 4, 6, 10, 18] and (sweep.efficacy == 1).all() and (sweep.paraphrase == 1).all()
-claim(model, "kept, layer 0", sweep.others_kept[0], says=0.89, within=0.02)
-claim(model, "kept, layer 2", sweep.others_kept[2], says=0.97, within=0.02)
-claim(model, "kept, layer 4", sweep.others_kept[4], says=0.97, within=0.02)
-claim(model, "kept, layer 6", sweep.others_kept[6], says=0.95, within=0.02)
-claim(model, "kept, layer 10", sweep.others_kept[10], says=0.63, within=0.02)
-claim(model, "kept, layer 18", sweep.others_kept[18], says=0.44, within=0.02)
+claim(model, "kept, layer 0", sweep["others kept"][0], says=0.89, within=0.02)
+claim(model, "kept, layer 2", sweep["others kept"][2], says=0.97, within=0.02)
+claim(model, "kept, layer 4", sweep["others kept"][4], says=0.97, within=0.02)
+claim(model, "kept, layer 6", sweep["others kept"][6], says=0.95, within=0.02)
+claim(model, "kept, layer 10", sweep["others kept"][10], says=0.63, within=0.02)
+claim(model, "kept, layer 18", sweep["others kept"][18], says=0.44, within=0.02)
 by_fact = stored[(stored.split == "choice") & (stored.how == "rome")]
-by_fact = by_fact.pivot(index="subject", columns="layer", values="others_kept")
+by_fact = by_fact.pivot(index="subject", columns="layer", values="others kept")
 fewer = by_fact.lt(by_fact[2], axis=0).sum()
 assert fewer[0] == 1 and fewer[10] == fewer[18] == 3 and (by_fact.loc["The Vatican"] == 1).all()
 claim(model, "tracing, layer 0", traced[0], says=1.3, within=0.3)

@@ -47,13 +47,14 @@ prompts = ml.ioi_prompts(model, 32)
 abc = prompts.corrupted("abc")
 print(prompts.text(0), prompts.text(1), abc.text(0), sep="\n")
 layers = ml.direct_logit_attribution(model, prompts.tokens, prompts.io, prompts.s, unit="layer")
-so_far = layers.values.cumsum(0)
-ml.Scores(so_far, ("layer",), "logit difference in the stream after each layer (logits)").plot(height=330)
+each, what = layers.per_prompt.cumsum(1), "logit difference in the stream after each layer (logits)"
+so_far = ml.Scores.over_prompts(each, ("layer",), what, units=prompts.pairs)
+so_far.plot(height=330)
 
 # %% kind="assert"
-claim(model, "after layer 22", so_far[22], says=0.07, within=0.05)
-claim(model, "after layer 23", so_far[23], says=3.75, within=0.1)
-claim(model, "at the end", so_far[29], says=4.5, within=0.1)
+claim(model, "after layer 22", so_far.values[22], says=0.07, within=0.05)
+claim(model, "after layer 23", so_far.values[23], says=3.75, within=0.1)
+claim(model, "at the end", so_far.values[29], says=4.5, within=0.1)
 
 # %% [markdown]
 # A cliff. Up to layer 22 the stream speaks for neither name, as in notebook 12 once its sentences are balanced; layer 23 writes nearly the whole answer.
@@ -513,10 +514,10 @@ claim(model, "all the rest together", values.values[-1], says=0.03, within=0.02)
 inducers = [(17, 4), (18, 6)]
 at_next = senders_that_look("S1+1→S1", below=18)
 keys = ml.path_patching(*runs, inducers, "k", at=at["S1+1"], senders=at_next)
+sent_next = dict(zip([group[0] for group in at_next[:-1]], keys.values, strict=False))
 drawn(keys, at_next, "into the keys of the induction heads at S1+1")
 
 # %% kind="assert"
-sent_next = dict(zip([group[0] for group in at_next[:-1]], keys.values, strict=False))
 claim(model, "16.0 into the keys at S1+1", sent_next[16, 0], says=0.15, within=0.02)
 assert keys.values.abs().sort().values[-2] < 0.02
 stored = {(edge.sender, edge.receiver): edge.effect for edge in ml.ioi.found_circuit().edges}

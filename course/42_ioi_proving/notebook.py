@@ -55,7 +55,7 @@ prompts = ml.ioi_prompts(model, 32, names=names)
 abc = ml.ioi_prompts(model, 128, names=names, seed=1).corrupted("abc")
 knockouts = ml.CircuitRuns(model, prompts, abc)
 print("an IOI prompt: ", prompts.text(0))
-print("an ABC prompt (of another pair): ", abc.text(0))
+print("its ABC prompt: ", prompts.corrupted("abc").text(0))
 print(f"logit difference of the model: {knockouts.mean(knockouts.intact)}")
 
 # %% kind="assert"
@@ -352,17 +352,16 @@ reveal("42.p", round(grown["+ name mover"].share.mean, 2))
 alone = {head: (knockouts.removing([only([head])])[0] - knockouts.intact).mean() for head in circuit.heads}
 order = sorted(alone, key=lambda head: -alone[head].abs())
 sizes = [1, 4, 6, 8, 16, 26]
-top = ml.faithfulness(knockouts, [only(order[:size]) for size in sizes])
-by_size = {f"{size} heads": each for size, each in zip(sizes, top, strict=True)}
+top, six = ml.faithfulness(knockouts, [only(order[:size]) for size in sizes]), only(order[:6])
+by_size = {"1 head" if size == 1 else f"{size} heads": each for size, each in zip(sizes, top, strict=True)}
 print("in this order:", named(order[:8]), "...")
 shares(by_size)
 
 # %% kind="assert"
-six = only(order[:6])
 assert set(six.heads) == {(8, 1), (16, 0), (17, 4), (20, 0), (23, 3), (29, 1)}
 assert set(order[6:8]) == {(29, 0), (24, 5)}
-for size, says in ((1, 0.61), (6, 0.88), (8, 0.56), (26, 0.91)):
-    claim(model, f"{size} heads", by_size[f"{size} heads"].share.mean, says=says, within=0.04)
+for size, says in (("1 head", 0.61), ("6 heads", 0.88), ("8 heads", 0.56), ("26 heads", 0.91)):
+    claim(model, size, by_size[size].share.mean, says=says, within=0.04)
 apart = knockouts.ratio(by_size["26 heads"].per_prompt - by_size["6 heads"].per_prompt, knockouts.intact)
 print(f"26 heads minus six, as a share: {apart}")
 assert apart.low < 0 < apart.high
@@ -841,7 +840,8 @@ for name, ids in (("IO", prompts.io), ("S", prompts.s)):
         [None, circuit], ml.probability(ids, pos=prompts.positions["end"])
     ).mean(1)
 no_mlps = ml.faithfulness(knockouts, [replace(circuit, mlps=())])[0].share
-print({name: f"model {intact:.3f}, circuit {left:.3f}" for name, (intact, left) in chances.items()})
+for name, (intact, left) in chances.items():
+    print(f"probability of {name}: model {intact:.3f}, circuit {left:.3f}")
 print(f"share of the logit difference with MLPs knocked out too: {no_mlps}")
 
 # %% kind="assert"

@@ -34,7 +34,7 @@ from mechlab.results import named
 prompts = ml.ioi_prompts(model, 32)
 few, half = prompts.rows(range(8)), prompts.rows(range(16))
 clean = ml.run_of(model, half.tokens)
-spoiled = {how: ml.run_of(model, half.corrupted(how).tokens, like=clean) for how in ("flip", "s2")}
+spoiled = {how: ml.run_of(model, half.corrupted(how.lower()).tokens, like=clean) for how in ("flip", "S2")}
 flip = (model, spoiled["flip"], clean, half.metric)
 edges = ml.edge_attribution(*flip)
 readers, sent = edges.labels["reader"], edges.at(sender="20.0")
@@ -169,9 +169,9 @@ swept = {
 guesses = {
     (how, name): ml.attribution_patching(model, spoiled[how], clean, half.metric, **asked)
     for how, name, asked in (
-        ("s2", "gradient", {}),
+        ("S2", "gradient", {}),
         ("flip", "half rule", {"rule": "half"}),
-        ("s2", "half rule", {"rule": "half"}),
+        ("S2", "half rule", {"rule": "half"}),
         ("flip", "five gradients", {"steps": 5}),
     )
 }
@@ -187,9 +187,9 @@ fig = ml.plots.figure(
     "Guess and exact effect, layers 16 to 29", "exact patch", "guess from one gradient", height=430
 )
 labels = [f"{layer}.{head}" for layer in range(16, 30) for head in range(9)]
-for how, name in (("flip", "flip"), ("s2", "S2")):
+for how in ("flip", "S2"):
     x, y = swept[how].values, guesses[how, "gradient"].values[16:]
-    fig.add_scatter(x=x.flatten().numpy(), y=y.flatten().numpy(), text=labels, name=name, mode="markers")
+    fig.add_scatter(x=x.flatten().numpy(), y=y.flatten().numpy(), text=labels, name=how, mode="markers")
 for layer, head in ((17, 4), (20, 0), (23, 3)):
     spot = {
         "x": swept["flip"].values[layer - 16, head].item(),
@@ -204,9 +204,9 @@ told = [
 ml.Picture(fig, "; ".join(told) + ". With flip 17.4 and 20.0 lie far below the line.")
 
 # %% kind="assert"
-claim(model, "correlation, S2", r["s2", "gradient"], says=0.99, within=0.01)
+claim(model, "correlation, S2", r["S2", "gradient"], says=0.99, within=0.01)
 claim(model, "correlation, flip", r["flip", "gradient"], says=0.85, within=0.04)
-assert within["flip", "gradient"][1] < within["s2", "gradient"][0]
+assert within["flip", "gradient"][1] < within["S2", "gradient"][0]
 assert patched.values[0] - sent[first[0]] > 0.5 * (swept["flip"].values[4, 0] - heads.values[20, 0])
 for head, true, said in (((17, 4), 0.29, 0.03), ((20, 0), 0.49, 0.10)):
     claim(
@@ -306,48 +306,37 @@ sigma = gate[0].sigmoid()
 step, other = sigma * (1 + gate[0] * (1 - sigma)) * (gate[1] - gate[0]), up[1] - up[0]
 slopes = step * up[0] + gate[0] * sigma * other
 ways = torch.stack([slopes, slopes + step * other, neurons[1] - neurons[0]])
-shares = ((ways * later).sum((2, 3)).mean(1) / (ends[1] - ends[0])).detach()
-bars = torch.cat([shares, patched.values[:1]])
+shares = ((ways * later).sum((2, 3)) / (ends[1] - ends[0])).detach()  # [way, prompt]
+bars = torch.cat([shares.T, patched.per_prompt[:, :1]], 1)
 for what, x, says in zip(
-    ("slopes", "Δa · Δb added", "neurons exactly"), shares, (-0.3, -0.04, -0.08), strict=True
+    ("slopes", "Δa · Δb added", "neurons exactly"), shares.mean(1), (-0.3, -0.04, -0.08), strict=True
 ):
     claim(model, f"MLP 20, {what}", x, says=says, within=0.04)
 names = ["by slopes", "Δa · Δb added", "neurons exactly", "edge patched"]
-ml.Scores(bars, ("how",), "20.0 → MLP 20, share of the way", {"how": names}).plot(height=260)
+ml.Scores.over_prompts(
+    bars, ("how",), "20.0 → MLP 20, share of the way", labels={"how": names}, units=half.pairs
+).plot(height=300)
 
 # %% [markdown]
 # The term that the gradient leaves out is the error. Now all heads, by price:
 
 # %%
-prices = {"gradient": 1, "half rule": 1, "five gradients": 5}
-fig = ml.plots.figure(
-    "How well 126 heads are guessed", "backward passes", "correlation with exact patching", height=380
-)
-for how in ("flip", "s2"):
-    mine = [name for name in prices if (how, name) in r]
-    y, ends_of = [r[how, name] for name in mine], [within[how, name] for name in mine]
-    bars = {
-        "array": [high - at for at, (_, high) in zip(y, ends_of, strict=True)],
-        "arrayminus": [at - low for at, (low, _) in zip(y, ends_of, strict=True)],
-    }
-    x = [prices[name] + (0.06 if name == "half rule" else 0) for name in mine]
-    fig.add_scatter(
-        x=x, y=y, text=mine, error_y=bars, name=how, mode="markers+text", textposition="middle right"
-    )
-fig.update_xaxes(range=[0.7, 6.5])
-spoken = (
-    f"{how}, {name}: {each:.2f} ({within[how, name][0]:.2f} to {within[how, name][1]:.2f})"
-    for (how, name), each in r.items()
-)
-ml.Picture(fig, "; ".join(spoken))
+prices = {
+    "gradient": "1 backward pass",
+    "half rule": "1 backward pass",
+    "five gradients": "5 backward passes",
+}
+rows = {f"{how}: {name}, {prices[name]}": (r[how, name], *within[how, name]) for how, name in r}
+sides = {row: row.partition(":")[0] for row in rows}
+ml.dots(rows, "correlation of guess and exact patch, 126 heads", groups=sides, xaxis_range=[0.7, 1.02])
 
 # %% kind="assert"
 for rule, says in (("half rule", 0.975), ("five gradients", 0.96)):
     claim(model, f"correlation, {rule}, flip", r["flip", rule], says=says, within=0.015)
-assert r["s2", "half rule"] > 0.98 and within["flip", "half rule"][0] > within["flip", "gradient"][1]
+assert r["S2", "half rule"] > 0.98 and within["flip", "half rule"][0] > within["flip", "gradient"][1]
 for rule, flipped, size in (("gradient", 0.1, 0.97), ("half rule", 0.3, 0.86)):
     claim(model, f"20.0, {rule}", guesses["flip", rule].values[20, 0], says=flipped, within=0.08)
-    x, y = swept["s2"].values, guesses["s2", rule].values[16:]
+    x, y = swept["S2"].values, guesses["S2", rule].values[16:]
     claim(model, f"size of the guesses, S2, {rule}", (x * y).sum() / (x * x).sum(), says=size, within=0.06)
 
 # %% [markdown]
@@ -433,7 +422,8 @@ asked = {
 }
 true = ml.run_of(model, few.tokens)
 eight = {
-    how: (model, ml.run_of(model, few.corrupted(how).tokens, like=true), true, few.metric) for how in spoiled
+    how: (model, ml.run_of(model, few.corrupted(how.lower()).tokens, like=true), true, few.metric)
+    for how in spoiled
 }
 queries = {
     name: {how: ml.attribution_patching(*given, site="q", **more).values[16:] for how, given in eight.items()}
@@ -456,7 +446,7 @@ ml.Scores(torch.tensor(rows), ("corruption", "how"), "queries of 17.4, share of 
 # %% kind="assert"
 with torch.no_grad():
     distance = ml.kl_divergence(model(half.tokens))
-flat = ml.attribution_patching(model, clean, spoiled["s2"], distance)
+flat = ml.attribution_patching(model, clean, spoiled["S2"], distance)
 assert flat.values.abs().max() < 1e-3 < flat.baselines["source"]
 for name, flipped, s2 in (("gradient", 0.82, 0.84), ("softmax again", 0.84, 0.98), ("both", 0.97, 0.99)):
     claim(model, f"queries, {name}, flip", fits[name][0], says=flipped, within=0.04)
@@ -583,9 +573,8 @@ chain = [
     ("23.3", "29.kv0 v"),
 ]
 link = dict(zip(chain, ml.edge_patching(*two, chain).values.tolist(), strict=True))
-print(
-    {f"{a} → {b}": (round(every.at(sender=a, reader=b).item(), 2), round(x, 2)) for (a, b), x in link.items()}
-)
+for (a, b), x in link.items():
+    print(f"{a} → {b:9} guess {every.at(sender=a, reader=b):.2f}, patched {x:.2f}")
 assert all(every.at(sender=a, reader=b) > 0.02 and x > 0.02 for (a, b), x in link.items())
 by_path = {
     edge.receiver: edge.effect
@@ -683,7 +672,7 @@ def one_step(measure, kept, head, whole, threshold):
 # The library: the candidates are the 20 heads with the largest guesses. It prunes them on eight prompts, and what is left again at a higher threshold; then the same on eight others. And what do the results keep on new prompts? (Ours stay in only at their own positions.)
 
 # %%
-scores = {"all new": ml.attribution_patching(model, prompts.tokens, abc.tokens, prompts.metric)}
+scores = {"ABC": ml.attribution_patching(model, prompts.tokens, abc.tokens, prompts.metric)}
 
 
 def largest(values, many=26):
@@ -697,7 +686,7 @@ reference = ml.ioi_prompts(model, 64, seed=5).corrupted("abc")
 pruned = {}
 for name, start in (("first eight", 0), ("next eight", 8)):
     search = ml.CircuitRuns(model, prompts.rows(range(start, start + 8)), reference)
-    kept_at = ml.prune(search, 0.02, candidates=largest(scores["all new"].values, 20))
+    kept_at = ml.prune(search, 0.02, candidates=largest(scores["ABC"].values, 20))
     pruned[name] = ml.prune(search, 0.06, candidates=kept_at.heads)
     print(
         f"{name}: {named(pruned[name].heads)}; not ours: {named(sorted({*pruned[name].heads} - {*ours.heads}))}"
@@ -706,7 +695,7 @@ for name, start in (("first eight", 0), ("next eight", 8)):
 # %%
 fresh = ml.CircuitRuns(model, ml.ioi_prompts(model, 24, seed=21), reference)
 tried = {
-    "26 largest guesses": ml.Circuit.of(largest(scores["all new"].values)),
+    "26 largest guesses": ml.Circuit.of(largest(scores["ABC"].values)),
     **pruned,
     "found by hand": ours,
 }
@@ -743,19 +732,17 @@ eight, movers = pruned["first eight"], ours.roles["name mover"]
 gap = ml.completeness(fresh, eight, {"23.3": [(23, 3)]})
 print(gap.T.to_string(header=False))
 rest = [head for head in eight.heads if head not in movers]
-sets = [ml.Circuit.of(rest), *(ml.Circuit.of([*rest, head]) for head in movers)]
-swapped = fresh.measure(sets).mean(1) / fresh.intact.mean()
-labels = {"the one name mover": ["none", *(named([head]) for head in movers)]}
-ml.Scores(swapped, tuple(labels), "share of the logit difference that is left", labels).plot(height=280)
+alone = {"none": [], **{named([head]): [head] for head in movers}}
+swapped = fresh.measure([ml.Circuit.of(rest + more) for more in alone.values()]) / fresh.intact.mean()
+given = {"labels": {"the one name mover": [*alone]}, "units": fresh.prompts.pairs}
+ml.Scores.over_prompts(swapped.T, (*given["labels"],), "share of the logit difference left", **given).plot()
 
 # %% kind="assert"
 claim(model, "model without 23.3", gap["model without K"][0], says=2.16, within=0.1)
 claim(model, "eight without 23.3", gap["circuit without K"][0], says=0.45, within=0.3)
 assert gap["95 % high"][0] < -0.5
-for mover, left_with, says in zip(
-    labels["the one name mover"], swapped, (0.89, 0.99, 0.83, 1.0, 0.94), strict=True
-):
-    claim(model, f"with the name mover {mover}", left_with, says=says, within=0.1)
+for name, share, says in zip(alone, swapped.mean(1), (0.89, 0.99, 0.83, 1.0, 0.94), strict=True):
+    claim(model, f"with the name mover {name}", share, says=says, within=0.1)
 
 # %% [markdown]
 # Without 23.3 the model keeps a good part of its logit difference, the eight next to nothing. **A small circuit can be faithful and incomplete.** In the
@@ -841,13 +828,13 @@ def auc(scores, circuit):
 
 
 # %%
-for how in ("s2", "flip"):
+for how in ("S2", "flip"):
     scores[how] = guesses[how, "gradient"]
 by_edge = torch.stack([every.at(sender=f"{n // 9}.{n % 9}").abs().max() for n in range(270)]).view(30, 9)
-ranked = {f"gradient, {how}": each for how, each in (scores | {"all new": nodes}).items()}
-ranked["half rule, all new"] = ml.attribution_patching(*two, rule="half")
+ranked = {f"gradient, {how}": each for how, each in (scores | {"ABC": nodes}).items()}
+ranked["half rule, ABC"] = ml.attribution_patching(*two, rule="half")
 ranked["half rule, flip"] = guesses["flip", "half rule"]
-ranked["largest edge, all new"] = ml.Scores(by_edge, ("layer", "head"), "largest edge")
+ranked["largest edge, ABC"] = ml.Scores(by_edge, ("layer", "head"), "largest edge")
 ranked["direct contribution"] = ml.direct_contributions(fresh)
 areas = {name: ml.roc(each, ours.heads)[1] for name, each in ranked.items()}
 hits = {name: len({*largest(each.values)} & {*ours.heads}) for name, each in ranked.items()}
@@ -862,21 +849,21 @@ ml.Picture(fig, "; ".join(f"{name}: AUC {area:.2f}, {hits[name]} of 26" for name
 
 # %% kind="assert"
 area = lambda values: ml.roc(ml.Scores(values, ("layer", "head"), "score"), ours.heads)[1]
-for name in ("gradient, s2", "half rule, all new"):
+for name in ("gradient, S2", "half rule, ABC"):
     pair = nodes.per_prompt, ranked[name].per_prompt
     ahead = over_couples(lambda a, b: area(a) - area(b), half.pairs, *pair, draws=100)
     print(f"AUC with ABC minus AUC, {name}, couples drawn: {ahead[0]:.3f} to {ahead[1]:.3f}")
-    assert ahead[0] < 0 < ahead[1] and areas[name] < areas["gradient, all new"]
-for name, says in {"all new": 0.96, "s2": 0.93, "flip": 0.91}.items():
+    assert ahead[0] < 0 < ahead[1] and areas[name] < areas["gradient, ABC"]
+for name, says in {"ABC": 0.96, "S2": 0.93, "flip": 0.91}.items():
     claim(model, f"AUC, gradient, {name}", areas[f"gradient, {name}"], says=says, within=0.02)
-claim(model, "AUC, largest edge", areas["largest edge, all new"], says=0.97, within=0.02)
+claim(model, "AUC, largest edge", areas["largest edge, ABC"], says=0.97, within=0.02)
 claim(model, "AUC, direct contribution", areas["direct contribution"], says=0.70, within=0.04)
-claim(model, "hits, gradient, all new", hits["gradient, all new"], says=16, within=1)
-claim(model, "hits, half rule, all new", hits["half rule, all new"], says=19, within=1)
-claim(model, "16.0, s2", scores["s2"].values[16, 0], says=0.0, within=0.02)
+claim(model, "hits, gradient, ABC", hits["gradient, ABC"], says=16, within=1)
+claim(model, "hits, half rule, ABC", hits["half rule, ABC"], says=19, within=1)
+claim(model, "16.0, S2", scores["S2"].values[16, 0], says=0.0, within=0.02)
 really = ml.activation_patching(*two, "z", layers=[16]).values[0, 0]
-assert nodes.values[16, 0] < 0 < ranked["half rule, all new"].values[16, 0] < really
-reveal("43.p", hits["gradient, all new"])
+assert nodes.values[16, 0] < 0 < ranked["half rule, ABC"].values[16, 0] < really
+reveal("43.p", hits["gradient, ABC"])
 
 # %% [markdown]
 # With all names new, the gradient ranks a head of ours above one outside in 96 % of the pairs. Three warnings.
@@ -978,21 +965,21 @@ def agreement(circuits, layers, heads, generator):
 # %%
 from itertools import combinations
 
-each = scores["all new"].per_prompt
+each = scores["ABC"].per_prompt
 draw = torch.Generator().manual_seed(0)
 halves = [torch.isin(prompts.pairs, torch.randperm(16, generator=draw)[:8]) for _ in range(10)]
 forms = [name.split(",")[0] for name in prompts.templates]
 first = torch.tensor([name.endswith(" S first") for name in prompts.templates])
 chosen = lambda mask, many=26: largest(each[mask].mean(0), many)
 by_form = [chosen(torch.tensor([f == g for g in forms])) for f in dict.fromkeys(forms)]
-by_how = [largest(one.values) for one in (nodes, scores["s2"], scores["flip"])]
+by_how = [largest(one.values) for one in (nodes, scores["S2"], scores["flip"])]
 pairs = {
     "halves of the prompts (10 splits)": [(chosen(h), chosen(~h)) for h in halves],
     "the same, the 8 largest": [(chosen(h, 8), chosen(~h, 8)) for h in halves],
     "single templates": list(combinations(by_form, 2)),
     "S first, IO first": [(chosen(first), chosen(~first))],
     "counterfactuals": list(combinations(by_how, 2)),
-    "gradient (all new), by hand": [(largest(each.mean(0)), ours.heads)],
+    "gradient (ABC), by hand": [(largest(each.mean(0)), ours.heads)],
     "random": list(combinations([largest(torch.rand(30, 9, generator=draw)) for _ in range(20)], 2)),
 }
 shared = {name: [ml.overlap(*two) for two in both] for name, both in pairs.items()}
@@ -1009,8 +996,9 @@ ml.Picture(fig, "; ".join(f"{name}: {mean:.2f}" for name, mean in agree.items())
 # %% kind="assert"
 same = lambda a, b: ml.overlap(largest(a), largest(b))
 with_ours = over_couples(lambda values: ml.overlap(largest(values), ours.heads), prompts.pairs, each)
-with_s2 = over_couples(same, half.pairs, nodes.per_prompt, scores["s2"].per_prompt)
-print("couples drawn, gradient and ours:", with_ours, "ABC and S2:", with_s2)
+with_s2 = over_couples(same, half.pairs, nodes.per_prompt, scores["S2"].per_prompt)
+for what, (low, high) in {"gradient and ours": with_ours, "ABC and S2": with_s2}.items():
+    print(f"couples drawn, {what}: {low:.2f} to {high:.2f}")
 for name, says in zip(agree, (0.53, 0.71, 0.41, 0.41, 0.48, 0.49, 0.05), strict=True):
     claim(model, name, agree[name], says=says, within=0.05)
 assert min(with_ours[0], with_s2[0]) > 2 * max(shared["random"]) > 0  # above chance, couples drawn
@@ -1033,7 +1021,7 @@ quiz("43.d", "c")
 
 # %%
 yours = {
-    "AUC against our own list, chosen with ABC paths and gradient candidates": areas["gradient, all new"],
+    "AUC against our own list, chosen with ABC paths and gradient candidates": areas["gradient, ABC"],
     "share left of the logit difference, 26 largest guesses": left["26 largest guesses"].share.mean,
     "overlap of halves of the prompts, 26 heads (Jaccard index)": agree["halves of the prompts (10 splits)"],
 }
@@ -1044,7 +1032,7 @@ ml.reference.table("43", yours)
 #
 # ## The scoreboard
 #
-# The course so far, on its two running prompts: what does each method name, and in how many seconds here? Ablation and pruning try the heads with the
+# The course so far, on its two running sentences: what does each method name, and in how many seconds here? Ablation and pruning try the candidates with the
 # largest guesses. Counterfactuals: "… Peter gave a drink to" and "The capital of Germany is".
 
 # %%

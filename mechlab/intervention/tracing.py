@@ -64,9 +64,9 @@ def causal_tracing(
 ) -> Scores:
     """What comes back when one state of the clean run is restored.
 
-    The metric restored − corrupted, dims (layer, position). The usual metric is `ml.probability(answer)`.
-    Positions before the subject are 0: they are never corrupted. `per_prompt` holds one value for each draw
-    of the noise.
+    The indirect effect is the metric restored − corrupted, dims (layer, position). The usual metric is
+    `ml.probability(answer)`. Positions before the subject are 0: they are never corrupted. `per_prompt` holds
+    one value for each draw of the noise.
 
     Of several prompts, of any lengths, it is the mean (the paper's average indirect effect), and `per_prompt`
     holds one value for each prompt. `metric` and `subject` are then lists, and `positions` names places that
@@ -95,7 +95,7 @@ def causal_tracing(
     return Scores.over_prompts(
         torch.stack([found[n].mean(0) for n in range(len(facts))]) if several else found[0],
         ("layer", "pos"),
-        "metric restored − corrupted",
+        "indirect effect (units of the metric)",
         labels={"layer": [str(layer) for layer in layers], "pos": facts[0].names},
         baselines=dict(zip(("clean", "corrupted"), mean, strict=True)),
     )

@@ -95,8 +95,8 @@ def _tiny_tokenizer() -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **marks, **known)
 
 
-def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
-    """A random model of 3 layers in under a second: "gpt2", or the Llama-like "gqa".
+def tiny(kind: str = "gqa", *, seed: int = 0, layers: int = 3) -> "TransformerBridge":
+    """A random model of a few layers in under a second: "gpt2", or the Llama-like "gqa".
 
     "gqa" has 4 query heads on 2 key heads. Its predictions mean nothing, but every identity that holds for a
     transformer holds for it.
@@ -105,15 +105,14 @@ def tiny(kind: str = "gqa", *, seed: int = 0) -> "TransformerBridge":
 
     size: dict[str, Any] = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "gpt2":
-        config = GPT2Config(n_layer=3, n_head=4, n_embd=32, n_positions=64, **size)
+        config = GPT2Config(n_layer=layers, n_head=4, n_embd=32, n_positions=64, **size)
     elif kind == "gqa":
         heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        size["num_hidden_layers"] = layers
         widths: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}
         # Nobody's default, or a wrong theta would go unnoticed.
         rotary = {"rope_type": "default", "rope_theta": 500.0}
-        config = LlamaConfig(
-            num_hidden_layers=3, tie_word_embeddings=True, rope_parameters=rotary, **heads, **widths, **size
-        )
+        config = LlamaConfig(tie_word_embeddings=True, rope_parameters=rotary, **heads, **widths, **size)
     else:
         raise ValueError(f'There is no tiny model "{kind}". Choose "gpt2" or "gqa".')
     config.initializer_range = 0.2  # larger than usual, so that attention is not flat

@@ -13,6 +13,15 @@ SLEEPING = """<style>
 .mechlab-lasting .jupyter-widgets-disconnected::before { content: none !important; }
 .widget-html:not(.jupyter-widgets-disconnected) .mechlab-awake { display: none; }
 </style>"""
+# ipywidgets draws the words of a slider beside it and does not say them to a screen reader. An image that
+# cannot be loaded is the only way to run a line of script from a widget.
+NAMED = """<img hidden alt="" src="data:," onerror="const box = this.closest('.mechlab-lasting');
+setTimeout(() => box && box.querySelectorAll('.widget-slider').forEach(each => {
+  const name = each.querySelector('.widget-label').textContent;
+  each.querySelectorAll('.noUi-handle').forEach(part => part.setAttribute('aria-label', name));
+  each.querySelectorAll('.widget-readout[contenteditable]').forEach(part => {
+    part.setAttribute('role', 'textbox'); part.setAttribute('aria-label', name + ', as a number'); });
+}), 500)">"""
 
 
 def lasting(box: "ipywidgets.Box") -> "ipywidgets.Box":
@@ -23,7 +32,7 @@ def lasting(box: "ipywidgets.Box") -> "ipywidgets.Box":
     import ipywidgets as w
 
     line = f'<p class="mechlab-awake" style="margin:4px 0 0"><b>{AWAKE}</b></p>'
-    box.children = (*box.children, w.HTML(SLEEPING + line, layout=w.Layout(width="100%")))
+    box.children = (*box.children, w.HTML(SLEEPING + NAMED + line, layout=w.Layout(margin="0")))
     box.add_class("mechlab-lasting")
     own = box._repr_mimebundle_
 
@@ -48,7 +57,7 @@ def still(box: "ipywidgets.Box") -> str:
             said += "" if isinstance(child, w.GridBox) else still(child)  # on a grid: buttons on a drawing
         elif child.description and not isinstance(child, (w.Button, w.Checkbox, w.Text)):
             value = getattr(child, "label", None) or child.value
-            said += f"<p>{html.escape(f'{child.description}: {value}')}</p>"
+            said += "" if value is None else f"<p>{html.escape(f'{child.description}: {value}')}</p>"
     return said
 
 

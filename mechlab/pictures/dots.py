@@ -1,5 +1,6 @@
 """Dot plots: named numbers with their intervals, one a row."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from mechlab.pictures.plots import GREY, SYMBOLS, Picture, figure
@@ -23,7 +24,8 @@ def dots(
     if not rows:
         raise ValueError("There is no row to draw.")
     size = {"height": 130 + 19 * len(rows), "margin_l": 48 + 7 * max(map(len, rows))}
-    fig = figure(name, name, "", **(size | layout))
+    unit = re.search(r"\(([^()]+)\)", name)  # the title says the rest
+    fig = figure(name, unit[1] if unit else name.partition(",")[0], "", **(size | layout))
     groups = groups or {}
     for n, group in enumerate(dict.fromkeys(groups.get(row, "") for row in rows)):
         mine = {row: [*values] for row, values in rows.items() if groups.get(row, "") == group}

@@ -12,7 +12,7 @@ def bars(rows: list[tuple[str, float]], unit: str) -> str:
     low, high = min(0.0, *values), max(0.0, *values)
     share = lambda length: 100 * length / ((high - low) or 1.0)
     zero = f"background:linear-gradient(#888,#888) {share(-low):.1f}% 0/1px 100% no-repeat"
-    cells = ""
+    cells, sign = "", "+" if low < 0 else ""  # a probability has none
     for label, value in rows:
         place = f"margin-left:{share(min(value, 0.0) - low):.1f}%;width:{share(abs(value)):.1f}%"
         colour = "#D55E00" if value >= 0 else "#0072B2"
@@ -20,7 +20,7 @@ def bars(rows: list[tuple[str, float]], unit: str) -> str:
             f'<tr><td style="text-align:right;padding:1px 8px">{html.escape(label)}</td>'
             f'<td style="width:320px;padding:1px 0;{zero}">'
             f'<div style="height:14px;{place};background:{colour}"></div></td>'
-            f'<td style="text-align:right;padding:1px 8px"><code>{value:+.2f}</code></td></tr>'
+            f'<td style="text-align:right;padding:1px 8px"><code>{value:{sign}.2f}</code></td></tr>'
         )
     return f'<table style="line-height:1.4"><caption style="text-align:left">{unit}</caption>{cells}</table>'
 

@@ -29,6 +29,21 @@ BESIDE = """<style>
 [id^="attention-"] > div > :nth-child(3) h3 { margin: 0 0 8px !important; font-size: 14px; }
 </style>"""
 
+# CircuitsVis listens to the mouse only, and its canvases have no names: each head becomes a button.
+REACHED = """(function reach(n) {
+  const box = document.getElementById("NAME"), heads = box ? box.querySelectorAll("h4") : [];
+  if (!heads.length) return n && setTimeout(reach, 100, n - 1);
+  box.setAttribute("role", "group");
+  box.querySelectorAll("canvas").forEach(each => each.setAttribute("aria-hidden", "true"));
+  box.querySelectorAll("h2, h3").forEach(each => each.setAttribute("role", "presentation"));
+  heads.forEach(each => {
+    Object.entries({role: "button", tabindex: 0, "aria-label": "show head " + each.textContent}).forEach(
+      ([name, value]) => each.setAttribute(name, value));
+    each.addEventListener("keydown", pressed => {
+      if (pressed.key == "Enter" || pressed.key == " ") { each.click(); pressed.preventDefault(); } });
+  });
+})(60)"""
+
 
 @dataclass
 class AttentionView:
@@ -63,7 +78,8 @@ class AttentionView:
             + f'<div id="{name}" class="{PAPER}" {told}></div>'
             + f"<script>(function wait(n) {{ if (window.CircuitsVis) {draw}; "
             + "else if (n) setTimeout(wait, 100, n - 1);"
-            + f' else document.getElementById("{name}").textContent = "{excuse}"; }})(50)</script>'
+            + f' else document.getElementById("{name}").textContent = "{excuse}"; }})(50);'
+            + f"{REACHED.replace('NAME', name)}</script>"
         )
 
 

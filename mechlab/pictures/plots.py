@@ -24,6 +24,7 @@ BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart b
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
 DIVERGING = [[0, BLUE], [0.5, "#FFFFFF"], [1, RED]]
 RISING = [[0, "#FFFFFF"], [1, BLUE]]
+PALE = {BLUE: "#66AAD1", RED: "#E49659"}  # where numbers stand on them: 4.5 to 1, on dark paper too
 HEIGHT = 420  # pixels
 LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
@@ -38,6 +39,7 @@ LAYOUT = {
 }
 CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]]}
 LETTER, BUTTONS = 7.5, 70  # pixels, of a letter of a title, and what the toolbar beside it takes
+BAR = 120  # pixels that a colour bar takes; its title has no more letters than that
 ROW, MOST_ROWS = 13, 36  # pixels of a row of a heat map that is labelled; rows for which it grows
 OUTLINE = {"showline": True, "linecolor": "#888888", "ticks": "outside"}
 AXIS = OUTLINE | {"gridcolor": "#E6E6E6", "zeroline": False}
@@ -72,9 +74,7 @@ def figure(title: str, x: str, y: str, /, **layout) -> go.Figure:
     lines = textwrap.wrap(layout.get("title", title), room)
     fig.update_layout(title_text="<br>".join(lines), margin_t=fig.layout.margin.t + 19 * len(lines[1:]))
     fig.update_xaxes(title={"text": x, "standoff": 16}, **AXIS)  # room for long tick labels
-    fig.update_yaxes(
-        title={"text": y, "standoff": 12}, automargin=True, **AXIS
-    )  # long names of rows are seen whole
+    fig.update_yaxes(title={"text": y, "standoff": 12}, automargin=True, **AXIS)  # long names are seen whole
     return fig
 
 
@@ -94,14 +94,16 @@ def scores(
     if len(result.dims) == 2 and not lines:
         return Picture(_heatmap(result, layout, words), result.summary())
     fig = _line(result, layout) if len(result.dims) == 1 else _lines(result, layout)
-    for name, value in result.baselines.items():
-        fig.add_hline(y=value, line_dash="dot", line_color=GREY, annotation_text=name)
+    for name, value in result.baselines.items():  # named outside: inside the name would cross what is drawn
+        said = {"annotation_text": name, "annotation_position": "right"}
+        fig.add_hline(y=value, line_dash="dot", line_color=GREY, **said)
+        fig.update_layout(margin_r=max(fig.layout.margin.r, 16 + 7 * len(name)))
     return Picture(fig, result.summary())
 
 
 def _line(result: Scores, layout: dict) -> go.Figure:
     (dim,) = result.dims
-    fig = figure(result.name, in_words(dim), _unit(result.name), **layout)
+    fig = figure(result.name, in_words(dim), _unit(layout.get("title", ""), result.name), **layout)
     values, error, low, high = _floats(result.values), None, None, None
     if result.independent >= FEWEST_UNITS:
         low, high = map(_floats, result.interval())
@@ -141,12 +143,14 @@ def _with_marks(n: int) -> dict:
 
 def _lines(result: Scores, layout: dict) -> go.Figure:
     rows, columns = result.dims
-    fig = figure(result.name, in_words(columns), _unit(result.name), **layout)
+    fig = figure(result.name, in_words(columns), _unit(layout.get("title", ""), result.name), **layout)
     names = [result.label(columns, i) for i in range(result.size(columns))]
     x = [int(name) for name in names] if all(name.isdecimal() for name in names) else names
     for n, values in enumerate(result.values):
         fig.add_scatter(x=x, y=_floats(values), name=result.label(rows, n), **_with_marks(n))
-    below = 90 + 12 * len(result.values)
+    longest = max(len(result.label(rows, n)) for n in range(len(result.values)))
+    beside = max(1, (fig.layout.width - 88) // (48 + 7 * longest))  # entries of the legend in a row
+    below = 78 + 20 * math.ceil(len(result.values) / beside)
     inner = fig.layout.height - fig.layout.margin.t - below  # the legend's place is a share of this
     legend = {"orientation": "h", "y": -55 / max(inner, 55), "yanchor": "top"}
     fig.update_layout(legend=legend, margin_b=below)
@@ -156,41 +160,47 @@ def _lines(result: Scores, layout: dict) -> go.Figure:
 def _heatmap(result: Scores, layout: dict, words: Sequence[Sequence[str]] | None) -> go.Figure:
     rows, columns = result.dims
     names = [result.label(rows, i) for i in range(result.size(rows))]
-    tall = {"height": max(HEIGHT, 112 + ROW * len(names))} if len(names) <= MOST_ROWS else {}
-    fig = figure(result.name, in_words(columns), in_words(rows) + _with_gaps(names), **(tall | layout))
+    fig = figure(result.name, in_words(columns), in_words(rows) + _with_gaps(names), **layout)
     limit = float(result.values.abs().max()) or 1.0
-    scale = {"colorscale": DIVERGING, "zmid": 0, "zmin": -limit, "zmax": limit}
-    if not result.signed:
-        scale = {"colorscale": RISING, "zmin": 0, "zmax": limit}
+    colours, written = DIVERGING if result.signed else RISING, {}
+    ends = {"zmid": 0, "zmin": -limit} if result.signed else {"zmin": 0}
+    if words is not None:
+        written = {"text": words, "texttemplate": "%{text}", "textfont_size": 10}
+    elif result.values.numel() <= 96 and result.size(columns) <= 12:  # small enough to print the numbers
+        written = {"texttemplate": "%{z:.2f}"}
+    if written:
+        colours = [[at, PALE.get(str(colour), colour)] for at, colour in colours]
+        written["textfont_color"] = "#000000"
+    unit = _unit(layout.get("title", ""), result.name)
+    where = {"x": result.labels.get(columns), "y": result.labels.get(rows), "xgap": 1, "ygap": 1}
     fig.add_heatmap(
         z=_floats(result.values),
-        x=result.labels.get(columns),
-        y=result.labels.get(rows),
-        colorbar={"title": {"text": _unit(result.name), "side": "top"}},
+        colorbar={"title": {"text": unit if LETTER * len(unit) < BAR + 24 else "", "side": "top"}},
         hovertemplate=f"{rows} %{{y}}, {columns} %{{x}}: %{{z:.3f}}<extra></extra>",
-        **(scale | {"xgap": 1, "ygap": 1}),
+        colorscale=colours,
+        zmax=limit,
+        **(ends | written | where),
     )
-    if words is not None:
-        fig.data[0].update(text=words, texttemplate="%{text}", textfont_size=10)
-    elif result.values.numel() <= 96 and result.size(columns) <= 12:  # small enough to print the numbers
-        fig.data[0].update(texttemplate="%{z:.2f}")
-    _name_axes(fig, result)
+    _name_axes(fig, result, grow="height" not in layout and len(names) <= MOST_ROWS)
     return fig
 
 
-def _name_axes(fig: go.Figure, result: Scores) -> None:
+def _name_axes(fig: go.Figure, result: Scores, grow: bool) -> None:
+    """Name columns and rows; every row where there is room, or where the map may grow, else every second."""
     rows, columns = result.dims
-    if columns in result.labels:
-        fig.update_xaxes(type="category")
-        _make_room(fig, result.labels[columns])
-    elif result.size(columns) <= 16:
-        fig.update_xaxes(dtick=1)
     names = [result.label(rows, i) for i in range(result.size(rows))]
     if rows in result.labels:  # named rows read from the top down, layers from the bottom up
         fig.update_yaxes(type="category", autorange=True if rows == "layer" else "reversed")
         fig.update_layout(margin_l=max(fig.layout.margin.l, 48 + 7 * max(map(len, names))))
+    if columns in result.labels:
+        fig.update_xaxes(type="category")
+        _make_room(fig, result.labels[columns], BAR)
+    elif result.size(columns) <= 16:
+        fig.update_xaxes(dtick=1)
     inner = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
-    step = math.ceil((ROW - 1) * len(names) / max(inner, 1))  # every row where there is room, or every second
+    short = grow * max(0, ROW * len(names) - inner)
+    fig.update_layout(height=fig.layout.height + short)
+    step = math.ceil((ROW - 1) * len(names) / max(inner + short, 1))
     labels = names[::step] if rows in result.labels else [*range(0, len(names), step)]
     fig.update_yaxes(tickvals=labels, ticktext=names[::step])
     if ROW * len(names) > inner / 2:
@@ -204,12 +214,16 @@ def _with_gaps(names: list[str]) -> str:
     return " (not every one)" if apart else ""
 
 
-def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
-    """Break or turn long tick labels and widen the lower margin: they stay clear of the axis title."""
-    longest = max(len(label) for label in labels)
-    if len(labels) * longest * 7 <= 500:  # they fit side by side
+def _make_room(fig: go.Figure, labels: Sequence[str], taken: int = 0) -> None:
+    """Break or turn long tick labels and widen the lower margin: they stay clear of the axis title.
+
+    taken: pixels that a colour bar has of the width
+    """
+    longest, margin = max(len(label) for label in labels), fig.layout.margin
+    wide = fig.layout.width - margin.l - margin.r - taken
+    if len(labels) * longest * 7 <= 0.8 * wide:  # they fit side by side
         return
-    room = 600 // (7 * len(labels))  # letters
+    room = max(1, wide // (7 * len(labels)))  # letters
     broken = [textwrap.wrap(label, room, break_long_words=False, break_on_hyphens=False) for label in labels]
     lines = max(map(len, broken))
     if lines <= 3 and max(len(line) for each in broken for line in each) <= room:
@@ -222,9 +236,9 @@ def _make_room(fig: go.Figure, labels: Sequence[str]) -> None:
     fig.update_layout(height=max(fig.layout.height, margin.t + margin.b + 160))
 
 
-def _unit(name: str) -> str:
-    """The unit of a quantity, written in brackets at the end of its name: "logit difference (logits)"."""
-    return name.rpartition("(")[2].rstrip(")") if name.endswith(")") else ""
+def _unit(*names: str) -> str:
+    """The unit of a quantity, in brackets at the end of the first name that has one: "effect (logits)"."""
+    return next((name.rpartition("(")[2].rstrip(")") for name in names if name.endswith(")")), "")
 
 
 def _floats(values: Float[torch.Tensor, "..."]) -> np.ndarray:
@@ -252,8 +266,9 @@ def arrows(
     plain = {"showticklabels": False, "zeroline": True, "zerolinecolor": "#DDDDDD", "showgrid": False}
     fig.update_xaxes(range=[-limit, limit], **plain)
     fig.update_yaxes(range=[-limit, limit], **plain)
-    size = {"title": {"text": name, "x": 0.01}, "width": 180 * len(planes) + 40, "height": 300}
-    fig.update_layout(**(LAYOUT | size | layout))
+    each = min(180, 900 // len(planes))  # a notebook's pane has room for 940 pixels beside the file browser
+    size = {"title": {"text": name, "x": 0.01}, "width": each * len(planes) + 40, "height": each + 84}
+    fig.update_layout(**(LAYOUT | size | layout), margin_b=16)
     told = [
         f"{title}: lengths {', '.join(f'{n:.2f}' for n in plane.norm(dim=1).tolist())}"
         for plane, title in zip(planes, titles, strict=True)

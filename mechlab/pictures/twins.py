@@ -7,9 +7,10 @@ not trusted, GitHub, paper) they stay white and readable.
 
 import html
 
-PAPER = "mechlab-paper"
+PAPER, WORDS = "mechlab-paper", "mechlab-words"
+STORED = f".jp-OutputArea-child:has(+ * .{WORDS}) .jp-RenderedImage"  # the PNG of a file, above its words
 STYLE = (
-    f'<style>[data-jp-theme-light="false"] :is(.{PAPER},.jp-RenderedPlotly)'
+    f'<style>[data-jp-theme-light="false"] :is(.{PAPER},.jp-RenderedPlotly,{STORED})'
     "{filter:invert(.93) hue-rotate(180deg)}</style>"
 )
 
@@ -19,5 +20,6 @@ def show_words(text: str) -> None:
     from IPython.display import display
 
     look = "max-width:720px;font-size:12px;overflow-wrap:break-word;opacity:.8"
-    folded = f'<details style="{look}"><summary>In words</summary>{html.escape(text)}</details>'
+    folded = f'<details class="{WORDS}" style="{look}"><summary>In words</summary>'
+    folded += f"{html.escape(text)}</details>"
     display({"text/html": folded + STYLE, "text/plain": f"In words: {text}"}, raw=True)

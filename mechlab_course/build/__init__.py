@@ -5,6 +5,7 @@ folding.py    what of a cell is folded, so that no prediction is given away
 notebooks.py  make the notebooks, and say what is stale
 execute.py    run a solution and keep its outputs small
 docs.py       the generated pages of docs/
+links.py      the repository's address, and what lies there
 workspace.py  working copies: refresh, update    place.py  the folder they lie in
 copies.py     a learner's file: found, read, written
 restoring.py  correct answers, put back into it

@@ -2,7 +2,7 @@
 
 Each figure also gets a PNG, because GitHub and paper show nothing else; the 1.3 MB script of the attention
 views is not stored, since a saved notebook would not run it anyway; what it was called with is (a few KB),
-for the web site.
+for the web site. Of an explorer a picture and its words are left, and, for the site too, its copy as HTML.
 """
 
 import base64
@@ -29,6 +29,8 @@ FLAGS = [
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ATTENTION = "application/vnd.mechlab.attention+json"
+EXPLORER = "application/vnd.mechlab.explorer"
+WORDS = 800  # letters of what an explorer says
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
 
 
@@ -82,7 +84,11 @@ def run(notebook: dict, folder: Path, *, strict: bool, timeout: int = 300) -> di
         _environment(MECHLAB_HOME=home, MECHLAB_STRICT=str(int(strict))),
     ):
         client = NotebookClient(
-            node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}}
+            node,
+            timeout=timeout,
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # or it warns of TCP, which is no concern of a learner's
+            resources={"metadata": {"path": folder}},
         )
         client.execute()
     return json.loads(nbformat.writes(node))  # joined text becomes lists of lines again
@@ -125,7 +131,11 @@ def _shrink(output: dict, page) -> None:
     output.get("metadata", {}).clear()
     if "text/html" in data:
         data.pop(WIDGET, None)  # the state of widgets is not stored; a copy of an explorer is
-    if PLOTLY in data:
+    if 'class="mechlab-explorer"' in "".join(data.get("text/html", "")):
+        copy = "".join(data.pop("text/html"))
+        data["image/png"] = png_of_explorer(page, copy)
+        data[EXPLORER], data["text/plain"] = without_controls(copy)
+    elif PLOTLY in data:
         data["image/png"] = png_of_plotly(page, data[PLOTLY])
     elif "CircuitsVis.render" in "".join(data.get("text/html", "")):
         view = "".join(data.pop("text/html"))
@@ -188,6 +198,27 @@ def png_of_html(page, content: str) -> str:
     page.set_content(f"<script>{_circuitsvis()};window.CircuitsVis=CircuitsVis;</script>{bare}")
     page.wait_for_timeout(1500)
     return base64.b64encode(page.locator("[id^=attention-]").screenshot()).decode()
+
+
+def png_of_explorer(page, copy: str) -> str:
+    """The copy that an explorer left as a base64 PNG."""
+    look = "body { font: 14px system-ui, sans-serif; background: #fff; color: #222 } p { margin: 0 0 6px }"
+    crop = ".mechlab-explorer { display: inline-block; padding: 8px } .mechlab-awake { display: none }"
+    page.set_content(f"<!doctype html><style>{look} {crop}</style>{copy}")
+    return base64.b64encode(page.locator(".mechlab-explorer").screenshot()).decode()
+
+
+def without_controls(copy: str) -> tuple[str, str]:
+    """The copy that an explorer left without what a running notebook needs, and what it says in words."""
+    from bs4 import BeautifulSoup
+
+    tree = BeautifulSoup(copy, "html.parser")
+    for part in tree.select("style, .mechlab-awake, [onerror]"):
+        part.decompose()
+    parts = tree.select("p, h3, caption, tr, div:not(:has(div, p, table))")
+    words = "; ".join(filter(None, (" ".join(part.get_text(" ").split()) for part in parts)))
+    words = words if len(words) < WORDS else f"{words[:WORDS].rpartition(' ')[0]} …"
+    return str(tree), f"An explorer, as it stood when the cell was run. {words}"
 
 
 def called_with(view: str) -> str:

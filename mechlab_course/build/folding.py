@@ -8,7 +8,12 @@ from itertools import combinations, pairwise
 
 from mechlab_course.build.sources import Cell, SourceError
 
-FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # for Colab, and for JupyterLab
+FOLDED = {  # VS Code has no flag: its reader of notebooks folds nothing (docs/contributing.md)
+    "jupyter": {"source_hidden": True},  # JupyterLab, Notebook 7
+    "cellView": "form",  # Colab
+    "_kg_hide-input": True,  # Kaggle
+    "tags": ["hide-input"],  # Jupyter Book
+}
 TITLE = "# @title Numbers of the text, checked"  # the line that is left to see; Colab wants the @title
 
 

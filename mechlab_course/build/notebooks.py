@@ -6,13 +6,13 @@ solutions/NN_name.ipynb   solved; executed when asked, since that runs the model
 
 import hashlib
 import json
-import tomllib
 from copy import deepcopy
 from pathlib import Path
 
 from mechlab_course import pulse
 from mechlab_course.build.docs import glossary_page, hook_map_page
 from mechlab_course.build.folding import FOLDED, TITLE, parts
+from mechlab_course.build.links import address, colab
 from mechlab_course.build.sources import Cell, SourceError, exercises, read
 from mechlab_course.checking import mistakes_of
 from mechlab_course.folders import ROOT, sources
@@ -39,12 +39,6 @@ import mechlab as ml
 
 model = ml.load()"""
 LEARNER_DROPS = {"wrong", "hidden"}
-
-
-def address() -> str:
-    """The repository's address, written once, in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return project["project"]["urls"]["Repository"]
 
 
 def setup_cell() -> str:
@@ -112,7 +106,8 @@ def _text(cell: Cell, path: Path, number: int, solved: bool) -> str:
     if cell.kind == "setup":
         return setup_cell()
     if cell.type == "markdown":
-        return cell.source + _badge(path) if number == 0 else cell.source
+        link = colab(path.parent.name) if number == 0 else ""
+        return f"{cell.source}\n\n[Open in Colab]({link})" if link else cell.source
     text = cell.solved() if solved else cell.stub()
     title = TITLE if cell.kind == "assert" else f"# @title {cell.meta.get('folded')}"
     return f"{title}\n{text}" if _is_folded(cell) else text
@@ -121,15 +116,6 @@ def _text(cell: Cell, path: Path, number: int, solved: bool) -> str:
 def _is_folded(cell: Cell) -> bool:
     """A cell that checks, or one that would answer what has just been asked."""
     return cell.kind == "assert" or "folded" in cell.meta
-
-
-def _badge(path: Path) -> str:
-    """A line with the link to Colab, once the repository has an address."""
-    repository = address().removeprefix("https://github.com/")
-    if repository.startswith("OWNER/"):
-        return ""
-    page = f"github/{repository}/blob/main/notebooks/{path.parent.name}.ipynb"
-    return f"\n\n[Open in Colab](https://colab.research.google.com/{page})"
 
 
 def _footer(path: Path) -> str:

@@ -32,9 +32,8 @@ def problems(tag: str = "", root: Path = ROOT) -> Iterator[str]:
     if "Until the first release" in (root / "README.md").read_text(encoding="utf-8"):
         yield "README.md still says what holds until the first release."
     yield from notebooks.stale()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True
-    ).stdout
+    git = ["git", "status", "--porcelain"]
+    changed = subprocess.run(git, cwd=root, capture_output=True).stdout
     if changed:
         yield f"{len(changed.splitlines())} files differ from the last commit, or are not in it."
 

@@ -1,8 +1,8 @@
 """Read a notebook's one source, `course/NN_name/notebook.py`: jupytext percent format, with kinds of cells.
 
 Kinds, written in the percent line (`# %% kind="exercise" id="12.1"`): none (plain), setup, exercise, check,
-wrong, hidden, predict, reveal, quiz, assert, compare, gpu. The build makes notebooks from this, the tests
-run it.
+wrong, hidden, predict, reveal, quiz, assert, compare, gpu. `folded="a title"` folds a cell that would answer
+what has just been asked. The build makes notebooks from this, the tests run it.
 """
 
 import ast

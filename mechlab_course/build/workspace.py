@@ -19,7 +19,7 @@ __all__ = ["merge", "refresh", "update"]
 
 BASE = ".mechlab"  # inside work/: the notebooks and pages as they were handed out
 OLDER = "older"  # inside that: what was handed out before
-FOLLOWED = "brought up to date; what its cells showed is gone until they are run again"
+FOLLOWED = "brought up to date; if its cells had shown anything, that is gone until they are run again"
 NOT_FOR_LEARNERS = {"contributing.md", "teaching.md", "make_picture.py"}  # pages for authors and teachers
 
 
@@ -104,8 +104,10 @@ def update(notebooks: Path, work: Path, restore: str = "") -> list[str]:
 
     restore: the number of a notebook whose deleted cells come back, also if the course has not changed.
     """
-    lines = []
-    for name, status in refresh(notebooks, work).items():
+    report, restore = refresh(notebooks, work), restore and restore.zfill(2)
+    known = not restore or any(name[:2] == restore for name in report)
+    lines = [] if known else [f"There is no notebook {restore}. Say its two figures, such as 12."]
+    for name, status in report.items():
         source, copy = notebooks / name, copy_of(notebooks / name, work)
         if status == "new":
             lines.append(f"{copy.name}: copied")
@@ -113,7 +115,7 @@ def update(notebooks: Path, work: Path, restore: str = "") -> list[str]:
             lines.append(f"{copy.name}: {FOLLOWED}")
         elif status == "unreadable":
             lines.append(f"{copy.name}: left alone, {problem_with(source, work)}.")
-        elif status != "same" or (restore and name.startswith(restore)):
+        elif status != "same" or name[:2] == restore:
             try:
                 lines.append(f"{copy.name}: {_update(source, work)}")
             except UNREADABLE as error:
@@ -160,7 +162,7 @@ def remarks(notebooks: Path, work: Path) -> Iterator[str]:
         else:
             yield (
                 f"{path.name}: left alone, a copy of {origin} under another name. "
-                "Give it that name, and run this again, to bring it up to date."
+                "To bring it up to date, move the one of that name away, rename this one, run this again."
             )
     for source in sorted(notebooks.glob("*.ipynb")):
         copy = copy_of(source, work)

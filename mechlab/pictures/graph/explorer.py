@@ -36,6 +36,7 @@ LOOK = """<style>
 .mechlab-circuit .mechlab-head { border-radius: 8px; overflow: visible; }
 .mechlab-circuit input[type="checkbox"] { vertical-align: middle; margin-top: 0; }
 .mechlab-circuit button:focus-visible { outline: 3px solid #0072B2; }
+.mechlab-circuit .mechlab-idle { opacity: .6; }
 .mechlab-circuit .widget-tab > .widget-tab-contents { padding: 6px 8px; }
 </style>"""
 BUTTON = {"button_color": "transparent", "text_color": "#222222", "font_weight": "bold", "font_size": "12px"}
@@ -76,7 +77,12 @@ class _Explorer:
         self.toggle = w.Checkbox(indent=False, layout=w.Layout(width="auto", margin="2px 12px 2px 0"))
         self.role = w.Button(layout=w.Layout(width="auto"))
         self.back = w.Button(description="Put all back", layout=w.Layout(width="auto"))
-        self.prompt = w.Dropdown(options=self._prompts(), layout=w.Layout(width="auto"))
+        self.prompt = w.Dropdown(
+            options=self._prompts(),
+            description="prompt",
+            layout=w.Layout(width="auto"),
+            style={"description_width": "initial"},
+        )
         self.box = self._arranged()
         self.toggle.observe(self._toggled, names="value")
         self.role.on_click(self._careful(lambda _: self._remove(self.removed | self._fellows())))
@@ -145,7 +151,9 @@ class _Explorer:
             self.toggle.value = self.head in self.removed
             self.role.description = f"Remove all {len(fellows)} of its role"
             self.role.layout.display = "" if len(fellows) > 1 else "none"
-            self.role.disabled, self.back.disabled = fellows <= self.removed, not self.removed
+            for button, idle in ((self.role, fellows <= self.removed), (self.back, not self.removed)):
+                # paler, not disabled: a button that disables itself throws the keyboard out of the notebook
+                (button.add_class if idle else button.remove_class)("mechlab-idle")
 
     def _show_pattern(self) -> None:
         if self.head is None:
