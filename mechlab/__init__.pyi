@@ -48,6 +48,10 @@ from mechlab.runs.sweeps import sweep as sweep
 from mechlab import attribution as attribution
 from mechlab.attribution.contrast import Contrast as Contrast, kept_and_away as kept_and_away
 from mechlab.attribution.deletion import deletion_curves as deletion_curves
+from mechlab.attribution.graphs import (
+    AttributionGraph as AttributionGraph,
+    attribution_graph as attribution_graph,
+)
 from mechlab.attribution.inputs import (
     INPUT_METHODS as INPUT_METHODS,
     gradient_norm as gradient_norm,
@@ -121,6 +125,12 @@ from mechlab.discovery.superposition import (
 
 # intervention: which activations carry the answer; can it be turned like a knob, removed for good, rewritten
 from mechlab import intervention as intervention
+from mechlab.intervention.groups import (
+    group_hooks as group_hooks,
+    group_values as group_values,
+    neuron_reads as neuron_reads,
+    supernode as supernode,
+)
 from mechlab.intervention.patching import activation_patching as activation_patching
 from mechlab.intervention.rome import (
     Fact as Fact,

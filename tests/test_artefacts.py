@@ -1,13 +1,16 @@
 """Dictionaries, lenses and activities: of files only what is known, of another model nothing, in every precision the same."""
 
+import copy
 import dataclasses
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import mechlab as ml
+from mechlab.loading import models
 from mechlab.loading.models import require_folded
 from mechlab.loading.origin import Origin
 from tests.architectures import FAMILIES, bridge, kept
@@ -171,6 +174,24 @@ def test_folded_is_what_the_norm_does(family):
             require_folded(folded)
     with pytest.raises(ValueError, match=r"\(it has a (weight|bias) of its own\).*Load it with fold=True"):
         require_folded(raw)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "gpt2"])
+def test_random_weights_are_drawn_and_folded_as_any_other_model(kind):
+    """A short way where fresh norms fold to nothing: the same numbers, without two gigabytes of copies."""
+    model = ml.tiny(kind)
+    drawn = ml.random_weights(model, seed=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
+        plain = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.original_model.config), dtype=torch.float32
+        )
+    whole = models._boot("x", torch.float32, process=True, hf_model=plain, tokenizer=model.tokenizer)
+    tokens = torch.randint(5, 390, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(drawn(tokens), whole(tokens))
+    assert torch.equal(drawn.W_U, whole.W_U) and torch.equal(drawn.W_E, whole.W_E)
+    assert drawn.W_U.mean(-1).abs().max() < 1e-6
 
 
 def test_random_weights_are_of_the_same_kind():

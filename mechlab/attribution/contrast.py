@@ -36,8 +36,6 @@ from mechlab.tokens import Prompts
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechlab.attribution.graphs import AttributionGraph
-
 Place = tuple[int, int, int]  # a neuron at a position: (layer, position, neuron)
 UNITS = {"neuron": ("layer", "pos", "neuron"), "mlp": ("layer", "pos"), "head": ("layer", "pos", "head")}
 NEAR = 1e-4  # inputs of an activation that are closer have the tangent between them for their secant
@@ -156,16 +154,6 @@ class Contrast:
         if (bent.abs() > 1e-3 * self.change.abs()).any():
             raise ValueError("The metric is not linear in the logits: take ml.logit_difference.")
         return Direct(*self._followed(slope, {}, [length], self.change))
-
-    def graph(self, nodes: Sequence[Place], name: str = "metric") -> "AttributionGraph":
-        """Some neurons, what changed each of them and the metric, and the rest under its own names."""
-        from mechlab.attribution.graphs import AttributionGraph
-
-        nodes = sorted(set(nodes))
-        rows, last = self.direct(nodes), self.direct_on_metric()
-        parts = zip(vars(rows).values(), vars(last).values(), strict=True)
-        tokens = [str(self.model.to_string([token])) for token in self.base.tokens[0].tolist()]
-        return AttributionGraph.of(nodes, Direct(*(torch.cat(pair) for pair in parts)), tokens, name)
 
     def _rows(self, targets: Sequence[Place]) -> tuple[Tensor, ...]:
         """The fields of `Direct` for some targets, which are followed back together."""

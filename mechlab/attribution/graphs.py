@@ -1,9 +1,10 @@
 """A graph of few neurons: who changed whom directly, and what is left over, under its own name.
 
-`Contrast.graph` makes it. Each row, of a neuron or of the metric, adds up to the change of its target: from
-the neurons kept, from the embeddings, and from the errors, which are the neurons that were not kept, heads
-that looked elsewhere, and norms of another length. Influence, completeness and replacement score are those of
-Ameisen et al. 2025; none of the three says that a graph is right (random weights score as well).
+`attribution_graph` makes it of a `Contrast`. Each row, of a neuron or of the metric, adds up to the change of
+its target: from the neurons kept, from the embeddings, and from the errors, which are the neurons that were
+not kept, heads that looked elsewhere, and norms of another length. Influence, completeness and replacement
+score are those of Ameisen et al. 2025; none of the three says that a graph is right (random weights score as
+well).
 """
 
 import json
@@ -16,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.attribution.contrast import Contrast, Direct, Place
+
 if TYPE_CHECKING:
     import pandas as pd
-
-    from mechlab.attribution.contrast import Direct, Place
 
 ERRORS = ("other neurons", "patterns", "norms")
 # What viewers of attribution graphs call the kinds of nodes.
@@ -52,30 +53,8 @@ class AttributionGraph:
     tokens: tuple[str, ...]
     name: str = "metric"
 
-    @classmethod
-    def of(
-        cls, nodes: "Sequence[Place]", rows: "Direct", tokens: Sequence[str], name: str = "metric"
-    ) -> "AttributionGraph":
-        """The graph of some neurons, from the rows of each of them and of the metric."""
-        others = rows.neurons.clone()
-        columns = [others[:, layer, pos, neuron].clone() for layer, pos, neuron in nodes]
-        for layer, pos, neuron in nodes:
-            others[:, layer, pos, neuron] = 0
-        sources = [Source("neuron", *node) for node in nodes]
-        sources += [Source("embedding", -1, pos) for pos in range(len(tokens))]
-        columns += [*rows.embeddings.T]
-        for kind, each in (("other neurons", others.sum(-1)), ("patterns", rows.patterns.sum(-1))):
-            layers, places = each.shape[1:]
-            sources += [Source(kind, layer, pos) for layer in range(layers) for pos in range(places)]
-            columns += [*each.flatten(1).T]
-        links = torch.stack([*columns, rows.norms], 1)
-        used = links.abs().sum(0) > 0
-        used[: len(nodes)] = True
-        sources = [source for source, keep in zip([*sources, Source("norms")], used, strict=True) if keep]
-        return cls(tuple(sources), links[:, used], rows.change, tuple(tokens), name)
-
     @property
-    def nodes(self) -> "list[Place]":
+    def nodes(self) -> list[Place]:
         """The neurons: (layer, position, neuron)."""
         return [(s.layer, s.pos, s.neuron) for s in self.sources if s.kind == "neuron"]
 
@@ -167,7 +146,7 @@ class AttributionGraph:
         return names.get(source.kind, source.kind + layer) + ("" if source.kind == "metric" else where)
 
     def to_json(
-        self, path: str | Path, *, slug: str, scan: str, labels: "Mapping[Place, str] | None" = None
+        self, path: str | Path, *, slug: str, scan: str, labels: Mapping[Place, str] | None = None
     ) -> None:
         """Write the graph as the viewers of circuit-tracer and Neuronpedia read it.
 
@@ -225,6 +204,35 @@ class AttributionGraph:
             "run_idx": 0,
             "reverse_ctx_idx": 0,
         }
+
+
+def attribution_graph(contrast: Contrast, nodes: Sequence[Place], name: str = "metric") -> AttributionGraph:
+    """Some neurons of one pair of prompts: what changed each of them and the metric, the rest by its names.
+
+    nodes: (layer, position, neuron), in any order; name: what to call the metric
+    """
+    nodes = sorted(set(nodes))
+    parts = zip(
+        vars(contrast.direct(nodes)).values(), vars(contrast.direct_on_metric()).values(), strict=True
+    )
+    rows = Direct(*(torch.cat(pair) for pair in parts))
+    tokens = [str(contrast.model.to_string([token])) for token in contrast.base.tokens[0].tolist()]
+    others, columns = rows.neurons.clone(), []
+    for layer, pos, neuron in nodes:
+        columns.append(others[:, layer, pos, neuron].clone())
+        others[:, layer, pos, neuron] = 0
+    sources = [Source("neuron", *node) for node in nodes]
+    sources += [Source("embedding", -1, pos) for pos in range(len(tokens))]
+    columns += [*rows.embeddings.T]
+    for kind, each in (("other neurons", others.sum(-1)), ("patterns", rows.patterns.sum(-1))):
+        layers, places = each.shape[1:]
+        sources += [Source(kind, layer, pos) for layer in range(layers) for pos in range(places)]
+        columns += [*each.flatten(1).T]
+    links = torch.stack([*columns, rows.norms], 1)
+    used = links.abs().sum(0) > 0
+    used[: len(nodes)] = True
+    kept = [source for source, keep in zip([*sources, Source("norms")], used, strict=True) if keep]
+    return AttributionGraph(tuple(kept), links[:, used], rows.change, tuple(tokens), name)
 
 
 def _id(source: Source) -> str:

@@ -137,7 +137,13 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
         hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(model.cfg.dtype)
         given = {"hf_model": hf_model, "tokenizer": model.tokenizer}
         folded = last_norm_adds(model) is None
-        drawn = _boot(model.cfg.model_name, model.cfg.dtype, process=folded, **given)
+        # Fresh RMS norms multiply by 1: nothing to fold but the unembedding's mean, and 2 GB less on the way.
+        fresh = folded and str(model.cfg.normalization_type).startswith("RMS")
+        drawn = _boot(model.cfg.model_name, model.cfg.dtype, process=folded and not fresh, **given)
+        if fresh:
+            unembed = drawn.unembed.original_component
+            centred = unembed.weight.detach() - unembed.weight.detach().mean(0)
+            unembed.weight = torch.nn.Parameter(centred)
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
     return _moved(drawn, model.cfg.device or "cpu")
 

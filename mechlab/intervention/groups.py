@@ -1,0 +1,142 @@
+"""Groups of neurons at a place ("supernodes", Ameisen et al. 2025): chosen, turned like a knob, and read.
+
+A feature of a dictionary is never negative, and is turned by a factor. A neuron has a sign and a mean: what
+is turned is how far it stands from where it stands in other prompts. Minus two times the activation itself
+wrecks chance groups just as well; minus two times the deviation does not.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.arguments import at_least, check_layer, layers_of, mlp_width
+from mechlab.attribution.contrast import Place
+from mechlab.results import Scores
+from mechlab.runs.engines import run_of
+from mechlab.runs.hooks import Hook
+from mechlab.runs.run import Run
+from mechlab.tokens import Prompts, batch_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def supernode(scores: Scores, pos: int, k: int, *, layers: Sequence[int] | None = None) -> list[Place]:
+    """The k neurons at one position with the largest scores, by size: `contrast.totals()` over several pairs.
+
+    scores: dims ("layer", "pos", "neuron"), the mean over its prompts; layers: only among these
+    """
+    if scores.dims != ("layer", "pos", "neuron"):
+        raise ValueError(
+            f"A group is chosen by scores of neurons at positions, and these have {scores.dims}."
+        )
+    found = scores.values[:, pos].abs().clone()
+    if layers is not None:
+        found[[layer for layer in range(len(found)) if layer not in set(layers)]] = -1
+    at_least("k", k, 1)
+    if k > int((found >= 0).sum()):
+        raise ValueError(f"k is {k}, and there are {int((found >= 0).sum())} neurons to choose from.")
+    place = pos % scores.size("pos")
+    best = found.flatten().topk(k).indices.tolist()
+    return [(n // found.shape[1], place, n % found.shape[1]) for n in best]
+
+
+@torch.no_grad()
+def group_values(
+    model: "TransformerBridge", base: Prompts | Run, neurons: Sequence[Place]
+) -> Float[Tensor, "batch neuron"]:
+    """What the neurons of a group hand on, in each prompt."""
+    run = run_of(model, base)
+    places = [_checked(model, run.tokens.shape[1], place) for place in neurons]
+    at = {layer: run.at("post", layer) for layer in {place[0] for place in places}}
+    return torch.stack([at[layer][:, pos, neuron] for layer, pos, neuron in places], 1)
+
+
+def group_hooks(
+    model: "TransformerBridge",
+    neurons: Sequence[Place],
+    *,
+    to: Float[Tensor, "*its neuron"] | None = None,
+    around: Float[Tensor, "*their neuron"] | None = None,
+    times: float = 1.0,
+) -> list[Hook]:
+    """Hooks that turn a group of neurons: for `intervene` or `with model.hooks(...)`.
+
+    to:     values to stand there, [neuron] or [batch neuron]
+    around: reference values: where a neuron stands otherwise, say its mean over other prompts
+    times:  with `around`, the deviation is turned by this factor: 0 puts the reference, 1 changes nothing, -1
+            mirrors. With both, it is the way from `around` to `to`: 0 is the one, 1 the other, 1.5 beyond
+
+    Without `around`, `to` is put as it is. All else computes on, live.
+    """
+    if to is None and around is None:
+        raise ValueError("Say where to: give to=, values for the neurons, or around=, with times=.")
+    given = {
+        name: torch.as_tensor(each) for name, each in (("to", to), ("around", around)) if each is not None
+    }
+    for name, each in given.items():
+        if each.shape[-1:] != (len(neurons),):
+            raise ValueError(f"{name} is {tuple(each.shape)}, and there are {len(neurons)} neurons.")
+    hooks, width = [], mlp_width(model)
+    for layer in sorted({check_layer(model, place[0]) for place in neurons}):
+        columns = [n for n, place in enumerate(neurons) if place[0] == layer]
+        where = [neurons[n][1] for n in columns], [neurons[n][2] for n in columns]
+        if not all(0 <= neuron < width for neuron in where[1]):
+            raise ValueError(f"Layer {layer} has neurons 0 to {width - 1}, and {max(where[1])} is asked for.")
+        mine = {name: each[..., columns] for name, each in given.items()}
+        hooks.append((f"blocks.{layer}.mlp.hook_post", _turn(where, mine, times)))
+    return hooks
+
+
+def _turn(where: tuple[list[int], list[int]], given: dict[str, Tensor], times: float):
+    """The hook function for the neurons of one layer."""
+
+    def turn(x: Float[Tensor, "batch pos d_mlp"], hook) -> Float[Tensor, "batch pos d_mlp"]:
+        x = x.clone()
+        own = x[:, where[0], where[1]]
+        start = given["around"].to(own) if "around" in given else None
+        goal = given["to"].to(own) if "to" in given else own
+        x[:, where[0], where[1]] = goal if start is None else start + times * (goal - start)
+        return x
+
+    return turn
+
+
+@torch.no_grad()
+def neuron_reads(
+    model: "TransformerBridge",
+    neuron: tuple[int, int],
+    texts: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    pos: int = -1,
+) -> "pd.DataFrame":
+    """Which texts switch a neuron on: its activation at one position of each, largest first.
+
+    neuron: (layer, neuron); names: what to call the texts; pos: -1 is each text's own end
+    """
+    import pandas as pd
+
+    batch = batch_of(model, [*texts])
+    layer, index = neuron
+    (layer,) = layers_of(model, [layer])
+    if not 0 <= index < mlp_width(model):
+        raise ValueError(f"Layer {layer} has {mlp_width(model)} neurons, and {index} is asked for.")
+    rows, name = torch.arange(len(batch)), f"blocks.{layer}.mlp.hook_post"
+    _, cache = model.run_with_cache(batch.tokens, names_filter=name, stop_at_layer=layer + 1)
+    found = cache[name][rows, batch.position(pos), index].tolist()
+    table = pd.DataFrame({"text": [*(names or texts)], "activation": found})
+    return table.sort_values("activation", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _checked(model: "TransformerBridge", places: int, place: Place) -> Place:
+    layer, pos, neuron = place
+    if not (-places <= pos < places and 0 <= neuron < mlp_width(model)):
+        raise ValueError(
+            f"There is no neuron {neuron} at position {pos}: {mlp_width(model)} neurons, {places} positions."
+        )
+    return check_layer(model, layer), pos % places, neuron
