@@ -38,8 +38,8 @@ def data_dir() -> Path:
 def table(notebook: str, yours: Mapping[str, SupportsFloat] | None = None) -> "pd.DataFrame":
     """Rows of one notebook: quantity, the paper's figure and model, SmolLM2 as stored, and yours.
 
-    Further published figures of the same quantity have a row each, with the quantity left blank. Shown as HTML,
-    the sources lead to the papers.
+    Further published figures of the same quantity have a row each, with the quantity left blank. As HTML the
+    sources lead to the papers.
 
     `yours` maps quantities to the numbers you measured. An unknown one is an error that lists those known.
     """

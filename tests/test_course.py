@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -570,3 +571,30 @@ def test_a_stale_solution_is_noticed(tmp_path):
     assert build._is_fresh(target, expected)
     changed = build.solution_notebook(source(tmp_path, GOOD.replace("x + 1", "x + 2") + WRONG * 3))
     assert not build._is_fresh(target, changed)
+
+
+@pytest.mark.parametrize("where", ["colab", "kaggle", "here", "nowhere"])
+def test_the_setup_cell_acts_where_it_must(where, monkeypatch):
+    """Hosted notebooks fetch the course; at home nothing happens; a kernel without the course is told so."""
+    called = []
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.setattr("os.system", lambda command: called.append(command) or 0)
+    monkeypatch.setattr("runpy.run_path", lambda path, run_name: called.append(path))
+    if where == "colab":
+        monkeypatch.setitem(sys.modules, "google.colab", object())
+    if where == "kaggle":
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    if where == "nowhere":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    first = build.setup_cell().split("import torch")[0]
+    if where == "nowhere":
+        with pytest.raises(
+            SystemExit, match=r'does not have the course.*pip install "mechlab-course\[lab\]"'
+        ):
+            exec(first, {})
+    else:
+        exec(first, {})
+    script = "/tmp/mechlab/mechlab_course/build/colab.py"
+    wanted = [f"git clone -q --depth 1 {build.address()} /tmp/mechlab", script]
+    assert called == (wanted if where in ("colab", "kaggle") else [])
+    assert (build.ROOT / script.removeprefix("/tmp/mechlab/")).is_file()

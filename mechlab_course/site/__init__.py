@@ -7,6 +7,8 @@ shows.
 build.py     puts the site together          commands.py  the command
 notebook.py  one notebook as one page        outputs.py   what its cells put out
 prose.py     markdown and code to HTML       search.py    the index of words
-check.py     links, ids, sizes, alternative texts
+slides.py    slides for a talk, and slides.html, which turns them: `mechlab slides`
+cite.py      how to cite the course          check.py     links, ids, sizes, alternative texts
 page.html, site.css, site.js, icon.svg       what all pages share
+social.png   what is seen where a link is passed on; docs/make_picture.py makes it
 """

@@ -1,7 +1,6 @@
 """Put the site together: pages, assets, search index. The same repository gives the same bytes."""
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,13 +8,16 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mechlab import reference
+from mechlab_course.build import links as lies
 from mechlab_course.folders import ROOT
+from mechlab_course.site.cite import bibtex
 from mechlab_course.site.notebook import Page, add_sections, notebook_page
-from mechlab_course.site.prose import Anchors, Links, link_words, prose
+from mechlab_course.site.prose import Anchors, Links, code, link_words, prose
 from mechlab_course.site.search import index
 
 HERE = Path(__file__).parent
-ASSETS = ("site.css", "site.js", "icon.svg")
+ASSETS = ("site.css", "site.js", "icon.svg", "social.png")
 LOOK_UP = ("glossary.md", "hook_map.md")  # of docs/: where people look things up
 # Words of the glossary that are words of every day, too: to link them would lead astray.
 EVERYDAY = {"complete", "completeness", "strength", "feature", "baseline", "parameter", "recovered"}
@@ -76,7 +78,7 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
         }
         files |= page.files
         files[page.file] = template.render(
-            page=page, parts=parts, texts=texts, first=lessons[:1], **around
+            page=page, parts=parts, texts=texts, first=lessons[:1], links=links, lies=lies, **around
         ).encode()
     return files
 
@@ -95,9 +97,7 @@ def _links(root: Path, executed: list[Path], documents: list[Path]) -> Links:
         pages |= {f"{folder}/{path.name}": f"{path.stem}.html" for folder in ("notebooks", "solutions")}
     pages |= {f"docs/{path.name}": f"{path.stem}.html" for path in documents}
     pictures = {f"docs/{path.name}": f"figures/{path.name}" for path in sorted((root / "docs").glob("*.png"))}
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    address = project["urls"]["Repository"]
-    links = Links(pages, pictures, "" if "/OWNER/" in address else address)
+    links = Links(pages, pictures, lies.published(), papers=reference.addresses())
     if (root / "docs" / "glossary.md").exists():
         links.terms = list(_terms((root / "docs" / "glossary.md").read_text(encoding="utf-8")))
     return links
@@ -116,7 +116,8 @@ def _terms(glossary: str):
 
 def _document(path: Path, links: Links) -> Page:
     """A page of docs/."""
-    page, anchors = Page(f"{path.stem}.html", path.stem, lookup=path.name in LOOK_UP), Anchors()
+    page = Page(f"{path.stem}.html", path.stem, source=f"docs/{path.name}", lookup=path.name in LOOK_UP)
+    anchors = Anchors()
     tree = prose(path.read_text(encoding="utf-8"), links, "docs", anchors)
     heading = tree.find("h1")
     page.title = heading.get_text()
@@ -167,9 +168,9 @@ def _home(root: Path, lessons: list[Page], links: Links) -> tuple[Page, list[Par
     for lesson in lessons:  # one that the README does not name yet stands with the one before it
         part = files.get(lesson.file, part)
         part.pages.append(lesson)
-    anchors = Anchors({"course"})
+    anchors = Anchors({"course", "cite"})
     head, tail = (prose(piece, links, "", anchors) for piece in (before, rest))
-    page = Page("index.html", head.find("h1").get_text())
+    page = Page("index.html", head.find("h1").get_text(), source="README.md")
     head.find("h1").extract()
     lead = head.find("p")
     page.question = " ".join(lead.get_text().split())
@@ -182,5 +183,7 @@ def _home(root: Path, lessons: list[Page], links: Links) -> tuple[Page, list[Par
     page.sections.append(("course", "The course", "", ""))
     page.contents.append((2, "course", "The course"))
     add_sections(tail, page)
-    page.body = f"{head}<!--course-->{tail}"
+    cited = code(bibtex((root / "CITATION.cff").read_text(encoding="utf-8")), "bibtex")
+    page.sections.append(("cite", "Cite it", "In BibTeX", ""))
+    page.body = f'{head}<!--course-->{tail}<h2 id="cite">Cite it</h2>{cited}'
     return page, parts

@@ -1,11 +1,11 @@
-"""The command `mechlab site`."""
+"""The commands `mechlab site` and `mechlab slides`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mechlab_course.console import say
+from mechlab_course.console import need_checkout, say
 
 
 def site(
@@ -13,6 +13,7 @@ def site(
     check: Annotated[bool, typer.Option(help="Also check links, ids, alternative texts and sizes.")] = False,
 ) -> None:
     """Make a static web site of the executed course (for authors). No model is run."""
+    need_checkout("mechlab site")
     from mechlab_course.site.build import site, write
     from mechlab_course.site.check import problems, size_of
 
@@ -28,3 +29,21 @@ def site(
     for line in found:
         say(line)
     raise SystemExit(min(len(found), 1))
+
+
+def slides(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("slides"),
+) -> None:
+    """Make slides for a talk about each part, from the executed notebooks (for teachers). No model is run."""
+    need_checkout("mechlab slides")
+    from mechlab_course.site.slides import decks
+
+    made = decks()
+    if not made:
+        say("There are no executed notebooks here, in solutions/. Make slides in a clone of the repository.")
+        raise SystemExit(1)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in made.items():
+        (out / name).write_bytes(content)
+        say(f"{out / name}: {content.count(b'<section')} slides, {len(content) / 1e6:.1f} MB")
+    say("Open one in a browser: arrow keys turn, a picture comes with a key of its own, and it prints.")

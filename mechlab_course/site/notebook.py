@@ -30,10 +30,19 @@ class Page:
         default_factory=list
     )  # anchor, heading, prose, more words
     files: dict[str, bytes] = field(default_factory=dict)
+    source: str = ""  # where it comes from in the repository
     download: str = ""
-    colab: str = ""
     picture: str = ""  # beside the title
     lookup: bool = False  # a page whose tables are looked things up in, row by row
+
+    @property
+    def stem(self) -> str:
+        return self.file.removesuffix(".html")
+
+    @property
+    def summary(self) -> str:
+        """What search engines and those who pass a link on show of the page."""
+        return self.question or shortened(next((said for _, _, said, _ in self.sections if said), ""), 200)
 
 
 def notebook_page(solved: Path, learner: Path, links: Links) -> Page:
@@ -45,7 +54,8 @@ def notebook_page(solved: Path, learner: Path, links: Links) -> Page:
         for c in json.loads(learner.read_text(encoding="utf-8"))["cells"]
         if c["metadata"].get("mechlab", {}).get("kind") == "exercise"
     }
-    page = Page(f"{stem}.html", stem, number, download=f"notebooks/{stem}.ipynb")
+    page = Page(f"{stem}.html", stem, number, source=f"course/{stem}/notebook.py")
+    page.download = f"notebooks/{stem}.ipynb"
     page.files[page.download] = learner.read_bytes()
     shown, linked, parts = Shown(stem, links, Anchors()), set(), []
     for cell in cells:
@@ -65,13 +75,18 @@ def notebook_page(solved: Path, learner: Path, links: Links) -> Page:
     return page
 
 
+def shortened(text: str, most: int) -> str:
+    """The first words of a text."""
+    return text if len(text) <= most else text[:most].rpartition(" ")[0] + " …"
+
+
 def names(source: str) -> str:
     """The functions that a cell names: what somebody who searches for `ml.head_scores` hopes to find."""
     return " ".join(name for found in NAMED.findall(source) for name in found if name)
 
 
 def _take_head(tree: BeautifulSoup, page: Page) -> None:
-    """Title, question, what it takes and the link to Colab leave the text; the template shows them."""
+    """Title, question and what it takes leave the text, and the link to Colab; the template shows them."""
     heading = tree.find("h1")
     page.title = heading.get_text().strip().removeprefix(page.number).strip()
     heading.extract()
@@ -81,10 +96,7 @@ def _take_head(tree: BeautifulSoup, page: Page) -> None:
             page.question = text.removeprefix("Question:").strip()
         elif text.startswith("Time:"):
             page.needs = paragraph.decode_contents()
-        elif text == "Open in Colab":
-            link = paragraph.find("a")
-            page.colab = link["href"] if link else ""
-        else:
+        elif text != "Open in Colab":
             continue
         paragraph.extract()
     page.sections.append(("main", page.title, page.question, page.number))

@@ -12,11 +12,10 @@ from functools import cache
 
 from bs4 import BeautifulSoup
 
+from mechlab_course.build.execute import ATTENTION, EXPLORER, PLOTLY
 from mechlab_course.folders import ROOT
-from mechlab_course.site.prose import Anchors, Links, in_frame, prose
+from mechlab_course.site.prose import Anchors, Links, in_frame, link_papers, prose
 
-PLOTLY = "application/vnd.plotly.v1+json"
-ATTENTION = "application/vnd.mechlab.attention+json"
 SAID = re.compile(r'<div role="status" style="border-left:6px solid (#\w+)[^"]*">(.*)</div>\s*$', re.DOTALL)
 VERDICTS = {"#009E73": "right", "#D55E00": "not-yet", "#777777": "open", "#0072B2": "note"}
 IN_WORDS = "In words: "
@@ -58,18 +57,18 @@ def rendered(cell: dict, shown: Shown) -> Iterator[tuple[str, str]]:
 
 def _rich(data: dict, source: str, shown: Shown) -> tuple[str, str] | None:
     plain = text_of(data.get("text/plain", ""))
+    if EXPLORER in data:
+        return "explorer", _explorer(text_of(data[EXPLORER]), source, shown)
     if "image/png" in data:
         return "figure", _figure(data, plain, shown)
     if plain.startswith(IN_WORDS):
         return None  # it stands under its figure
     if "text/html" in data:
         content = text_of(data["text/html"])
-        if 'class="mechlab-explorer"' in content:
-            return "explorer", _explorer(content, source, shown)
         said = SAID.match(content)
         if said:
             return "said", f'<div class="said {VERDICTS.get(said[1], "note")}">{said[2]}</div>'
-        return "table", _tables(content, source)
+        return "table", _tables(content, source, shown.links)
     if "image/svg+xml" in data:
         return "figure", _drawing(text_of(data["image/svg+xml"]), plain)
     if "text/markdown" in data:
@@ -115,7 +114,7 @@ def _drawing(svg: str, twin: str) -> str:
     )
 
 
-def _tables(content: str, source: str) -> str:
+def _tables(content: str, source: str, links: Links) -> str:
     """HTML as pandas writes it: styles out, one row of heads, a caption that names what was asked."""
     tree = BeautifulSoup(content, "html.parser")
     for old in tree.find_all("style"):
@@ -136,6 +135,7 @@ def _tables(content: str, source: str) -> str:
             caption.string = asked
             table.insert(0, caption)
         in_frame(tree, table, f"Table: {asked[:90]}")
+    link_papers(tree, links)
     return str(tree).strip()
 
 
@@ -144,8 +144,6 @@ def _explorer(content: str, source: str, shown: Shown) -> str:
     what = html.escape(_says(called(source)) or "An explorer with controls stands here.")
     what = re.sub(r"`([^`]+)`", r"<code>\1</code>", what)
     copy = BeautifulSoup(content, "html.parser")
-    for old in copy.select("style, .mechlab-awake"):
-        old.decompose()
     for table in copy.find_all("table"):
         in_frame(copy, table, "Table: what the explorer shows")
     return (

@@ -4,7 +4,7 @@ import html
 import posixpath
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from bs4 import BeautifulSoup, NavigableString, Tag
 from latex2mathml.converter import convert
@@ -28,6 +28,7 @@ class Links:
     files: dict[str, str] = field(default_factory=dict)  # the same for pictures
     repository: str = ""  # the address of the repository, "" while it has none
     terms: list[tuple[str, str, str, str]] = field(default_factory=list)  # word, meaning, notebook, anchor
+    papers: dict[str, str] = field(default_factory=dict)  # "Wang et al. 2022" -> address
 
     def target(self, link: str, folder: str) -> str | None:
         """The address on the site of a link in `folder` of the repository; None if there is none."""
@@ -38,7 +39,22 @@ class Links:
         known = self.pages.get(path) or self.files.get(path)
         if known or not path:
             return (known or "") + (f"#{anchor}" if anchor else "")
-        return f"{self.repository}/blob/main/{path}" if self.repository else None
+        return self.stored(path) or None
+
+    def stored(self, path: str) -> str:
+        """Where a file of the repository is seen in it; "" while nobody has published it."""
+        return f"{self.repository}/blob/main/{path}" if self.repository else ""
+
+    @cached_property
+    def cited(self) -> re.Pattern:
+        """What cites a paper: "Wang et al. 2022" or "Wang et al. (2022)", the longest first."""
+        forms = []
+        for citation in sorted(self.papers, key=len, reverse=True):
+            *name, last = (re.escape(word) for word in citation.split())
+            alone = sum(each.startswith(citation) for each in self.papers) == 1
+            last = rf"(?:{last}|\({last}\))" if alone and re.fullmatch(r"\d{4}", last) else last
+            forms.append(r"\s+".join([*name, last]))
+        return re.compile(rf"\b(?:{'|'.join(forms)})(?!\w)")
 
     def notebook(self, number: str) -> str | None:
         """The page of a notebook by its number."""
@@ -102,6 +118,7 @@ def prose(text: str, links: Links, folder: str, anchors: Anchors) -> BeautifulSo
             link.unwrap()
         else:
             link["href"] = target
+    link_papers(tree, links)
     for picture in tree.find_all("img"):
         picture["src"] = links.target(picture["src"], folder) or picture["src"]
     return tree
@@ -118,6 +135,16 @@ def in_frame(tree: BeautifulSoup, table: Tag, label: str) -> None:
     frame = tree.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group"})
     frame["aria-label"] = label
     table.wrap(frame)
+
+
+def link_papers(tree: BeautifulSoup, links: Links) -> None:
+    """Link each paper that is cited to where it can be read."""
+    if not links.papers:
+        return
+    where = lambda found: links.papers[" ".join(re.sub("[()]", "", found).split())]
+    for node in list(tree.find_all(string=links.cited)):
+        if not node.find_parent(("a", "code", "pre", "summary", "h1", "h2", "h3", "h4", "script")):
+            _replace(node, links.cited, lambda found: _anchor(where(found), found), links.cited)
 
 
 def link_words(tree: BeautifulSoup, links: Links, number: str, linked: set[str]) -> None:

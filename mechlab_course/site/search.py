@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mechlab_course.site.notebook import Page
+from mechlab_course.site.notebook import Page, shortened
 
 WORD = re.compile(r"[a-z0-9_]+(?:[.+×-][a-z0-9_]+)*")
 DULL = """a an and are as at be but by can do does for from has have how if in into is it its no not of on one
@@ -28,8 +28,7 @@ def index(pages: Sequence[Page]) -> str:
         for anchor, heading, said, more in page.sections:
             for word in words(f"{heading} {said} {more}"):
                 where[word].append(len(sections))
-            excerpt = said if len(said) <= EXCERPT else said[:EXCERPT].rpartition(" ")[0] + " …"
-            sections.append([number, anchor, heading, excerpt])
+            sections.append([number, anchor, heading, shortened(said, EXCERPT)])
     titles = [[page.file, f"{page.number} {page.title}".strip()] for page in pages]
     # Numbers of sections as differences in base 36: a third of the bytes.
     packed = {word: _packed(numbers) for word, numbers in sorted(where.items())}

@@ -16,10 +16,58 @@ function load(name) {
   return scripts[name];
 }
 
+/** Break a title into lines that fit; returns how many pixels higher it is then. */
+function broken(title, width) {
+  const lines = [""];
+  for (const word of (title?.text || "").split(" ")) {
+    if (lines.at(-1) && (lines.at(-1).length + word.length) * 8 > width) lines.push("");
+    lines.push(`${lines.pop()} ${word}`.trim());
+  }
+  if (title) Object.assign(title, { text: lines.join("<br>"), font: { size: 14 } });
+  return 18 * (lines.length - 1);
+}
+
+/** Make a figure as narrow as a telephone: titles take several lines, names stand up, what stood beside stands below. */
+function narrow({ data, layout }, room) {
+  const { margin, xaxis, yaxis } = layout;
+  const above = broken(layout.title, room);
+  if (margin.l > 64) margin.l *= 0.8; // names of rows, in smaller letters
+  if (margin.r <= 24) margin.r = 8; // if more, something is written there
+  let below = broken(xaxis.title, room - margin.l);
+  xaxis.tickfont = yaxis.tickfont = { size: 10 };
+  const names = [xaxis.ticktext || data[0].x].flat().filter((name) => typeof name === "string");
+  const longest = Math.max(0, ...names.flatMap((name) => name.split("<br>")).map((name) => name.length)) * 6;
+  if (!xaxis.tickangle && longest > (room - margin.l) / names.length) {
+    Object.assign(xaxis, { tickangle: -90, automargin: true });
+    below += longest - 24;
+  }
+  const bottom = { orientation: "h", y: 0, yref: "container", yanchor: "bottom" };
+  if (data[0].type === "heatmap" && data[0].showscale !== false) {
+    data[0].colorbar = { ...bottom, thickness: 12 };
+    below += 48;
+  } else if (data.length > 1 && !(layout.legend?.y < 0)) {
+    layout.legend = { ...layout.legend, ...bottom, x: 0, xanchor: "left" };
+    below += 19 * data.length;
+  }
+  margin.t += above;
+  margin.b += below;
+  Object.assign(layout, { width: room, height: layout.height + above + below });
+}
+
+/** Whether a figure can be drawn as narrow as its paper. If not, as with large marks, its picture stays, which fits. */
+function fits({ data, layout }, room) {
+  if (!layout) return room >= 544; // an attention view
+  const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).length;
+  const large = data.some(({ marker }) => marker?.size > 14);
+  return room >= (panels > 1 ? 130 * panels : large ? 520 : 0);
+}
+
 /** Draw the figure of a paper in place of its stored picture, which stays for print and for who cannot see. */
 async function draw(paper) {
   const content = JSON.parse(paper.querySelector("script").textContent);
   const plotted = paper.classList.contains("plot");
+  const room = paper.clientWidth - 20;
+  if (!fits(content, room)) return;
   await load(plotted ? "plotly.min.js" : "circuitsvis.js");
   const live = document.createElement("div");
   live.className = "live";
@@ -29,8 +77,9 @@ async function draw(paper) {
   try {
     if (plotted) {
       const { data, layout } = content;
-      layout.width = Math.min(layout.width, Math.max(paper.clientWidth - 20, 520)); // narrower than that it scrolls
       layout.dragmode = false; // a finger scrolls the page
+      if (room < 520) narrow(content, room);
+      else layout.width = Math.min(layout.width, room);
       await Plotly.newPlot(live, data, layout, { displayModeBar: false });
     } else {
       CircuitsVis.render(live.id, CircuitsVis.AttentionHeads, content);
