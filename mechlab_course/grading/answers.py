@@ -16,6 +16,7 @@ from mechlab_course.grading.slices import Notebook, slice_for
 
 # What the ids of the course look like. Answers to anything else are the learner's own.
 EXERCISE, QUIZ = re.compile(r"\d\d\.\d+"), re.compile(r"\d\d\.[a-z]")
+_WORDS = re.compile(r"[\s#>*_]*answer\s+(\d\d\.[\w-]*\w)[*_]*\s*:?[*_]*(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Answer:
     """One answer: `code` defines it with all it uses; `name` is the function, or the letter of a quiz."""
 
     id: str
-    kind: str  # "exercise" or "quiz"
-    code: str
+    kind: str  # "exercise", "quiz" or "text"
+    code: str  # of a text the words
     name: str
     where: str
     stub: bool = False
@@ -53,7 +54,8 @@ def find(texts: list[str], file: str) -> list[Answer]:
         for each in cells.answered_by(piece.node, names):
             where = f"{file}, code cell {piece.cell}"
             if each.kind == "quiz":
-                found += [(piece.cell, at, answer) for answer in _quiz(each, where, letters)]
+                given = _of_the_course(_quiz(each, where, letters), texts)
+                found += [(piece.cell, at, answer) for answer in given]
             elif each.kind == "exercise" and EXERCISE.fullmatch(each.id):
                 answer, own = _exercise(each, piece, where)
                 pieces += [own] if own else []
@@ -62,6 +64,12 @@ def find(texts: list[str], file: str) -> list[Answer]:
     book = Notebook(pieces)
     found.sort(key=lambda each: each[0])
     return [state for _, at, answer in found for state in _states(answer, at, book)]
+
+
+def in_words(texts: list[str], file: str) -> list[Answer]:
+    """Answers that a person reads: cells of text that begin with `Answer 43.essay`."""
+    found = [match for text in texts if (match := _WORDS.match(text))]
+    return [Answer(each[1], "text", each[2].strip(), "", file, not each[2].strip()) for each in found]
 
 
 def _exercise(found: cells.Answered, piece: Piece, where: str) -> tuple[Answer, Piece | None]:
@@ -130,6 +138,26 @@ def _quiz(found: cells.Answered, where: str, letters: dict[str, ast.Constant]) -
     else:
         why = f'The answer `{ast.unparse(given)[:60]}` is computed. Write the letter itself: `"b"`.'
         yield Answer(found.id, "quiz", "", "", where, problem=why)
+
+
+def _of_the_course(answers: Iterator[Answer], texts: list[str]) -> Iterator[Answer]:
+    """With the letter of the course: in an exam, whoever answers has letters of their own."""
+    if not any("mechlab_course.exam" in text for text in texts):
+        yield from answers
+        return
+    from mechlab_course.exam import name_in, order
+    from mechlab_course.questions import Quiz, declared
+
+    name = name_in(texts)
+    for answer in answers:
+        question = declared(answer.id[:2], Quiz).get(answer.id)
+        if name is None or question is None or answer.stub or answer.problem:
+            yield answer
+        elif not name:
+            yield replace(answer, problem="The cell with the name was left empty: whose letters are these?")
+        else:
+            own = order(name, answer.id, question.why)
+            yield replace(answer, name=own.get(answer.name.strip().lower(), answer.name))
 
 
 def _unreadable(text: str, where: str, error: Exception) -> Iterator[Answer]:

@@ -2,10 +2,11 @@
 
 One sub-folder a learner (of any depth inside), or files directly in the folder. Whose file it is:
 
-- a sub-folder's name, less what Moodle adds: `Jane Doe_12345_assignsubmission_file` is Jane Doe, unless two
-  would then be the same;
-- a file's name up to `__`, or else up to `_` and the name of a notebook of the course, less what Canvas adds
-  (`doejane_LATE_123_456_11_input_attribution-1.ipynb` is doejane), or else all of it.
+- what Moodle or Canvas say in the name of the folder or file (keys.py), with the number they know them by;
+- else a sub-folder's name;
+- else a file's name up to `__`, or up to `_` and the name of a notebook of the course, or else all of it.
+
+Two of the same name whom the system tells apart are called `Li Na (1001)` and `Li Na (1002)`.
 
 Zip files are read in memory and never unpacked. Links are not followed. What cannot be read is a problem of
 that file.
@@ -18,14 +19,15 @@ import re
 import stat
 import unicodedata
 import zipfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mechlab_course.cells import foreign
-from mechlab_course.grading.answers import Answer, find
+from mechlab_course.grading.answers import Answer, find, in_words
+from mechlab_course.grading.keys import Key, key_of
 
 LARGEST = 50_000_000  # bytes of one file, and of what one zip file holds
 MOST = 200  # files of one learner
@@ -33,8 +35,7 @@ READ = (".ipynb", ".py", ".zip")
 PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 ADDED = (".txt", ".json", ".download", ".bak", ".tmp")  # what browsers and mail programs put behind a name
 _NUMBERED = re.compile(r"\s*\(\d+\)$")  # of a second download
-_MOODLE = re.compile(r"_\d+_assignsubmission_[a-z]+_?$")
-_CANVAS = re.compile(r"(_late)?_\d+_\d+$", re.IGNORECASE)
+_COPY = re.compile(r"(?:^|(?<=_))copy of[ _]", re.IGNORECASE)  # Colab's and Drive's
 
 
 class Unreadable(Exception):
@@ -46,9 +47,17 @@ class Learner:
     """Whose answers they are, and what of the files could not be read."""
 
     name: str
+    key: Key | None = None  # what a learning system knows them by
+    team: str = ""
+    days_late: int = 0
     files: int = 0
     answers: list[Answer] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether Canvas wrote LATE into the name of a file."""
+        return bool(self.key and self.key.late)
 
 
 def collect(folder: Path, stems: list[str]) -> list[Learner]:
@@ -57,44 +66,59 @@ def collect(folder: Path, stems: list[str]) -> list[Learner]:
         (e for e in folder.iterdir() if not _passed_over(e.name)), key=lambda e: in_order(e.name)
     )
     folders = [e for e in entries if e.is_dir() and not e.is_symlink()]
-    short = Counter(_MOODLE.sub("", spelt(e.name)) for e in folders)
-    learners: dict[str, Learner] = {}
+    whose = {}
     for entry in entries:
         if entry in folders:
-            name = _MOODLE.sub("", spelt(entry.name))
-            name = name if short[name] == 1 else spelt(entry.name)
+            name, key, _ = key_of(spelt(entry.name))
+            whose[entry] = name, key
         elif entry.is_symlink() or _kind(entry) or _is_a_submission(entry.name, stems):
-            name = owner(spelt(entry.name), stems)
-        else:
-            continue  # a list of names, a note of the teacher
+            whose[entry] = owner(spelt(entry.name), stems)  # the rest is a list of names, a teacher's note
+    numbers = defaultdict(set)  # by which the bearers of a name are known
+    for name, key in whose.values():
+        numbers[name] |= {key.id} if key else set()
+    learners: dict[str, Learner] = {}
+    for entry, (name, key) in whose.items():
+        name = f"{name} ({key.id})" if key and len(numbers[name]) > 1 else name
         learner = learners.setdefault(name, Learner(name))
-        for path in _files(entry):
-            if not path.is_symlink() and not _kind(path):
-                if path.suffix.lower() in PACKED or entry not in folders:
-                    learner.problems.append(f"{spelt(path.name)}: {_NOT_READ}")
-                continue
-            learner.files += 1
-            if learner.files > MOST:
-                learner.problems.append(f"More than {MOST} files; the rest was not read.")
-                break
-            shown = path.relative_to(entry if entry in folders else folder).as_posix()
-            _take(learner, path, spelt(shown))
-        if not learner.files and not learner.problems:
-            learner.problems.append(f"{entry.name}: there is no notebook (.ipynb) in it.")
+        learner.key = key.joined(learner.key) if key else learner.key
+        _take_all(learner, entry, entry if entry in folders else folder)
     return sorted(learners.values(), key=lambda learner: (learner.name.casefold(), learner.name))
 
 
-def owner(file: str, stems: list[str]) -> str:
+def _take_all(learner: Learner, entry: Path, top: Path) -> None:
+    """Add the answers of a learner's folder or file; names are shown as they are below `top`."""
+    others = []
+    for path in _files(entry):
+        if not path.is_symlink() and not _kind(path):
+            others.append(spelt(path.name))
+            if path.suffix.lower() in PACKED or entry != top:
+                learner.problems.append(f"{spelt(path.name)}: {_NOT_READ}")
+            continue
+        learner.files += 1
+        if learner.files > MOST:
+            learner.problems.append(f"More than {MOST} files; the rest was not read.")
+            break
+        _take(learner, path, spelt(path.relative_to(top).as_posix()))
+    if not learner.files and not learner.problems:
+        only = f", only {', '.join(others[:5])}" if others else ""
+        learner.problems.append(f"{spelt(entry.name)}: there is no notebook (.ipynb) in it{only}.")
+
+
+def owner(file: str, stems: list[str]) -> tuple[str, Key | None]:
     """Whose file it is, from its name."""
+    name, key, _ = key_of(file)
+    if key:
+        return name, key
     stem = _NUMBERED.sub("", Path(file).stem)
     while Path(stem).suffix.lower() in (*READ, *ADDED):
         stem = _NUMBERED.sub("", Path(stem).stem)
+    stem = _COPY.sub("", stem)
     before, mark, _ = stem.partition("__")
     if not (mark and before):
         lower = stem.lower()
         place = min((at for s in stems if (at := lower.find(f"_{s.lower()}")) > 0), default=len(stem))
         before = stem[:place]
-    return _CANVAS.sub("", before) or stem
+    return before or stem, None
 
 
 def spelt(name: str) -> str:
@@ -143,8 +167,9 @@ _NOT_READ = "not read. Only notebooks (.ipynb), scripts (.py) and zip files (.zi
 
 
 def _is_a_submission(name: str, stems: list[str]) -> bool:
-    """Whether a file that cannot be read is somebody's all the same: packed, or named after a notebook."""
-    return Path(name).suffix.lower() in PACKED or any(stem.lower() in name.lower() for stem in stems)
+    """Whether a file that cannot be read is somebody's: packed, or named after a notebook or a learner."""
+    named = key_of(name)[1] or any(stem.lower() in name.lower() for stem in stems)
+    return Path(name).suffix.lower() in PACKED or bool(named)
 
 
 def _passed_over(name: str) -> bool:
@@ -181,7 +206,7 @@ def _read(learner: Learner, data: bytes, kind: str, shown: str) -> None:
     file = shown.rpartition("/")[2].lower()
     try:
         notebook = None if kind == ".py" else loaded(data)
-        learner.answers += find(cells(data, kind), shown)
+        learner.answers += [*find(cells(data, kind), shown), *in_words(cells(data, kind, "markdown"), shown)]
     except Unreadable as error:
         if file.endswith((".json", ".txt")) and ".ipynb" not in file and "no list of cells" in str(error):
             return  # settings of a program, not a notebook
@@ -261,16 +286,20 @@ def _kind_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> st
         return kind_of(name, file.read(5000))
 
 
-def cells(data: bytes, suffix: str = ".ipynb") -> list[str]:
-    """The code cells of a notebook of any nbformat, or of a script that Colab or VS Code made of one."""
+def cells(data: bytes, suffix: str = ".ipynb", type: str = "code") -> list[str]:
+    """The cells of a notebook of any nbformat, or of a script that Colab or VS Code made of one.
+
+    type: "code" or "markdown"; in a script, text stands in comments.
+    """
     if suffix.lower() == ".py":
-        return re.split(r"(?m)^# (?:%%|In\[).*$", _text(data))
+        parts = re.split(r"(?m)^# (?:%%|In\[).*$", _text(data))
+        return parts if type == "code" else [re.sub(r"(?m)^# ?", "", each) for each in parts]
     notebook = loaded(data)
     try:
         sheets = notebook["worksheets"] if "worksheets" in notebook else [notebook]
         listed = [cell for sheet in sheets for cell in sheet["cells"]]
-        code = [c.get("source", c.get("input", "")) for c in listed if c.get("cell_type") == "code"]
-        return [text if isinstance(text, str) else "".join(text) for text in code]
+        found = [c.get("source", c.get("input", "")) for c in listed if c.get("cell_type") == type]
+        return [text if isinstance(text, str) else "".join(text) for text in found]
     except (KeyError, TypeError, AttributeError):
         raise Unreadable("JSON, but not a notebook: it has no list of cells") from None
 

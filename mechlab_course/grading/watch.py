@@ -46,6 +46,7 @@ _WRITES = (
     "os.truncate",
     "os.chmod",
 )
+_CONNECTS = ("socket.connect", "socket.getaddrinfo", "socket.gethostby", "socket.sendto", "socket.sendmsg")
 _WRITES += ("os.chown", "os.utime", "os.setxattr", "os.removexattr", "shutil.", "tempfile.")
 
 
@@ -121,8 +122,10 @@ class Watcher:
                 self._note(_LOOKS[event])
             return None
         refusal = self._refusal(event, args)
-        if refusal and (self._blamed() or any(path in refusal for path in self._private)):
-            self._note(refusal)
+        if refusal:
+            blamed = self._blamed(through_packages=event.startswith(_CONNECTS))
+            if blamed or any(path in refusal for path in self._private):
+                self._note(refusal)
         return refusal
 
     def _refusal(self, event: str, args: tuple) -> str | None:
@@ -160,15 +163,19 @@ class Watcher:
     def _is_answer(self, frame) -> bool:
         return frame is not None and frame.f_code.co_filename == self.file
 
-    def _blamed(self) -> bool:
-        """Whether the answer itself asked, directly or through Python's own library; no package it uses."""
+    def _blamed(self, through_packages: bool = False) -> bool:
+        """Whether the answer itself asked, directly or through Python's own library.
+
+        A package that it uses may read and import for reasons of its own; it connects (`through_packages`)
+        for nobody but the answer.
+        """
         frame = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
             if self._is_answer(frame):
                 return True
             own = file.startswith(self._python) and not file.startswith(self._packages)
-            if not (own or file.startswith("<") or file == __file__):
+            if not (through_packages or own or file.startswith("<") or file == __file__):
                 return False
             frame = frame.f_back
         return False
