@@ -52,7 +52,7 @@ pins:  ## resolve every version afresh and rewrite constraints.txt
 	@sh tests/fresh_resolve.sh write
 
 clean:  ## remove the environment and caches; your work/ and the model stay
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache test-artifacts
+	rm -rf .venv build dist site slides .pytest_cache .ruff_cache test-artifacts
 
 .venv/made:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer."; exit 1; }

@@ -1,7 +1,7 @@
 """The command `mechlab`.
 
 For learners: lab, doctor, pull, progress, answers, update. For everybody: run, check. For teachers:
-release, grade. For authors: build, site.
+release, grade, slides. For authors: build, site.
 """
 
 import os
@@ -18,7 +18,7 @@ import typer
 from mechlab_course import folders
 from mechlab_course.console import need_checkout, say
 from mechlab_course.grading import commands as teaching
-from mechlab_course.site.commands import site
+from mechlab_course.site.commands import site, slides
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 KERNELS = {  # what `mechlab lab` sets for its kernels, unless it is set already
@@ -277,6 +277,7 @@ def build(
 app.command()(teaching.release)
 app.command()(teaching.grade)
 app.command()(site)
+app.command()(slides)
 
 
 def _in(asked: Path | None, what: Callable) -> tuple[Path, Any]:
@@ -356,7 +357,7 @@ def _outcomes(notebook: Path):
     for cell in node.cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/plain", "")
-            if re.match(r"(Exercise|Question) \S+: (correct|not yet|not attempted)\.", text):
+            if re.match(r"(Exercise|Question) \S+: (correct|not yet|not attempted|recorded)\.", text):
                 yield text, ": correct." in text
             if output.output_type == "error":
                 yield f"error: {output.ename}: {output.evalue}", False

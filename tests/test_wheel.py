@@ -21,7 +21,7 @@ from mechlab_course.build import package
 from mechlab_course.folders import ROOT
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("wheel")]
-SOURCES_ONLY = ("build", "site", "release --out pack.zip")
+SOURCES_ONLY = ("build", "site", "slides", "release --out pack.zip")
 
 
 @pytest.fixture(scope="module")

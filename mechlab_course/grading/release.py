@@ -1,81 +1,107 @@
-"""The pack for learners: a folder or a zip file with all they need and nothing that is the teacher's."""
+"""The pack for learners: a folder or a zip file with all they need and nothing that is the teacher's.
+
+Data that its notebooks do not open stays out (opened.py), and so does what answers them, if asked
+(withheld.py).
+"""
 
 import json
 import re
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mechlab_course.folders import ROOT
+from mechlab_course.grading import opened, withheld
+from mechlab_course.grading.withheld import EXAM, FULL, kind, text_of
 
 TOP = ("LICENSE", "Makefile", "constraints.txt", "environment.yml", "pyproject.toml", ".gitignore")
-NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py", "data/make")
-ANSWERS = ("notebook.py", "tried.txt")  # in course/: solutions, and what was tried on the checks
+FOLDERS = ("mechlab", "mechlab_course", "docs")
+NOT_FOR_LEARNERS = ("docs/teaching.md", "docs/contributing.md", "docs/make_picture.py")
+NOT_FOR_LEARNERS += ("docs/heads.png", "mechlab_course/site/social.png")  # the repository's and the site's
 JUNK = ("__pycache__", ".ipynb_checkpoints", ".DS_Store")
-_ANSWER = re.compile(r"<details><summary>Hint 3[^<]*</summary>.*?</details>\n?", re.DOTALL)
+_EXAM = """
+**This is an exam.** Write your name into the cell below the setup, and run it. Checks and questions only
+record what you answer: nothing tells whether it is right. Save, and hand in the notebooks of
+`work/notebooks/`.
+"""
 
 
 class ReleaseError(ValueError):
     """The pack cannot be made; the text says why."""
 
 
-def release(out: Path, only: list[str], *, answers: bool = True) -> list[str]:
-    """Write the pack and return the names of its files. answers: keep the hints with the worked answers."""
+def release(out: Path, only: list[str], *, kept: str = FULL) -> list[str]:
+    """Write the pack and return the names of its files. kept: which of withheld.py's three packs it is."""
     if out.exists() and out.suffix != ".zip":
         raise ReleaseError(f"{out} is there already. Remove it, or choose another name.")
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     unknown = set(only) - {path.name[:2] for path in notebooks}
     if unknown:
         raise ReleaseError(f"There is no notebook {', '.join(sorted(unknown))}.")
-    chosen = [path for path in notebooks if not only or path.name[:2] in [*only, "00"]]
-    pack = {f"notebooks/{path.name}": _notebook(path, chosen, answers) for path in chosen}
-    pack["README.md"] = _without_links(_readme(), {p.stem for p in chosen}).encode()
-    for name in TOP:
-        if (ROOT / name).is_file():
-            pack[name] = (ROOT / name).read_bytes()
-    for folder in ("mechlab", "mechlab_course", "data", "docs", "course"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            name = path.relative_to(ROOT).as_posix()
-            left_out = (
-                name.startswith(NOT_FOR_LEARNERS)
-                or name.endswith(ANSWERS)
-                or any(part in JUNK for part in path.parts)
-            )
-            left_out = left_out or (folder == "course" and path.name in ANSWERS)
-            if path.is_file() and not path.is_symlink() and not left_out:
-                pack[name] = path.read_bytes()
+    pack = _pack([path for path in notebooks if not only or path.name[:2] in [*only, "00"]], kept)
     _write(out, pack)
     return sorted(pack)
 
 
-def _notebook(path: Path, chosen: list[Path], answers: bool) -> bytes:
+def _pack(chosen: list[Path], kept: str) -> dict[str, bytes]:
+    """Each file by its name. The data is found from the checks themselves, whatever stands for them."""
+    texts, code = {"README.md": _readme(chosen, kept)}, []
+    for path in chosen:
+        notebook = _notebook(path, {each.stem for each in chosen}, kept)
+        cells, folder = notebook["cells"], ROOT / "course" / path.stem
+        code += [*map(text_of, cells), (folder / "checks.py").read_text(encoding="utf-8")]
+        try:
+            checks = withheld.checks(folder, cells, kept)
+        except withheld.WithheldError as error:
+            raise ReleaseError(str(error)) from None
+        texts |= {f"course/{path.stem}/{name}": text for name, text in checks.items()}
+        if kept == EXAM:
+            notebook["cells"] = withheld.as_exam(cells)
+        made = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+        texts[f"notebooks/{path.name}"] = f"{made}\n"
+    data = [name.removeprefix("data/") for name in _files("data") if not name.startswith("data/make/")]
+    names = [name for name in TOP if (ROOT / name).is_file()]
+    names += [f"data/{name}" for name in opened.needed(code, data)]
+    left_out = NOT_FOR_LEARNERS if kept == FULL else (*NOT_FOR_LEARNERS, *withheld.WITH_ANSWERS)
+    names += [name for folder in FOLDERS for name in _files(folder) if name not in left_out]
+    return {name: (ROOT / name).read_bytes() for name in names} | {
+        name: text.encode() for name, text in texts.items()
+    }
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Names of the files in a folder of the course, in order."""
+    for path in sorted((ROOT / folder).rglob("*")):
+        if path.is_file() and not path.is_symlink() and not set(JUNK) & set(path.parts):
+            yield path.relative_to(ROOT).as_posix()
+
+
+def _notebook(path: Path, stems: set[str], kept: str) -> dict:
     """The learner's notebook; links to notebooks that are not in the pack become plain text."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
-        kind = cell["metadata"].get("mechlab", {}).get("kind", "")
-        if kind in ("wrong", "hidden") or "# >>> solution" in "".join(cell["source"]):
+        if kind(cell) in ("wrong", "hidden") or "# >>> solution" in text_of(cell):
             raise ReleaseError(f"{path.name} holds what is not for learners. Run `mechlab build`.")
         if cell["cell_type"] == "markdown":
-            text = _without_links("".join(cell["source"]), {p.stem for p in chosen})
-            cell["source"] = (text if answers else _ANSWER.sub("", text)).splitlines(True)
-    return (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+            text = _without_links(withheld.prose(text_of(cell), kept), stems)
+            cell["source"] = text.splitlines(True)
+    return notebook
 
 
 def _without_links(text: str, stems: set[str]) -> str:
-    link = re.compile(r"\[([^\]]*)\]\((?:notebooks/)?(\d\d_\w+)\.ipynb\)")
+    link = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)\.ipynb\)")
     return link.sub(lambda m: m[0] if m[2] in stems else m[1], text)
 
 
-def _readme() -> str:
-    """The README without what only the repository has: tests, solutions, the part for contributors."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"(?ms)^## For (contributors|teachers)\n.*?(?=^## |^MIT licence)", "", text)
-    text = re.sub(r"(?m)^make test .*\n", "", text)
-    text = re.sub(r"(?s)and for the tests `.*?`\.\n\n", "\n", text)
-    text = re.sub(r"; for the tests\n`.*?`\.\n", ".\n", text)
-    text = re.sub(r"Solved notebooks are\s+in `solutions/`; words are", "Words are", text)
-    return text.replace("Clone the repository and run the first one inside it.", "Run it inside this folder.")
+def _readme(chosen: list[Path], kept: str) -> str:
+    """What the notebooks are, how to begin, and what to do when something is odd."""
+    heads = {path: text_of(json.loads(path.read_text(encoding="utf-8"))["cells"][0]) for path in chosen}
+    titles = {path: head.partition("\n")[0].removeprefix("# ") for path, head in heads.items()}
+    listed = "\n".join(f"- [{title}](notebooks/{path.name})" for path, title in titles.items())
+    template = Path(__file__).with_name("pack.md").read_text(encoding="utf-8")
+    return template.replace("{notebooks}", listed).replace("{exam}", _EXAM * (kept == EXAM))
 
 
 def _write(out: Path, pack: dict[str, bytes]) -> None:
