@@ -102,7 +102,9 @@ class Colab:
     def notebook(self, name: str, cells: int | None = None, before: str = "", after: str = "") -> dict:
         """Run a learner's notebook, or its first cells, as Colab opens it: in /content, not beside the repository."""
         (source,) = ROOT.glob(f"notebooks/{name}*.ipynb")
-        node = json.loads(source.read_text(encoding="utf-8").replace("/tmp/mechlab", f"{self.content}/mechlab"))
+        node = json.loads(
+            source.read_text(encoding="utf-8").replace("/tmp/mechlab", f"{self.content}/mechlab")
+        )
         added = [
             [
                 {

@@ -67,7 +67,8 @@ def _tested(_: bool) -> Iterator[Finding]:
     """Which packages have another version than the one tested; most differences are harmless."""
     places = (ROOT / "constraints.txt", Path(sys.prefix) / "share" / "mechlab" / "constraints.txt")
     file = next((place for place in places if place.is_file()), None)
-    pins = [line.split("==") for line in file.read_text(encoding="utf-8").split() if "==" in line] if file else []
+    lines = file.read_text(encoding="utf-8").split() if file else []
+    pins = [line.split("==") for line in lines if "==" in line]
     found = {each.name.lower(): each.version.partition("+")[0] for each in distributions()}
     differing = [f"{name} {found[name]} for {pin}" for name, pin in pins if found.get(name, pin) != pin]
     if differing:

@@ -130,6 +130,6 @@ def test_in_no_figure_is_a_text_cut_off_or_lies_on_another():
                     assert not found, (path.name, title, found)
         lying = {
             "data": [{"y": [1], "type": "bar"}],
-            "layout": {"annotations": [{"text": "on it", "y": 0.5, "x": 0}]},
+            "layout": {"annotations": [{"text": "on it", "y": 0.5, "x": 0}], "width": 700, "height": 400},
         }
         assert page.evaluate(DRAWN, lying) == ["on it lies on a bar"]

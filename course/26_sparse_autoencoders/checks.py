@@ -363,11 +363,11 @@ def _scores(said: list[bool], truth: list[bool]) -> tuple[float, float, float]:
     return precision, recall, 2 * precision * recall / max(1e-9, precision + recall)
 
 
-def _where_it_errs(befores: list[str], said: list[bool], truth: list[bool]) -> str:
+def _where_it_errs(earlier: list[str], said: list[bool], truth: list[bool]) -> str:
     """Which kind of hyphen a name gets wrong most often, missed or taken in vain."""
     wrong = [
         ("yes" if s else "no", "behind a digit" if before[-1].isdigit() else "behind a word")
-        for before, s, t in zip(befores, said, truth, strict=True)
+        for before, s, t in zip(earlier, said, truth, strict=True)
         if bool(s) != t
     ]
     (answer, place), count = Counter(wrong).most_common(1)[0]
