@@ -1,6 +1,6 @@
 # The course in a container, with the model inside: `docker build -t mechlab . && docker run -p 8888:8888 mechlab`.
-# The same file serves Binder and .devcontainer/. 2 GB of memory are enough for the notebooks whose header says at
-# most 1.5 GB; JupyterLab takes the rest.
+# The same file serves Binder and .devcontainer/. With 2 GB of memory notebooks 00 to 03, 11, 12 and 21 ran to their
+# end; the others want up to 4.
 FROM python:3.11-slim
 
 RUN pip install --no-cache-dir uv && useradd --create-home --uid 1000 jovyan

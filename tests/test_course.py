@@ -546,7 +546,7 @@ def test_a_hidden_check_reaches_neither_notebook(tmp_path):
 def test_the_link_to_colab_waits_for_an_address(tmp_path, monkeypatch):
     path = source(tmp_path, GOOD + WRONG * 3)
     assert "Open in Colab" not in build.dump(build.learner_notebook(path))
-    monkeypatch.setattr(build, "address", lambda: "https://github.com/somebody/mechlab")
+    monkeypatch.setattr("mechlab_course.build.links.address", lambda: "https://github.com/somebody/mechlab")
     page = "https://colab.research.google.com/github/somebody/mechlab/blob/main/notebooks/12_x.ipynb"
     assert f"[Open in Colab]({page})" in build.dump(build.learner_notebook(path))
 
