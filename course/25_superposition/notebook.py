@@ -10,7 +10,7 @@
 # - design data that decides which features share a line,
 # - check a count of neurons against a model with random weights, and a circle of weekdays against a line.
 #
-# Time: 75 minutes. The cells take about 50 seconds in all. Memory: 1.5 GB.
+# Time: 75 minutes. The cells take about 50 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 02 and 13.
 
 # %% kind="setup"
