@@ -16,6 +16,7 @@ Ameisen et al. 2025, who trace features of transcoders on one prompt; here it is
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,12 +24,12 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import at_least, check_layer, gradients, one_of
+from mechlab.arguments import at_least, check_layer, gradients, mlp_width, one_of
 from mechlab.metrics import Metric, per_prompt
 from mechlab.results import Scores
 from mechlab.runs.engines import runs_of
 from mechlab.runs.fast import Fast
-from mechlab.runs.matrices import project
+from mechlab.runs.matrices import Affine, project
 from mechlab.runs.norms import Norm, wide
 from mechlab.runs.run import NotResumable, Put, Run
 from mechlab.tokens import Prompts
@@ -120,11 +121,13 @@ class Contrast:
         through later heads and neurons, and counts there again.
         """
         one_of("unit", unit, UNITS)
-        site, kind = ("z", "head") if unit == "head" else ("post", "neuron")
-        found = []
-        for layer, slope in enumerate(self._slopes[kind]):
-            each = slope * self._changed(self._at(site, layer))
-            found.append(each if unit == "neuron" else each.sum(-1))
+        if unit == "head":
+            changes = [self._changed(self._at("z", layer)) for layer in range(len(self._layers))]
+        else:
+            changes = self._neurons
+        slopes = self._slopes["head" if unit == "head" else "neuron"]
+        found = [slope * change for slope, change in zip(slopes, changes, strict=True)]
+        found = found if unit == "neuron" else [each.sum(-1) for each in found]
         return self._scores(torch.stack(found, 1), UNITS[unit], "change through it")
 
     def patterns(self) -> Scores:
@@ -140,7 +143,8 @@ class Contrast:
         if len(self.change) != 1:
             raise ValueError(f"A row belongs to one pair of prompts, and these are {len(self.change)}.")
         at_least("the number of targets", len(targets), 1)
-        targets = [self._checked(target) for target in targets]
+        places = self.base.tokens.shape[1]
+        targets = [check_place(self.model, places, target) for target in targets]
         some = [self._rows(targets[begin : begin + ROWS]) for begin in range(0, len(targets), ROWS)]
         return Direct(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
@@ -165,7 +169,7 @@ class Contrast:
                 neurons[row, pos, neuron] = float(its == layer)
             entering[layer], length = self._into_mlp(layer, neurons)
             lengths.append(length)
-        change = torch.stack([self._changed(self._at("post", layer))[0, pos, n] for layer, pos, n in targets])
+        change = torch.stack([self._neurons[layer][0, pos, n] for layer, pos, n in targets])
         nothing = torch.zeros(len(targets), *self.base.resid_pre[0].shape[1:]).to(self.base.resid_pre)
         return self._followed(nothing, entering, lengths, change)
 
@@ -177,7 +181,7 @@ class Contrast:
 
         def note(kind: str, layer: int, found: Tensor) -> None:
             if kind == "neuron":
-                found = found * self._changed(self._at("post", layer))
+                found = found * self._neurons[layer]
             if kind in kept:
                 kept[kind].append(found)
 
@@ -219,8 +223,7 @@ class Contrast:
     ) -> Float[Tensor, "row pos d_model"]:
         """From the slope for what attention writes to that for the stream it reads."""
         W, weights = self._layers[layer], self.base.weights
-        written = [project(z.flatten(2), W.out) for z in self._at("z", layer)]
-        slope, length = self._through(W.norms.after_attention, written, slope)
+        slope, length = self._behind(W.norms.after_attention, "z", layer, W.out, slope)
         W_O = W.out[0].unflatten(0, (weights.heads, -1))
         heads = einsum(slope, wide(W_O), "row pos d_model, head d_head d_model -> row pos head d_head")
         note("head", layer, heads)
@@ -242,10 +245,8 @@ class Contrast:
         self, layer: int, slope: Float[Tensor, "row pos d_model"]
     ) -> tuple[Float[Tensor, "row pos d_mlp"], Float[Tensor, "row pos"]]:
         """From the slope for what an MLP writes to that for its neurons, and what a norm behind it does."""
-        W, written = self._layers[layer], []
-        if W.norms.after_mlp is not None:
-            written = [project(neurons, W.down) for neurons in self._at("post", layer)]
-        slope, length = self._through(W.norms.after_mlp, written, slope)
+        W = self._layers[layer]
+        slope, length = self._behind(W.norms.after_mlp, "post", layer, W.down, slope)
         return slope @ wide(W.down[0]).T, length
 
     def _into_mlp(
@@ -286,7 +287,19 @@ class Contrast:
         """Keep what comes back, first layers first."""
         (self._slopes if kind in self._slopes else self._errors)[kind].insert(0, found)
 
+    def _behind(
+        self, norm: Norm | None, site: str, layer: int, out: Affine, slope: Float[Tensor, "row pos d_model"]
+    ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos"]]:
+        """`_through` a norm of what attention or MLP writes, which is computed only where there is one."""
+        written = [] if norm is None else [project(x.flatten(2), out) for x in self._at(site, layer)]
+        return self._through(norm, written, slope)
+
     # What the two runs have
+
+    @cached_property
+    def _neurons(self) -> list[Float[Tensor, "batch pos d_mlp"]]:
+        """How the neurons of each layer changed."""
+        return [self._changed(self._at("post", layer)) for layer in range(len(self._layers))]
 
     @property
     def _layers(self) -> Sequence:
@@ -316,19 +329,20 @@ class Contrast:
         """The slope for what a norm is given, and what the change of its length comes to."""
         return (slope, torch.zeros_like(slope[..., 0])) if norm is None else norm.secant(*pair, slope)
 
-    def _checked(self, target: Place) -> Place:
-        layer, pos, neuron = target
-        check_layer(self.model, layer)
-        places, width = self.base.tokens.shape[1], self._layers[layer].up[0].shape[1]
-        if not (0 <= pos < places and 0 <= neuron < width):
-            raise ValueError(
-                f"There is no neuron {neuron} at position {pos}: {width} neurons, {places} positions."
-            )
-        return layer, pos, neuron
-
     def _scores(self, found: Tensor, dims: tuple[str, ...], name: str, labels=None, whole=None) -> Scores:
         units = self.base.batch.units
         return Scores.over_prompts(found.cpu(), dims, name, labels=labels or {}, whole=whole, units=units)
+
+
+def check_place(model: "TransformerBridge", places: int, place: Place) -> Place:
+    """A neuron at one of `places` positions, if it is there; else a `ValueError`."""
+    layer, pos, neuron = place
+    layer, width = check_layer(model, layer), mlp_width(model)
+    if not (0 <= pos < places and 0 <= neuron < width):
+        raise ValueError(
+            f"There is no neuron {neuron} at position {pos}: {width} neurons, {places} positions."
+        )
+    return layer, pos, neuron
 
 
 def secant(

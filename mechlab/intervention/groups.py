@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.arguments import at_least, check_layer, layers_of, mlp_width
-from mechlab.attribution.contrast import Place
+from mechlab.arguments import at_least, check_layer, mlp_width
+from mechlab.attribution.contrast import UNITS, Place, check_place
 from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook
-from mechlab.runs.run import Run
+from mechlab.runs.run import Run, hook_of
 from mechlab.tokens import Prompts, batch_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def supernode(scores: Scores, pos: int, k: int, *, layers: Sequence[int] | None 
 
     scores: dims ("layer", "pos", "neuron"), the mean over its prompts; layers: only among these
     """
-    if scores.dims != ("layer", "pos", "neuron"):
+    if scores.dims != UNITS["neuron"]:
         raise ValueError(
             f"A group is chosen by scores of neurons at positions, and these have {scores.dims}."
         )
@@ -51,7 +51,9 @@ def group_values(
 ) -> Float[Tensor, "batch neuron"]:
     """What the neurons of a group hand on, in each prompt."""
     run = run_of(model, base)
-    places = [_checked(model, run.tokens.shape[1], place) for place in neurons]
+    count = run.tokens.shape[1]
+    from_the_end = lambda pos: pos % count if -count <= pos < 0 else pos
+    places = [check_place(model, count, (layer, from_the_end(pos), n)) for layer, pos, n in neurons]
     at = {layer: run.at("post", layer) for layer in {place[0] for place in places}}
     return torch.stack([at[layer][:, pos, neuron] for layer, pos, neuron in places], 1)
 
@@ -88,7 +90,7 @@ def group_hooks(
         if not all(0 <= neuron < width for neuron in where[1]):
             raise ValueError(f"Layer {layer} has neurons 0 to {width - 1}, and {max(where[1])} is asked for.")
         mine = {name: each[..., columns] for name, each in given.items()}
-        hooks.append((f"blocks.{layer}.mlp.hook_post", _turn(where, mine, times)))
+        hooks.append((hook_of(model, "post", layer), _turn(where, mine, times)))
     return hooks
 
 
@@ -123,20 +125,11 @@ def neuron_reads(
 
     batch = batch_of(model, [*texts])
     layer, index = neuron
-    (layer,) = layers_of(model, [layer])
-    if not 0 <= index < mlp_width(model):
-        raise ValueError(f"Layer {layer} has {mlp_width(model)} neurons, and {index} is asked for.")
-    rows, name = torch.arange(len(batch)), f"blocks.{layer}.mlp.hook_post"
+    layer, width = check_layer(model, layer), mlp_width(model)
+    if not 0 <= index < width:
+        raise ValueError(f"Layer {layer} has {width} neurons, and {index} is asked for.")
+    rows, name = torch.arange(len(batch)), hook_of(model, "post", layer)
     _, cache = model.run_with_cache(batch.tokens, names_filter=name, stop_at_layer=layer + 1)
     found = cache[name][rows, batch.position(pos), index].tolist()
     table = pd.DataFrame({"text": [*(names or texts)], "activation": found})
     return table.sort_values("activation", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _checked(model: "TransformerBridge", places: int, place: Place) -> Place:
-    layer, pos, neuron = place
-    if not (-places <= pos < places and 0 <= neuron < mlp_width(model)):
-        raise ValueError(
-            f"There is no neuron {neuron} at position {pos}: {mlp_width(model)} neurons, {places} positions."
-        )
-    return check_layer(model, layer), pos % places, neuron

@@ -13,20 +13,27 @@ def address() -> str:
     return project["project"]["urls"]["Repository"]
 
 
+def owned(address: str) -> str:
+    """An address, once its owner is filled in; "" before."""
+    return "" if "/OWNER/" in address else address
+
+
 def published() -> str:
-    """The address, once its owner is filled in."""
-    return "" if "/OWNER/" in address() else address()
+    """The repository's address, once its owner is filled in."""
+    return owned(address())
 
 
 def on_github() -> str:
     """Owner and name, such as "somebody/mechlab", of a repository on GitHub."""
-    return published().removeprefix(GITHUB) if published().startswith(GITHUB) else ""
+    known = published()
+    return known.removeprefix(GITHUB) if known.startswith(GITHUB) else ""
 
 
 def colab(notebook: str) -> str:
     """Where a learner's notebook opens in Colab."""
-    page = f"github/{on_github()}/blob/main/notebooks/{notebook}.ipynb"
-    return f"https://colab.research.google.com/{page}" if on_github() else ""
+    known = on_github()
+    page = f"github/{known}/blob/main/notebooks/{notebook}.ipynb"
+    return f"https://colab.research.google.com/{page}" if known else ""
 
 
 def pages() -> str:

@@ -59,8 +59,9 @@ def results_of(
 ) -> dict[tuple, dict]:
     """The results by (id, code, name). New ones are noted in `kept` at once, so that none is lost."""
     known = {} if fresh else dict(_kept(kept))
-    todo = {key: answer for answer in answers if (key := setting.key(answer)) not in known}
-    say(f"{len({setting.key(answer) for answer in answers})} different answers, {len(todo)} of them new.")
+    keys = [setting.key(answer) for answer in answers]
+    todo = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in known}
+    say(f"{len(set(keys))} different answers, {len(todo)} of them new.")
     if todo:
         with kept.open("w" if fresh else "a", encoding="utf-8") as file:
             for number, (key, result) in enumerate(_asked(todo, setting), 1):
@@ -69,7 +70,7 @@ def results_of(
                 file.flush()
                 if number % 50 == 0:
                     say(f"{number} of {len(todo)} answers checked.")
-    return {(a.id, a.code, a.name): known[setting.key(a)] for a in answers}
+    return {(a.id, a.code, a.name): known[key] for key, a in zip(keys, answers, strict=True)}
 
 
 def _asked(todo: dict[str, Answer], setting: Setting) -> Iterator[tuple[str, dict]]:

@@ -2,6 +2,8 @@
 
 import yaml
 
+from mechlab_course.build.links import owned
+
 
 def bibtex(cff: str) -> str:
     """An entry of a bibliography from a citation file; an address that nobody has filled in is left out."""
@@ -11,7 +13,7 @@ def bibtex(cff: str) -> str:
         "author": " and ".join(map(_named, given["authors"])),
         "year": str(given.get("date-released", ""))[:4],
         "version": given["version"],
-        "url": "" if "/OWNER/" in given["repository-code"] else given["repository-code"],
+        "url": owned(given["repository-code"]),
     }
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
     return "\n".join(["@software{mechlab,", *lines, "}"])

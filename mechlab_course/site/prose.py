@@ -15,6 +15,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from mechlab_course.build.links import owned
+
 NOTEBOOKS = re.compile(r"\b[Nn]otebooks? \d\d(?:(?:, | and | or | to )\d\d)*\b")
 NUMBER = re.compile(r"(?:\b[Nn]otebooks? )?\b\d\d\b")
 PLAIN = ("a", "code", "pre", "h1", "h2", "h3", "h4", "summary", "script", "math", "th", "b", "strong")
@@ -33,7 +35,7 @@ class Links:
     def target(self, link: str, folder: str) -> str | None:
         """The address on the site of a link in `folder` of the repository; None if there is none."""
         if link.startswith(("http:", "https:", "mailto:")):
-            return None if "/OWNER/" in link else link  # a copy that nobody has published
+            return owned(link) or None  # a copy that nobody has published
         path, _, anchor = link.partition("#")
         path = posixpath.normpath(posixpath.join(folder, path)) if path else ""
         known = self.pages.get(path) or self.files.get(path)
