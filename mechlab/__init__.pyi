@@ -48,6 +48,7 @@ from mechlab.runs.sweeps import sweep as sweep
 from mechlab import attribution as attribution
 from mechlab.attribution.contrast import Contrast as Contrast, kept_and_away as kept_and_away
 from mechlab.attribution.deletion import deletion_curves as deletion_curves
+from mechlab.attribution.frozen import FrozenRun as FrozenRun
 from mechlab.attribution.graphs import (
     AttributionGraph as AttributionGraph,
     attribution_graph as attribution_graph,

@@ -10,7 +10,7 @@ from tests import test_families_weights as weights
 WITHIN = 3e-4
 TOKENS = torch.randint(5, 390, (2, 9), generator=torch.Generator().manual_seed(11))
 NO_NEURONS, NO_FACT = discovery.REFUSED["Mixtral"], weights.NO_FACT
-NO_MATRICES = {"Contrast", "kept_and_away", "group_hooks"}
+NO_MATRICES = {"Contrast", "FrozenRun", "kept_and_away", "group_hooks"}
 REFUSED = dict.fromkeys(("Gemma 2", "Gemma 3", "OLMo2"), NO_FACT) | {
     "Mixtral": NO_NEURONS | NO_FACT | NO_MATRICES
 }

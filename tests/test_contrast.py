@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.attribution.contrast import Contrast, kept_and_away, secant
+from mechlab.attribution.contrast import Contrast, kept_and_away
+from mechlab.attribution.following import secant
 from mechlab.runs.engines import run_of
 from mechlab.runs.norms import Norm
 from mechlab.runs.run import NotResumable

@@ -148,6 +148,16 @@ def contrast(model):
     return far(found, torch.stack([change[0], change[1], ours - theirs]))
 
 
+@technique("FrozenRun")
+def frozen_run(model):
+    """What it is made of, and a neuron's own row, against a whole run; more is in tests/test_frozen.py."""
+    flow = ml.FrozenRun(model, BASE, METRIC).flow().per_prompt.sum(1)
+    row = ml.FrozenRun(model, BASE[:1], ml.logit_difference(50, 51)).direct([(LAYER, 6, 3)])
+    found = torch.stack([flow[0], flow[1], row.change[0] - row.gap[0]])
+    ours, value = seen(model, BASE)[f"blocks.{LAYER}.mlp.hook_post"][0, 6, 3], METRIC(model(BASE))
+    return far(found, torch.stack([value[0], value[1], ours]))
+
+
 @technique("kept_and_away")
 def kept_and_away(model):
     followed = ml.Contrast(model, BASE, SOURCE, METRIC)
@@ -447,7 +457,7 @@ def test_an_architecture_of_another_kind_is_exact_or_refused(family, monkeypatch
     wrong = {name: off for name, (kind, off) in found.items() if kind != "refused" and not off < WITHIN}
     assert not wrong, wrong
     refused = {name for name, (kind, _) in found.items() if kind == "refused"}
-    by_matrices = {"edge_attribution", "direct_contributions", "Contrast", "kept_and_away"}
+    by_matrices = {"edge_attribution", "direct_contributions", "Contrast", "FrozenRun", "kept_and_away"}
     assert refused <= by_matrices, refused
 
 

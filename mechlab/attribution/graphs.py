@@ -1,10 +1,10 @@
 """A graph of few neurons: who changed whom directly, and what is left over, under its own name.
 
-`attribution_graph` makes it of a `Contrast`. Each row, of a neuron or of the metric, adds up to the change of
-its target: from the neurons kept, from the embeddings, and from the errors, which are the neurons that were
-not kept, heads that looked elsewhere, and norms of another length. Influence, completeness and replacement
-score are those of Ameisen et al. 2025; none of the three says that a graph is right (random weights score as
-well).
+`attribution_graph` makes it of a `Contrast`, or of one prompt (`FrozenRun`). Each row, of a neuron or of the
+metric, adds up to the change of its target: from the neurons kept, from the embeddings, and from the errors,
+which are the neurons that were not kept, heads that looked elsewhere, and norms of another length.
+Influence, completeness and replacement score are those of Ameisen et al. 2025; none of the three says that a
+graph is right (random weights score as well).
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlab.attribution.contrast import Contrast, Direct, Place
+from mechlab.attribution.following import Direct, Following, Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ERRORS = ("other neurons", "patterns", "norms")
 # What viewers of attribution graphs call the kinds of nodes.
 TYPES = {"neuron": "cross layer transcoder", "embedding": "embedding", "metric": "logit"}
+TYPES["biases"] = "embedding"  # no error: an end at which paths begin
 TYPES |= dict.fromkeys(ERRORS, "mlp reconstruction error")
 
 
@@ -32,7 +33,7 @@ TYPES |= dict.fromkeys(ERRORS, "mlp reconstruction error")
 class Source:
     """Where a part of a change comes from; layer and pos are -1 where it has none of its own."""
 
-    kind: str  # "neuron", "embedding", or one of ERRORS
+    kind: str  # "neuron", "embedding", "biases", or one of ERRORS
     layer: int = -1
     pos: int = -1
     neuron: int = -1
@@ -206,8 +207,10 @@ class AttributionGraph:
         }
 
 
-def attribution_graph(contrast: Contrast, nodes: Sequence[Place], name: str = "metric") -> AttributionGraph:
+def attribution_graph(contrast: Following, nodes: Sequence[Place], name: str = "metric") -> AttributionGraph:
     """Some neurons of one pair of prompts: what changed each of them and the metric, the rest by its names.
+
+    Of one prompt with a `FrozenRun`: what each neuron is made of.
 
     nodes: (layer, position, neuron), in any order; name: what to call the metric
     """
@@ -228,10 +231,10 @@ def attribution_graph(contrast: Contrast, nodes: Sequence[Place], name: str = "m
         layers, places = each.shape[1:]
         sources += [Source(kind, layer, pos) for layer in range(layers) for pos in range(places)]
         columns += [*each.flatten(1).T]
-    links = torch.stack([*columns, rows.norms], 1)
+    links = torch.stack([*columns, rows.rest], 1)
     used = links.abs().sum(0) > 0
     used[: len(nodes)] = True
-    kept = [source for source, keep in zip([*sources, Source("norms")], used, strict=True) if keep]
+    kept = [source for source, keep in zip([*sources, Source(contrast.rest)], used, strict=True) if keep]
     return AttributionGraph(tuple(kept), links[:, used], rows.change, tuple(tokens), name)
 
 

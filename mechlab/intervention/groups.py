@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import at_least, check_layer, mlp_width
-from mechlab.attribution.contrast import UNITS, Place, check_place
+from mechlab.attribution.following import UNITS, Place, check_place
 from mechlab.results import Scores
 from mechlab.runs.engines import run_of
 from mechlab.runs.hooks import Hook
