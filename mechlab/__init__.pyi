@@ -129,6 +129,7 @@ from mechlab import intervention as intervention
 from mechlab.intervention.groups import (
     group_hooks as group_hooks,
     group_values as group_values,
+    matched_groups as matched_groups,
     neuron_reads as neuron_reads,
     supernode as supernode,
 )
@@ -194,3 +195,5 @@ from mechlab.pictures.graph import circuit_explorer as circuit_explorer, circuit
 from mechlab.pictures.patterns import attention_view as attention_view
 from mechlab.pictures.plots import Picture as Picture
 from mechlab.pictures.source import show_source as show_source
+from mechlab.pictures.tracing.explorer import tracing_explorer as tracing_explorer
+from mechlab.pictures.tracing.turning import Knob as Knob

@@ -27,6 +27,8 @@ TITLES = {
     "41": "The IOI circuit: finding it",
     "42": "The IOI circuit: proving it",
     "43": "The IOI circuit: automating it",
+    "53": "Circuit tracing",
+    "57": "Two hops",
 }
 
 

@@ -86,6 +86,12 @@ def test_a_row_adds_up_to_the_neurons_own_change(contrast, target):
         assert row.neurons[0, :layer].abs().max() > 1e-4
 
 
+def test_changes_are_of_the_neurons_themselves(contrast):
+    caches = [contrast.model.run_with_cache(run.tokens)[1] for run in (contrast.base, contrast.source)]
+    wanted = torch.stack([caches[0]["post", n][0] - caches[1]["post", n][0] for n in range(3)])
+    assert torch.allclose(contrast.changes().values, wanted, atol=1e-5)
+
+
 def test_rows_are_the_same_in_any_company(contrast):
     targets = [(2, p, n) for p in range(2, 7) for n in range(20)]
     together = contrast.direct(targets)
@@ -252,7 +258,7 @@ def test_a_link_is_the_row_of_its_target(contrast):
     )
     assert not graph.links[4, 4:6].any()  # none from itself, or from its own layer
     assert graph.top(3)["change"].abs().is_monotonic_decreasing
-    assert set(graph.top(50)["to"]) <= {*map(graph.label, graph._targets)}
+    assert set(graph.top(50)["to"]) <= {*map(graph.label, graph.targets)}
 
 
 def test_influence_is_the_sum_over_all_paths(contrast):

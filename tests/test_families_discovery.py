@@ -208,7 +208,7 @@ def tokens_of_a_neuron(model):
         if norm is not None:
             weight = norm.weight + 1.0 * norm.uses_weight_offset
             x = (x if norm.uses_rms_norm else x - x.mean()) * weight
-    return abs(table["logits"][0] - (x @ model.W_U).max().item()) * 0.02  # the table has two decimals
+    return abs(table["raised by"][0] - (x @ model.W_U).max().item()) * 0.02  # the table has two decimals
 
 
 # --- inputs ---

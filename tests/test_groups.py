@@ -41,6 +41,26 @@ def test_a_group_is_the_largest_at_its_place():
         ml.supernode(ml.Scores(torch.zeros(3, 5), ("layer", "pos"), "x"), 0, 1)
 
 
+def test_groups_to_compare_with_are_of_the_same_places_and_sizes():
+    sizes = scores(3, 5, 48)
+    group = [(1, 2, 7), (1, 2, 9), (2, 2, 3)]
+    drawn = ml.matched_groups(sizes, group, draws=30, nearest=5)
+    assert len(drawn) == 30 and len({tuple(each) for each in drawn}) > 10
+    for each in drawn:
+        assert [place[:2] for place in each] == [place[:2] for place in group]
+        assert len(set(each)) == 3 and not set(each) & set(group)
+        for (layer, pos, old), (_, _, new) in zip(group, each, strict=True):
+            far = (sizes.values[layer, pos].abs() - sizes.values[layer, pos, old].abs()).abs()
+            assert far[new] <= far.sort().values[8]  # five, but for the group and those drawn already
+    assert ml.matched_groups(sizes, group) == ml.matched_groups(sizes, group)
+    with pytest.raises(ValueError, match="no neurons left at position 2"):
+        ml.matched_groups(sizes, [(1, 2, n) for n in range(48)])
+    with pytest.raises(ValueError, match="matched by sizes of neurons at positions"):
+        ml.matched_groups(ml.Scores(torch.zeros(3, 5), ("layer", "pos"), "x"), group)
+    with pytest.raises(ValueError, match="draws"):
+        ml.matched_groups(sizes, group, draws=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_knob_puts_mirrors_and_goes_beyond(kind):
@@ -136,27 +156,33 @@ def test_ten_neurons_at_a_city_turn_the_language_of_one_they_were_not_chosen_on(
     group = ml.supernode(contrast.totals(), CITY, 10)
     assert turned(group) == pytest.approx([0.10, 0.75], abs=0.03)
     assert turned(group, 0.0)[1] < 0.03  # where the German cities are
-    # Neurons of the same layers that change about as much, and that the contrast does not name.
-    change = contrast.base.at("post", 0).new_zeros(30, 1536)
-    for layer in range(30):
-        change[layer] = (
-            (contrast.base.at("post", layer) - contrast.source.at("post", layer))[:, CITY].mean(0).abs()
-        )
-    for draw in range(3):
-        others = []
-        for layer, pos, neuron in group:
-            near = (change[layer] - change[layer, neuron]).abs().argsort()[1:21]
-            others.append(
-                (
-                    layer,
-                    pos,
-                    int(
-                        near[
-                            torch.randint(
-                                20, (1,), generator=torch.Generator().manual_seed(100 * draw + neuron)
-                            )
-                        ]
-                    ),
-                )
-            )
+    for others in ml.matched_groups(contrast.changes(), group, draws=3):
         assert turned(others)[1] < 0.1
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_five_neurons_make_the_plural_of_nouns_they_were_not_chosen_on():
+    """Chosen on four nouns, turned on four others, beside groups by chance; weights drawn anew have no such group."""
+    nouns = ["key", "dog", "picture", "car", "boy", "book", "teacher", "tree"]
+    plural, singular = ([f"The {noun}{s} to the old cabinet" for noun in nouns] for s in ("s", ""))
+
+    def moved(model):
+        """The share of the way from singular to plural, for the other four nouns."""
+        metric = ml.logit_difference(*(ml.single_token(model, word) for word in (" are", " is")))
+        contrast = ml.Contrast(model, plural[:4], singular[:4], metric)
+        chosen = ml.supernode(contrast.totals(), 2, 5)
+        ends = [metric(model(rows[4:])).mean().item() for rows in (singular, plural)]
+        found = []
+        for group in (chosen, *ml.matched_groups(contrast.changes(), chosen, draws=3)):
+            to, around = (
+                ml.group_values(model, run, group).mean(0) for run in (contrast.base, contrast.source)
+            )
+            with ml.intervene(model, ml.group_hooks(model, group, to=to, around=around, times=1.0)):
+                found.append((metric(model(singular[4:])).mean().item() - ends[0]) / (ends[1] - ends[0]))
+        return found
+
+    model = ml.load()
+    ours, *chance = moved(model)
+    assert ours == pytest.approx(1.15, abs=0.15) and max(map(abs, chance)) < 0.4
+    assert abs(moved(ml.random_weights(model))[0]) < 0.7

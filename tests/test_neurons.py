@@ -133,7 +133,10 @@ def test_value_tokens_are_the_row_through_the_unembedding(tiny):
     table = ml.value_tokens(tiny, (1, 9), k=4)
     effect = (tiny.W_out[1, 9] @ tiny.W_U).detach()
     assert table["raises"].tolist() == [tiny.to_string([i]) for i in effect.topk(4).indices.tolist()]
-    assert abs(table["logits "][0] - effect.min().item()) < 0.006
+    assert table["lowered by"][0] == pytest.approx(-effect.min().item(), abs=0.006)
+    turned = ml.value_tokens(tiny, (1, 9), k=4, activation=-2.0)
+    assert turned["raises"].tolist() == table["lowers"].tolist()
+    assert turned["raised by"][0] == pytest.approx(-2 * effect.min().item(), abs=0.006)
 
 
 def test_bad_input_is_one_clear_sentence(tiny):

@@ -107,6 +107,10 @@ class Following:
         found = found if unit == "neuron" else [each.sum(-1) for each in found]
         return self._scores(torch.stack(found, 1), UNITS[unit], "change through it")
 
+    def changes(self) -> Scores:
+        """How much each neuron changed: dims ("layer", "pos", "neuron"). The baseline of every ranking."""
+        return self._scores(torch.stack(self._neurons, 1), UNITS["neuron"], "change of the activation")
+
     @torch.no_grad()
     def direct(self, targets: Sequence[Place]) -> Direct:
         """What changed some neurons directly: a row of the graph for each (layer, position, neuron).

@@ -2,8 +2,8 @@
 
 An MLP neuron is a key and a value (Geva et al. 2021): its columns of the input matrices say when it is
 active, its row of W_out is what it then adds to the residual stream. Scores here are read at one position of
-prompts that end before the answer. A high score says that a neuron pushed; only `knock_out` says that it was
-needed.
+prompts that end before the answer. A high score says that a neuron pushed; only `ablate_neurons` says that it
+was needed.
 """
 
 from collections.abc import Sequence
@@ -36,23 +36,25 @@ CHUNK = 256  # neurons whose logits are computed together
 
 
 @torch.no_grad()
-def value_tokens(model: "TransformerBridge", neuron: Neuron, k: int = 10) -> "pd.DataFrame":
+def value_tokens(
+    model: "TransformerBridge", neuron: Neuron, k: int = 10, *, activation: float = 1.0
+) -> "pd.DataFrame":
     """The tokens whose logits a neuron raises and lowers most: its value through the unembedding.
 
-    In logits for an activation of 1, before the last norm divides. A neuron with a negative activation does
-    the opposite. Geva et al. 2022. In early layers the lists mean little: what is written there is read by
-    other layers.
+    In logits, before the last norm divides, for this activation: a negative one raises what a positive one
+    lowers. Geva et al. 2022. In early layers the lists mean little: what is written there is read by other
+    layers.
     """
     import pandas as pd
 
     layer, index = _checked(model, neuron)
     at_least("k", k, 1)
     written = _behind(model, layer).shape(wide(model.blocks[layer].mlp.W_out.detach()))[index]
-    effect = last_norm(model).shape(written) @ wide(model.W_U)
+    effect = activation * (last_norm(model).shape(written) @ wide(model.W_U))
     best, worst = effect.topk(k), (-effect).topk(k)
     text = lambda ids: [model.to_string([i]) for i in ids.tolist()]
-    columns = {"raises": text(best.indices), "logits": best.values.tolist()}
-    columns |= {"lowers": text(worst.indices), "logits ": (-worst.values).tolist()}
+    columns = {"raises": text(best.indices), "raised by": best.values.tolist()}
+    columns |= {"lowers": text(worst.indices), "lowered by": worst.values.tolist()}
     return pd.DataFrame(columns).round(2)
 
 

@@ -45,6 +45,39 @@ def supernode(scores: Scores, pos: int, k: int, *, layers: Sequence[int] | None 
     return [(n // found.shape[1], place, n % found.shape[1]) for n in best]
 
 
+def matched_groups(
+    sizes: Scores, neurons: Sequence[Place], *, draws: int = 20, nearest: int = 20, seed: int = 0
+) -> list[list[Place]]:
+    """Groups by chance to compare a group with: as many, of the same layers and positions, about as large.
+
+    sizes:   dims ("layer", "pos", "neuron"), say `contrast.changes()`: signs do not count
+    nearest: each neuron is exchanged for one of so many of its layer that come nearest to it in size; none
+             of the group, and none twice
+    """
+    if sizes.dims != UNITS["neuron"]:
+        raise ValueError(f"A group is matched by sizes of neurons at positions, and these have {sizes.dims}.")
+    at_least("draws", draws, 1)
+    at_least("nearest", nearest, 1)
+    size, generator = sizes.values.abs(), torch.Generator().manual_seed(seed)
+    return [_matched(size, neurons, nearest, generator) for _ in range(draws)]
+
+
+def _matched(
+    size: Float[Tensor, "layer pos neuron"], neurons: Sequence[Place], nearest: int, chance: torch.Generator
+) -> list[Place]:
+    taken, found = {*neurons}, []
+    for layer, pos, neuron in neurons:
+        far = (size[layer, pos] - size[layer, pos, neuron]).abs()
+        far[[n for at, where, n in taken if (at, where) == (layer, pos)]] = torch.inf
+        near = far.topk(min(nearest, int(far.isfinite().sum())), largest=False).indices
+        if not len(near):
+            raise ValueError(f"Layer {layer} has no neurons left at position {pos} to compare with.")
+        drawn = layer, pos, int(near[torch.randint(len(near), (1,), generator=chance)])
+        taken.add(drawn)
+        found.append(drawn)
+    return found
+
+
 @torch.no_grad()
 def group_values(
     model: "TransformerBridge", base: Prompts | Run, neurons: Sequence[Place]
