@@ -186,6 +186,12 @@ from mechlab.circuits.paths import (
     edge_patching as edge_patching,
     path_patching as path_patching,
 )
+from mechlab.circuits.planted.models import (
+    Planted as Planted,
+    planted as planted,
+    score_against as score_against,
+)
+from mechlab.circuits.planted.plan import Plan as Plan
 from mechlab.circuits.pruning import prune as prune
 
 # pictures: results as figures, as things to touch, and as code to read

@@ -7,4 +7,5 @@ knockouts.py             the model with everything outside a circuit held still
 criteria.py              is it faithful, complete, minimal?
 pruning.py               found by a search that leaves out whatever is not missed
 ioi/                     the IOI task: prompts, the paper's circuit, the one found here, roles from evidence
+planted/                 circuits written down, of which the truth is known: would a method find them?
 """

@@ -95,6 +95,16 @@ def _tiny_tokenizer() -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **marks, **known)
 
 
+def wrap(hf_model: Any, tokenizer: Any, *, name: str) -> "TransformerBridge":
+    """A bridge from a Hugging Face model that was built or trained by hand, norms folded, on the CPU.
+
+    name: what to call it
+    """
+    model = _boot(name, torch.float32, process=True, hf_model=hf_model, tokenizer=tokenizer)
+    model.cfg.model_name = name
+    return model
+
+
 def tiny(kind: str = "gqa", *, seed: int = 0, layers: int = 3) -> "TransformerBridge":
     """A random model of a few layers in under a second: "gpt2", or the Llama-like "gqa".
 
@@ -121,10 +131,7 @@ def tiny(kind: str = "gqa", *, seed: int = 0, layers: int = 3) -> "TransformerBr
         hf_model = AutoModelForCausalLM.from_config(config)
         for parameter in hf_model.parameters():  # norms and biases too, or folding would go untested
             parameter.data += 0.1 * torch.randn_like(parameter)
-        given = {"hf_model": hf_model, "tokenizer": _tiny_tokenizer()}
-        model = _boot(f"tiny-{kind}", torch.float32, process=True, **given)
-    model.cfg.model_name = f"tiny-{kind}"
-    return model
+        return wrap(hf_model, _tiny_tokenizer(), name=f"tiny-{kind}")
 
 
 def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "TransformerBridge":
