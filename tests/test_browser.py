@@ -348,6 +348,29 @@ def touches_the_circuit(page):
     assert page.evaluate("document.activeElement.innerText") == "Put all back"  # the keyboard stays there
 
 
+def turns_neurons(page):
+    """By the keyboard: a slider, which changes the answer; a part of the drawing, which is told; all back."""
+    box = cell(page, "tracing_explorer(").locator(".mechlab-circuit").first
+    box.scroll_into_view_if_needed()
+    said = lambda: box.locator(".mechlab-said").inner_text()
+    start = said()
+    handle = box.locator(".noUi-handle").first
+    assert "neurons)" in (handle.get_attribute("aria-label") or "")
+    handle.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    until(page, lambda: "at +1.00" in said())
+    part = box.locator(".mechlab-head", has_text="MLP").first
+    part.focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: "The neurons that carry most" in box.inner_text())
+    page.screenshot(path=SHOTS / "8-tracing_explorer.png")
+    box.locator("button", has_text="All back to 0").focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: said() == start)
+    assert page.evaluate("document.activeElement.innerText") == "All back to 0"
+
+
 EXPLORERS = {
     "02": ("temperature_explorer(", moves_the_temperature),
     "21": ("lens_explorer(", moves_the_lens),
@@ -355,6 +378,7 @@ EXPLORERS = {
     "25": ("toy_explorer(", moves_the_toy),
     "26": ("feature_browser(", browses_features),
     "42": ("circuit_explorer(", touches_the_circuit),
+    "57": ("tracing_explorer(", turns_neurons),
 }
 OTHERS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))][1:]
 
@@ -432,6 +456,12 @@ LASTING = {
     "model.to_str_tokens(pair.clean[0]), [str(n) for n in range(9)])",
     "circuit": "prompts = ml.ioi_prompts(model, 8)\nruns = ml.CircuitRuns(model, prompts, prompts.corrupted('abc'))\n"
     "ml.circuit_explorer(runs, ml.ioi.found_circuit(), start=(23, 3))",
+    "tracing": "frame = 'In {} people speak'\nthere, here = (frame.format(city) for city in ('Tokyo', 'Munich'))\n"
+    "words = ml.logit_difference(model.to_single_token(' Japanese'), model.to_single_token(' German'))\n"
+    "contrast = ml.Contrast(model, there, here, words)\n"
+    "group = ml.supernode(contrast.totals(), 2, 10)\n"
+    "knob = ml.Knob.between(model, 'Germany to Japan', group, here, there)\n"
+    "ml.tracing_explorer(contrast, frame.format('Berlin'), [knob], knob)",
 }
 SMALL = {"width": 1366, "height": 768}  # of which a notebook gets 645 pixels in height
 
@@ -504,8 +534,9 @@ def lasting(page, lab):
 
 
 def test_what_moves_fits_a_small_screen_and_is_no_error_on_the_next_day(page, lasting):
-    for text in ("patch_explorer", "attention_view", "circuit_explorer"):
+    for text in ("patch_explorer", "attention_view", "circuit_explorer", "tracing_explorer"):
         fits(page, text)
+    turns_neurons(page)
     closed(page, lasting)
     notebook = opened(page, lasting.stem)
     said = ""
@@ -517,12 +548,12 @@ def test_what_moves_fits_a_small_screen_and_is_no_error_on_the_next_day(page, la
     for dead in ("model not found", "Loading widget", "Error displaying", "% done"):
         assert dead not in said
     assert "head 23.3 replaced" in said and "23.3: subject suppressor" in said and "counted" in said
-    assert said.count("Run the cell again to move the controls.") == 2
+    assert said.count("Run the cell again to move the controls.") == 3
     outputs = {c["id"]: c.get("outputs", []) for c in json.loads(lasting.read_text())["cells"]}
     assert "% done" not in json.dumps(outputs["bar"])
     live = "() => [...document.querySelectorAll('.mechlab-awake')].filter(e => e.offsetHeight).length"
     run_cells(page, notebook, [1, 2])
-    assert page.evaluate(live) == 1  # it is gone where the controls move again
+    assert page.evaluate(live) == 2  # it is gone where the controls move again, the first
 
 
 def test_pictures_follow_the_theme(page, lasting):

@@ -17,10 +17,12 @@ import pytest
 from bs4 import BeautifulSoup
 
 from mechlab import reference
+from mechlab.pictures.tracing.flow import Example
 from mechlab_course.build import links as lies
 from mechlab_course.site import build, outputs, search
 from mechlab_course.site.check import problems, size_of
 from mechlab_course.site.prose import Anchors, Links, link_words, prose
+from mechlab_course.site.turning import STORED
 
 ROOT = Path(__file__).parents[1]
 EXECUTED = sorted(
@@ -94,7 +96,8 @@ def test_every_page_leads_to_where_it_comes_from(published):
     assert problems(published) == []
     for name in pages:
         page, found = name.removesuffix(".html"), links_of(published[name])
-        source = {"index": "README.md"}.get(page, f"docs/{page}.md")
+        elsewhere = {"index": "README.md", "tracing": "data/tracing/explorer.json"}
+        source = elsewhere.get(page, f"docs/{page}.md")
         source = f"course/{page}/notebook.py" if page in STEMS else source
         assert REPOSITORY in found and f"{REPOSITORY}/blob/main/{source}" in found, name
         assert (ROOT / source).exists()
@@ -526,6 +529,60 @@ def test_the_search_is_used_by_the_keyboard(page, address, folder, way):
     page.wait_for_function("document.querySelector('dialog [role=status]').textContent == '0 sections'")
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
+
+
+@browser
+def test_neurons_are_turned_by_the_keyboard_among_stored_steps(page, folder):
+    """From a file, without a server: what is shown at each step is what is stored, and says so in words."""
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.goto(f"{folder.as_uri()}/index.html")
+    page.get_by_role("link", name="Turn a few neurons").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 1366
+    stored = [Example.from_dict(each) for each in json.loads((ROOT / STORED).read_text(encoding="utf-8"))]
+    for example, box in zip(stored, page.locator(".turning").all(), strict=True):
+        first, second = box.locator("input[type=range]").all()
+        rows = lambda box=box: box.locator(".likely tr").all_inner_texts()
+        seen = lambda rows=rows: [(*row.split()[:2], float(row.split()[2])) for row in rows()]
+        near = lambda p: pytest.approx(p, abs=0.0051)  # a browser rounds halves up
+        shown = lambda step, near=near: [(*repr(token).split(), near(p)) for token, p in step.likely]
+        gone = lambda box=box: box.locator(".late code").all_inner_texts()
+        needle = lambda box=box: box.locator(".mechlab-needle").first.bounding_box()["x"]
+        assert seen() == shown(example.steps[(0.0, 0.0), None])
+        start = needle()
+        first.focus()
+        for _ in range(6):
+            page.keyboard.press("ArrowRight")
+        step = example.steps[(1.5, 0.0), None]
+        assert seen() == shown(step) and gone() == [f"{share:.2f}" for share in step.gone]
+        assert needle() > start + 20
+        said = box.locator("p[role=status]").text_content()
+        assert f"{step.likely[0][0]!r} {step.likely[0][1]:.2f}" in said and "at +1.50" in said
+        second.focus()
+        page.keyboard.press("End")
+        box.locator("select").select_option("1")
+        step = example.steps[(1.5, 2.0), 0]
+        assert seen() == shown(step) and gone()[0] == "0.00"
+        width = box.locator(".likely tr div").first.evaluate("bar => bar.style.width")
+        assert float(width.rstrip("%")) == pytest.approx(100 * step.likely[0][1])
+        box.locator(".back").focus()
+        page.keyboard.press("Enter")
+        assert seen() == shown(example.steps[(0.0, 0.0), None])
+
+
+@browser
+def test_a_part_of_the_drawing_is_a_button_that_tells_what_is_inside(page, folder):
+    page.emulate_media(reduced_motion="reduce")  # nothing scrolls while it is clicked
+    page.goto(f"{folder.as_uri()}/tracing.html")
+    box = page.locator(".turning").first
+    for name, told in (("MLP 23 at", "L23N1508"), ("23.4 at", "It looks at")):
+        button = box.locator(f".canvas button[aria-label^='{name}']")
+        button.focus()
+        page.keyboard.press("Enter")
+        assert box.locator(".inside h3").inner_text().startswith(name)
+        assert told in box.locator(".inside").inner_text() and button.get_attribute("aria-pressed") == "true"
+    assert box.locator(".canvas button[aria-pressed=true]").count() == 1
+    box.locator("svg rect[stroke]").first.click(force=True)  # it lies under a button of its own
+    assert box.locator(".canvas button[aria-pressed=true]").get_attribute("aria-label").startswith("MLP 0 ")
 
 
 @browser

@@ -22,6 +22,8 @@ from mechlab.attribution.following import Direct, Following, Place
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mechlab.pictures.plots import Picture
+
 ERRORS = ("other neurons", "patterns", "norms")
 # What viewers of attribution graphs call the kinds of nodes.
 TYPES = {"neuron": "cross layer transcoder", "embedding": "embedding", "metric": "logit"}
@@ -128,15 +130,22 @@ class AttributionGraph:
             rows.append(
                 {
                     "from": self.label(self.sources[source]),
-                    "to": self.label(self._targets[target]),
+                    "to": self.label(self.targets[target]),
                     "change": value,
                     "share": value / (float(self.change[target]) or float("nan")),
                 }
             )
         return pd.DataFrame(rows).round(3)
 
+    def plot(self, most: int = 40, **layout) -> "Picture":
+        """Neurons by position and layer, and the largest links. Keywords go to plotly's layout."""
+        from mechlab.pictures.tracing.graphs import graph_picture
+
+        return graph_picture(self, most=most, **layout)
+
     @property
-    def _targets(self) -> list[Source]:
+    def targets(self) -> list[Source]:
+        """The neurons and, last, the metric: a row of links each."""
         return [*self.sources[: len(self.nodes)], Source("metric", pos=len(self.tokens) - 1)]
 
     def label(self, source: Source) -> str:
@@ -153,7 +162,7 @@ class AttributionGraph:
 
         slug: the graph's name there; scan: the model's; labels: a better name for some neurons.
         """
-        targets, names = self._targets, labels or {}
+        targets, names = self.targets, labels or {}
         reached = self.influence()
         order = reached.argsort(descending=True, stable=True)
         summed = torch.zeros_like(reached)

@@ -1,21 +1,28 @@
 """Small drawings in plain HTML, for widgets that redraw at every move of a slider."""
 
 import html
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
+from mechlab.pictures.colours import BLUE, RED
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
 
 
-def bars(rows: list[tuple[str, float]], unit: str) -> str:
-    """Rows of label, bar and number: from a line at zero, to the right above it and to the left below."""
+def bars(rows: list[tuple[str, float]], unit: str, *, most: float = 0.0) -> str:
+    """Rows of label, bar and number: from a line at zero, to the right above it and to the left below.
+
+    most: the scale reaches at least so far: bars of several drawings can be compared
+    """
     values = [value for _, value in rows]
-    low, high = min(0.0, *values), max(0.0, *values)
+    low, high = min(0.0, *values), max(most, *values)
     share = lambda length: 100 * length / ((high - low) or 1.0)
     zero = f"background:linear-gradient(#888,#888) {share(-low):.1f}% 0/1px 100% no-repeat"
     cells, sign = "", "+" if low < 0 else ""  # a probability has none
     for label, value in rows:
         place = f"margin-left:{share(min(value, 0.0) - low):.1f}%;width:{share(abs(value)):.1f}%"
-        colour = "#D55E00" if value >= 0 else "#0072B2"
+        colour = RED if value >= 0 else BLUE
         cells += (
             f'<tr><td style="text-align:right;padding:1px 8px">{html.escape(label)}</td>'
             f'<td style="width:320px;padding:1px 0;{zero}">'
@@ -25,7 +32,7 @@ def bars(rows: list[tuple[str, float]], unit: str) -> str:
     return f'<table style="line-height:1.4"><caption style="text-align:left">{unit}</caption>{cells}</table>'
 
 
-def grid(pattern: Float[torch.Tensor, "query_pos key_pos"], tokens: list[str], title: str) -> str:
+def grid(pattern: "Float[torch.Tensor, 'query_pos key_pos']", tokens: list[str], title: str) -> str:
     """An attention pattern as a table: a row for each token that looks, the deeper the more it looks."""
     rows, cell = (
         "",
@@ -49,7 +56,7 @@ def grid(pattern: Float[torch.Tensor, "query_pos key_pos"], tokens: list[str], t
     )
 
 
-def arrows(vectors: Float[torch.Tensor, "arrow 2"], limit: float) -> str:
+def arrows(vectors: "Float[torch.Tensor, 'arrow 2']", limit: float) -> str:
     """Vectors of two dimensions as an SVG drawing, `limit` at the edge."""
     lines = ""
     for x, y in (120 * vectors / limit).tolist():

@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
+from mechlab.pictures.colours import BLUE, GREY, RED
 from mechlab.pictures.twins import show_words
 from mechlab.results import Scores, in_words
 from mechlab.statistics import FEWEST_UNITS
 
-BLUE, RED, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: told apart by every kind of colour vision
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")  # lines are told apart by shape too
 DIVERGING = [[0, BLUE], [0.5, "#FFFFFF"], [1, RED]]
 RISING = [[0, "#FFFFFF"], [1, BLUE]]

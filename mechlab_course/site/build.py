@@ -15,9 +15,10 @@ from mechlab_course.site.cite import bibtex
 from mechlab_course.site.notebook import Page, add_sections, notebook_page
 from mechlab_course.site.prose import Anchors, Links, code, link_words, prose
 from mechlab_course.site.search import index
+from mechlab_course.site.turning import turning_pages
 
 HERE = Path(__file__).parent
-ASSETS = ("site.css", "site.js", "icon.svg", "social.png")
+ASSETS = ("site.css", "site.js", "turning.js", "icon.svg", "social.png")
 LOOK_UP = ("glossary.md", "hook_map.md")  # of docs/: where people look things up
 # Words of the glossary that are words of every day, too: to link them would lead astray.
 EVERYDAY = {"complete", "completeness", "strength", "feature", "baseline", "parameter", "recovered"}
@@ -57,6 +58,8 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
     lessons = [notebook_page(path, root / "notebooks" / path.name, links) for path in executed]
     texts = [_document(path, links) for path in documents]
     home, parts = _home(root, lessons, links)
+    touch = turning_pages(root)
+    texts += touch
     pages = [home, *lessons, *texts]
     files = {f"assets/{name}": (HERE / name).read_bytes() for name in ASSETS}
     files |= _drawers()
@@ -69,6 +72,14 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html")
+    shared = {
+        "parts": parts,
+        "texts": texts,
+        "first": lessons[:1],
+        "touch": touch,
+        "links": links,
+        "lies": lies,
+    }
     for page in pages:
         place = lessons.index(page) if page in lessons else None
         around = {
@@ -77,9 +88,7 @@ def site(root: Path = ROOT) -> dict[str, bytes]:
             "part": next((part.name for part in parts if page in part.pages), ""),
         }
         files |= page.files
-        files[page.file] = template.render(
-            page=page, parts=parts, texts=texts, first=lessons[:1], links=links, lies=lies, **around
-        ).encode()
+        files[page.file] = template.render(page=page, **shared, **around).encode()
     return files
 
 

@@ -1,8 +1,5 @@
 """A circuit to touch: click a head and see what it does; take some away and see what is left."""
 
-import html
-import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mechlab.circuits.circuits import Circuit, Head
@@ -13,33 +10,12 @@ from mechlab.pictures.graph.plan import Plan, lay_out
 from mechlab.pictures.graph.svg import HIGH, LEFT, circuit_svg, foot, wide
 from mechlab.pictures.graph.trials import Trials
 from mechlab.pictures.graph.words import described, head_told, removal_told, together_told
+from mechlab.pictures.touch import LOOK, Care, beside, canvas
 from mechlab.pictures.twins import PAPER, STYLE
 from mechlab.results import named, token_labels
 
 if TYPE_CHECKING:
     import ipywidgets
-
-# White paper, turned dark with a dark theme (twins.py); JupyterLab's own colours are variables.
-LOOK = """<style>
-.mechlab-circuit { --jp-content-font-color1: #222; --jp-ui-font-color0: #222; --jp-ui-font-color1: #222;
-  --jp-ui-font-color2: #444; --jp-widgets-color: #222;
-  --jp-widgets-label-color: #222; --jp-widgets-input-color: #222; --jp-widgets-input-background-color: #fff;
-  --jp-widgets-input-border-color: #888; --jp-layout-color0: #fff; --jp-layout-color1: #fff;
-  --jp-layout-color2: #e8e8e8; --jp-border-color1: #bdbdbd;
-  --jp-rendermime-table-row-background: #fff; --jp-rendermime-table-row-hover-background: #f4f4f4;
-  color-scheme: light; background: #fff; color: #222; padding: 8px; }
-.mechlab-circuit p, .mechlab-circuit caption { margin: 0 0 4px; line-height: 1.3; }
-.mechlab-circuit td { white-space: nowrap; }
-.mechlab-circuit .mechlab-pattern { overflow-x: auto; }
-.mechlab-circuit .mechlab-pattern td,
-.mechlab-circuit .mechlab-pattern code { font-size: 11px; line-height: 1.3; }
-.mechlab-circuit .mechlab-head { border-radius: 8px; overflow: visible; }
-.mechlab-circuit input[type="checkbox"] { vertical-align: middle; margin-top: 0; }
-.mechlab-circuit button:focus-visible { outline: 3px solid #0072B2; }
-.mechlab-circuit .mechlab-idle { opacity: .6; }
-.mechlab-circuit .widget-tab > .widget-tab-contents { padding: 6px 8px; }
-</style>"""
-BUTTON = {"button_color": "transparent", "text_color": "#222222", "font_weight": "bold", "font_size": "12px"}
 
 
 def circuit_explorer(
@@ -72,8 +48,8 @@ class _Explorer:
         self.trials, self.circuit, self.plan = trials, trials.circuit, plan
         self.head: Head | None = None
         self.removed: set[Head] = set()
-        self.busy = threading.RLock()  # JupyterLab answers clicks and changes in two threads
         self.told, self.removal, self.together, self.status, self.pattern = (w.HTML() for _ in range(5))
+        self.careful = Care(self.status)
         self.toggle = w.Checkbox(indent=False, layout=w.Layout(width="auto", margin="2px 12px 2px 0"))
         self.role = w.Button(layout=w.Layout(width="auto"))
         self.back = w.Button(description="Put all back", layout=w.Layout(width="auto"))
@@ -85,9 +61,9 @@ class _Explorer:
         )
         self.box = self._arranged()
         self.toggle.observe(self._toggled, names="value")
-        self.role.on_click(self._careful(lambda _: self._remove(self.removed | self._fellows())))
-        self.back.on_click(self._careful(lambda _: self._remove(set())))
-        self.prompt.observe(self._careful(lambda _: self._show_pattern()), names="value")
+        self.role.on_click(self.careful(lambda _: self._remove(self.removed | self._fellows())))
+        self.back.on_click(self.careful(lambda _: self._remove(set())))
+        self.prompt.observe(self.careful(lambda _: self._show_pattern()), names="value")
         self._mark()
 
     def _prompts(self) -> list[tuple[str, int]]:
@@ -105,10 +81,8 @@ class _Explorer:
         pages = [w.VBox([buttons, self.removal, self.together]), w.VBox([self.prompt, self.pattern])]
         self.controls = w.Tab(pages, titles=["Without it", "Where it looks"])
         parts = [self.told, self.status, self.controls]
-        size = {"flex": "1 1 330px", "min_width": "330px", "max_width": "620px", "margin": "0 0 0 8px"}
-        size |= {"max_height": "600px", "overflow": "hidden auto"}  # as high as the drawing
         style = w.HTML(STYLE + LOOK, layout=w.Layout(display="none"))
-        box = w.Box([style, self._canvas(), w.VBox(parts, layout=w.Layout(**size))], layout=wrap)
+        box = w.Box([style, self._canvas(), beside(parts, 600)], layout=wrap)
         for part, name in ((box, "mechlab-circuit"), (box, PAPER), (self.pattern, "mechlab-pattern")):
             part.add_class(name)
         return lasting(box)
@@ -128,9 +102,9 @@ class _Explorer:
         self.together.value = together_told(self.trials, self.removed)
 
     def _toggled(self, change: dict) -> None:
-        with self.busy:
+        with self.careful.busy:
             if change["new"] != (self.head in self.removed):  # a person did it, not `_mark`
-                self._careful(self._remove)(self.removed ^ {self.head})
+                self.careful(self._remove)(self.removed ^ {self.head})
 
     def _fellows(self) -> set[Head]:
         return set() if self.head is None else {*self.circuit.roles[self.circuit.role(self.head)]}
@@ -168,33 +142,15 @@ class _Explorer:
         import ipywidgets as w
 
         width, height = self.plan.size
-        self.drawn = w.HTML(layout=w.Layout(grid_area="1 / 1 / -1 / -1", margin="0", overflow="visible"))
-        self.buttons = {}
+        places = {}
         for head, (x, y) in sorted(self.plan.heads.items()):
             row, column = round(2 * (height - y)) - 1, 2 + round(2 * x - 1)
-            area = f"{row} / {column} / {row + 2} / {column + 2}"
-            place = w.Layout(grid_area=area, width="auto", height="auto", margin="2px 0", padding="0")
-            button = w.Button(description=named([head]), layout=place, style=BUTTON)
-            button.add_class("mechlab-head")
-            button.on_click(self._careful(lambda _, head=head: self.choose(head)))
-            self.buttons[head] = button
+            places[named([head])] = row, column, row + 2, column + 2
         columns = f"{LEFT}px repeat({round(2 * width)}, {wide(self.plan) // 2}px)"
         rows = f"repeat({round(2 * height)}, {HIGH // 2}px) {foot(self.circuit)}px"
-        grid = {"grid_template_columns": columns, "grid_template_rows": rows, "grid_gap": "0"}
-        layout = w.Layout(**grid, flex="0 0 auto", overflow="visible")
-        return w.GridBox([self.drawn, *self.buttons.values()], layout=layout)
-
-    def _careful(self, action: Callable) -> Callable:
-        """`action`, one at a time, with a word while it runs and a sentence when it goes wrong."""
-
-        def run(*given) -> None:
-            with self.busy:
-                self.status.value = '<p role="status">running…</p>'
-                try:
-                    action(*given)
-                    self.status.value = ""
-                except Exception as error:
-                    said = html.escape(f"That did not work. {type(error).__name__}: {error}")
-                    self.status.value = f'<p role="alert" style="color:#A00000"><b>{said}</b></p>'
-
-        return run
+        self.drawn = w.HTML()
+        box, buttons = canvas(self.drawn, places, columns, rows)
+        self.buttons = dict(zip(sorted(self.plan.heads), buttons.values(), strict=True))
+        for head, button in self.buttons.items():
+            button.on_click(self.careful(lambda _, head=head: self.choose(head)))
+        return box

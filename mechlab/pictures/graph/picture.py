@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from mechlab.circuits.circuits import Circuit
 from mechlab.pictures import plots
+from mechlab.pictures.colours import sign
 from mechlab.pictures.graph.plan import Plan, lay_out
 from mechlab.pictures.graph.words import described, in_words, reader
 from mechlab.results import named
@@ -60,11 +61,6 @@ def tint(colour: str, share: float = 0.25) -> str:
     """A colour mixed with white, light enough for dark text."""
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)
-
-
-def sign(effect: float | int) -> dict[str, str]:
-    """Colour and dash of an edge."""
-    return {"color": plots.RED} if effect >= 0 else {"color": plots.BLUE, "dash": "6px,3px"}
 
 
 def _draw_frame(fig: go.Figure, plan: Plan) -> None:

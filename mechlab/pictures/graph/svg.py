@@ -7,7 +7,8 @@ from collections.abc import Set
 import numpy as np
 
 from mechlab.circuits.circuits import Circuit, Edge, Head
-from mechlab.pictures.graph.picture import looks, sign, tint
+from mechlab.pictures.colours import sign
+from mechlab.pictures.graph.picture import looks, tint
 from mechlab.pictures.graph.plan import Plan, Point
 from mechlab.pictures.graph.words import in_words, reader
 from mechlab.results import named
