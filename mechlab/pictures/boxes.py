@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     import ipywidgets
 
 AWAKE = "This is a copy from when the cell was run. Run the cell again to move the controls."
+WHOLE = "mechlab-whole"
 # The sentence shows where no kernel answers, in place of the broken links that ipywidgets would draw.
 SLEEPING = """<style>
 .mechlab-lasting.jupyter-widgets-disconnected::before,
@@ -54,11 +55,16 @@ def still(box: "ipywidgets.Box") -> str:
         if isinstance(child, w.HTML):
             said += child.value
         elif isinstance(child, w.Box):
-            said += "" if isinstance(child, w.GridBox) else still(child)  # on a grid: buttons on a drawing
+            said += _drawing(child) if isinstance(child, w.GridBox) else still(child)
         elif child.description and not isinstance(child, (w.Button, w.Checkbox, w.Text)):
             value = getattr(child, "label", None) or child.value
             said += "" if value is None else f"<p>{html.escape(f'{child.description}: {value}')}</p>"
     return said
+
+
+def _drawing(grid: "ipywidgets.GridBox") -> str:
+    """The drawing under the buttons of a grid, where it says all by itself: then it has the class WHOLE."""
+    return "".join(child.value for child in grid.children if WHOLE in child._dom_classes)
 
 
 _OPEN: "dict[str, tuple[str, list[ipywidgets.Box]]]" = {}  # cell -> its run, and the boxes of that run

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mechlab.attribution.contrast import Contrast
-from mechlab.pictures.boxes import lasting
+from mechlab.pictures.boxes import WHOLE, lasting
 from mechlab.pictures.touch import LOOK, Care, beside, canvas
 from mechlab.pictures.tracing import drawn, told
 from mechlab.pictures.tracing.flow import Flow, Inside, Turn
@@ -63,7 +63,7 @@ class _Explorer:
         self.careful = Care(self.status)
         self.sliders = [self._slider(f"{each.name} ({len(each.neurons)} neurons)") for each in turning.knobs]
         held = [(NOBODY, None), *((each.name, n) for n, each in enumerate(turning.late))]
-        self.held = w.Dropdown(options=held, description="hold where it was:", style=_FREE)
+        self.held = w.Dropdown(options=held, description="hold where it was", style=_FREE)
         self.held.layout = w.Layout(width="auto", display="" if turning.late else "none")
         self.back = w.Button(description="All back to 0", layout=w.Layout(width="auto"))
         self.quiet = False
@@ -88,6 +88,7 @@ class _Explorer:
         layout = drawn.Layout(self.flow)
         parts = {self.flow.called(part): (part, area) for part, area in layout.places()}
         picture = w.HTML(drawn.flow_svg(self.flow))
+        picture.add_class(WHOLE)
         places = {name: area for name, (_, area) in parts.items()}
         grid, self.buttons = canvas(picture, places, *layout.grid, margin="1px", style=BUTTON)
         for name, button in self.buttons.items():
