@@ -323,7 +323,7 @@ def neurons(asked: Asked) -> Any:
         ml.query_neuron_scores(model, base, chosen[:1], [1.0], row=row),
         ml.comparative_neuron_scores(model, base, asked.right, zero, layers=layers[:1]),
         ml.ablate_neurons(model, base, asked.metric, chosen, draws=2).after,
-        ml.value_tokens(model, chosen[0])["logits"].tolist(),
+        ml.value_tokens(model, chosen[0])["raised by"].tolist(),
     ]
 
 

@@ -56,7 +56,7 @@ def test_a_section_says_what_it_begins_with_and_a_picture_what_leads_to_it():
 
 def test_each_part_has_a_deck_with_every_notebook_and_every_picture(made):
     course = list(parts((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert len(made) == len(course) == 6 and sum(len(stems) for *_, stems in course) == len(SOLVED)
+    assert len(made) == len(course) == 7 and sum(len(stems) for *_, stems in course) == len(SOLVED)
     pages = [BeautifulSoup(content, "html.parser") for content in made.values()]
     titles = [tag.get_text() for page in pages for tag in page.select(".notebook h1")]
     assert [title[:2] for title in titles] == [path.name[:2] for path in SOLVED]
@@ -126,4 +126,4 @@ def test_the_command_writes_them(tmp_path):
     app.command()(slides)
     done = CliRunner().invoke(app, ["--out", str(tmp_path / "slides")])
     assert done.exit_code == 0 and "arrow keys" in done.stdout
-    assert len(list((tmp_path / "slides").glob("*.html"))) == done.stdout.count(" slides, ") == 6
+    assert len(list((tmp_path / "slides").glob("*.html"))) == done.stdout.count(" slides, ") == 7

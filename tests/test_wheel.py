@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_the_wheel_holds_what_a_learner_opens_and_nothing_else(wheel):
 def test_the_doctor_finds_the_course_in_the_wheel(mechlab, installed):
     text, status = mechlab("doctor")
     assert status == 0 and "Everything is in order." in text
-    assert f"20 in {installed}" in text and f"data: {installed}" in text
+    assert f"22 in {installed}" in text and f"data: {installed}" in text
 
 
 def test_commands_that_need_the_sources_say_so_in_one_sentence(mechlab):
@@ -122,12 +123,20 @@ def test_lab_opens_notebook_00_from_an_empty_folder(mechlab):
             time.sleep(0.5)
         assert address and "00_start_here" in address[0], log.read_text()
         page = f"http://localhost:{address[2]}/api/contents/notebooks/00_start_here.ipynb?token={address[3]}"
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(page) as answer:
-            assert json.load(answer)["content"]["cells"]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for left in range(20, -1, -1):  # on a busy machine the address stands there before the server does
+            try:
+                with opener.open(page) as answer:
+                    assert json.load(answer)["content"]["cells"]
+                break
+            except urllib.error.URLError:
+                if not left:
+                    raise
+                time.sleep(0.5)
     finally:
         lab.send_signal(signal.SIGTERM)
         lab.wait(30)
-    assert "20 notebooks copied." in log.read_text()
+    assert "22 notebooks copied." in log.read_text()
 
 
 def test_check_progress_and_grade_say_what_the_checkout_says(mechlab, tmp_path):
