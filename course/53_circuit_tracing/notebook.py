@@ -133,7 +133,7 @@ claim(model, "sum of sizes", by_size.sum(), says=414, within=15)
 claim(model, "needed", needed, says=57_000, within=3_000)
 
 # %% [markdown]
-# Nothing is lost: the sum is right. And it is useless. The parts have sizes of 414 in all and add up to 1.67, so nearly all of them cancel. 57,000 neurons are no picture. Most of it is what *every* prompt has.
+# Nothing is lost: the sum is right. And it is useless. The parts have sizes of 414 in all and add up to 1.67, so nearly all of them cancel. 57,000 neurons are no picture. (A guess at the reason: much of it is what *every* prompt has.)
 # (Dictionaries help here, at a price: see below.)
 #
 # ## Two prompts
