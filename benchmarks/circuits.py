@@ -62,7 +62,9 @@ def attribution(model, asked) -> bool:
                     place = node.layer, node.head
                     total[place] = total.get(place, 0.0) + score / len(asked)
 
+    model.requires_grad_()  # TransformerLens' gradients ask for it
     slow, _ = cpu(theirs)
+    model.requires_grad_(False)
     gap = mine.baselines["source"] - mine.baselines["base"]
     off = max(abs(mine.values[place].item() * gap - score) for place, score in total.items())
     shown = f"{slow:.1f} (ratio {slow / seconds:.1f}, largest difference {off:.0e})"
@@ -74,12 +76,14 @@ def edges(model, asked) -> bool:
     """Every edge, with grouped queries, which TransformerLens refuses."""
     from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
+    model.requires_grad_()
     try:
         attribution_patch(model, asked.tokens[:1], asked.corrupted("s2").tokens[:1], lambda logits: logits.sum(),
                           config=EdgeAttributionConfig(granularity="edge"))  # fmt: skip
         said = "runs now"
     except (ValueError, NotImplementedError):
         said = "refuses"
+    model.requires_grad_(False)
     seconds, found = cpu(
         lambda: ml.edge_attribution(model, asked.tokens, asked.corrupted("s2").tokens, asked.metric)
     )

@@ -366,8 +366,10 @@ def test_a_fact_is_the_same_inside_no_grad_and_inference_mode(gqa, mode):
         edit = ml.edit_fact(gqa, FACT, 1, inside, prefixes=prefixes.clone(), steps=3)
         more = ml.orthogonalize(gqa, DIRECTION.clone())
     assert not gqa.W_E.is_inference() and not gqa.blocks[1].mlp.W_out.is_inference()
+    gqa.requires_grad_()
     gqa(TOKENS, return_type="loss").backward()  # gradients go on as before
     gqa.zero_grad()
+    gqa.requires_grad_(False)
     more.undo()
     edit.undo()
 

@@ -29,6 +29,19 @@ def test_tiny_gqa_shares_keys():
     assert model.cfg.n_heads == 4 and model.cfg.n_key_value_heads == 2
 
 
+@pytest.mark.parametrize("kind", ["gqa", "gpt2"])
+def test_weights_come_frozen_and_can_be_let_go(kind, folder):
+    """A loss on activations makes no gradients of weights by the way."""
+    for model in (tiny(kind), ml.random_weights(tiny(kind)), load(folder[0], device="cpu", quiet=True)):
+        assert not any(each.requires_grad for each in model.parameters())
+        start = model.W_E[torch.tensor([[1, 2, 3]])].detach().requires_grad_()
+        hooks = [("blocks.0.hook_resid_pre", lambda x, hook, start=start: start)]
+        with model.hooks(fwd_hooks=hooks):
+            model(torch.tensor([[1, 2, 3]]), return_type="loss").backward()
+        assert start.grad.abs().sum() > 0 and all(each.grad is None for each in model.parameters())
+        assert model.requires_grad_().W_U.requires_grad
+
+
 def test_unknown_tiny_model():
     with pytest.raises(ValueError, match='Choose "gpt2" or "gqa"'):
         tiny("bert")

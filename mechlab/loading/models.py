@@ -42,6 +42,9 @@ def load(
 ) -> "TransformerBridge":
     """Return a `TransformerBridge` in compatibility mode and `eval()`, and print one line about it.
 
+    Its weights are frozen: gradients reach activations, and no loss makes those of 135 million weights by the
+    way. `model.requires_grad_()` lets them be trained.
+
     name: "smollm2" (the default, or what `MECHLAB_MODEL` says), "gpt2", a Hub id, or a local folder.
     device: "cpu", "cuda", "mps"; by default CUDA when there is one, else CPU. A device other than the CPU
         must first pass a known-answer test; if it fails, the model stays on the CPU and a line says so.
@@ -150,7 +153,7 @@ def random_weights(model: "TransformerBridge", *, seed: int = 0) -> "Transformer
         if fresh:
             unembed = drawn.unembed.original_component
             centred = unembed.weight.detach() - unembed.weight.detach().mean(0)
-            unembed.weight = torch.nn.Parameter(centred)
+            unembed.weight = torch.nn.Parameter(centred, requires_grad=False)
     drawn.cfg.model_name = f"random {model.cfg.model_name}"
     return _moved(drawn, model.cfg.device or "cpu")
 
@@ -250,8 +253,7 @@ def _boot(source: str, dtype: torch.dtype, process: bool, **given) -> "Transform
     with no_progress_bars():
         model = TransformerBridge.boot_transformers(source, device="cpu", dtype=dtype, **given)
         model.enable_compatibility_mode(disable_warnings=True, no_processing=not process)
-    model.eval()
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _find(name: str) -> str:
