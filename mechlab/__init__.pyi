@@ -105,13 +105,15 @@ from mechlab.discovery.probing import (
 )
 from mechlab.discovery.tuned_lens import AffineLens as AffineLens
 
-# ... how can there be more features than dimensions, can the mix be undone
+# ... how can there be more features than dimensions, can the mix be undone, is an explanation worth anything
+from mechlab.discovery.explaining import Program as Program, explain as explain
 from mechlab.discovery.features import (
     Activity as Activity,
     feature_activity as feature_activity,
     feature_hooks as feature_hooks,
     feature_page as feature_page,
 )
+from mechlab.discovery.predicates import read_predicates as read_predicates
 from mechlab.discovery.sae import SparseAutoencoder as SparseAutoencoder, train_sae as train_sae
 from mechlab.discovery.sae_evaluation import (
     splice as splice,
@@ -161,6 +163,12 @@ from mechlab.intervention.weights import (
 # circuits: who reads whom, which few heads do the work, is that all of it; the IOI task
 from mechlab import circuits as circuits
 from mechlab.circuits import ioi as ioi
+from mechlab.circuits.abstraction import (
+    Alignment as Alignment,
+    align as align,
+    iia as iia,
+    interchange as interchange,
+)
 from mechlab.circuits.attribution_patching import (
     attribution_patching as attribution_patching,
     edge_attribution as edge_attribution,
@@ -169,6 +177,7 @@ from mechlab.circuits.circuits import (
     Circuit as Circuit,
     CircuitError as CircuitError,
     Edge as Edge,
+    by_node as by_node,
     overlap as overlap,
     roc as roc,
 )
@@ -179,12 +188,18 @@ from mechlab.circuits.criteria import (
     greedy_gap as greedy_gap,
     minimality as minimality,
 )
+from mechlab.circuits.curves import (
+    CircuitCurve as CircuitCurve,
+    Counterfactuals as Counterfactuals,
+    circuit_curve as circuit_curve,
+)
 from mechlab.circuits.ioi.prompts import IOIPrompts as IOIPrompts, ioi_prompts as ioi_prompts
 from mechlab.circuits.ioi.roles import find_roles as find_roles
 from mechlab.circuits.knockouts import CircuitRuns as CircuitRuns
 from mechlab.circuits.paths import (
     edge_patching as edge_patching,
     path_patching as path_patching,
+    path_patching_all as path_patching_all,
 )
 from mechlab.circuits.planted.models import (
     Planted as Planted,
@@ -192,7 +207,11 @@ from mechlab.circuits.planted.models import (
     score_against as score_against,
 )
 from mechlab.circuits.planted.plan import Plan as Plan
-from mechlab.circuits.pruning import prune as prune
+from mechlab.circuits.planted.trained import (
+    PlantedTrained as PlantedTrained,
+    planted_trained as planted_trained,
+)
+from mechlab.circuits.pruning import prune as prune, prune_ranking as prune_ranking
 
 # pictures: results as figures, as things to touch, and as code to read
 from mechlab.pictures import graph as graph, plots as plots, widgets as widgets

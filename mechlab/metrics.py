@@ -174,6 +174,17 @@ def fitted(metric: Metric, batch: Batch) -> Metric:
     return metric if plain and metric.pos < 0 else replace(metric, pos=pos)
 
 
+def with_rows(metric: PositionMetric, rows: Int[Tensor, "row"]) -> PositionMetric:
+    """A metric of tokens for some of its prompts, as `Run.rows` chooses them."""
+
+    def some(ids: Ids) -> Ids:
+        each = whole_numbers(ids, "ids")
+        return each[rows.to(each.device)] if each.ndim and len(each) > 1 else ids
+
+    tokens = None if metric.tokens is None else tuple(some(ids) for ids in metric.tokens)
+    return replace(metric, pos=some(metric.pos), tokens=tokens)
+
+
 def _whole_ids(ids: Ids) -> Int[Tensor, "..."]:
     """Token ids as a tensor: one for all prompts, or one for each; words are refused."""
     try:

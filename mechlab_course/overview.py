@@ -27,7 +27,10 @@ TITLES = {
     "41": "The IOI circuit: finding it",
     "42": "The IOI circuit: proving it",
     "43": "The IOI circuit: automating it",
+    "44": "Causal abstraction",
     "53": "Circuit tracing",
+    "55": "Planted circuits",
+    "56": "Explanations on trial",
     "57": "Two hops",
 }
 

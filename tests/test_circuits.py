@@ -360,7 +360,7 @@ def test_the_edges_of_a_head_add_up_to_its_own_score(tiny, pair, steps):
 def test_nodes_are_transformerlens_attribution(pair):
     from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-    model = ml.tiny("gpt2")
+    model = ml.tiny("gpt2").requires_grad_()  # TransformerLens asks for it
     base, source = (each[:1] for each in pair)
     metric = ml.logit_difference([7], [11])
     theirs = attribution_patch(model, source, base, lambda logits: metric(logits).sum())
@@ -378,7 +378,7 @@ def test_nodes_are_transformerlens_attribution(pair):
 def test_edges_are_transformerlens_edges(pair):
     from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
-    model = ml.tiny("gpt2")
+    model = ml.tiny("gpt2").requires_grad_()  # TransformerLens asks for it
     base, source = (each[:1] for each in pair)
     metric = ml.logit_difference([7], [11])
     config = EdgeAttributionConfig(granularity="edge")

@@ -243,7 +243,7 @@ def test_the_table_has_questions_and_predictions_in_straight_columns():
     predict("31.p", 0.5)
     head, *rows, _ = repr(overview.table()).splitlines()
     ends = [match.end() for match in re.finditer(r"\w+", head)]
-    assert len(rows) == 22
+    assert len(rows) == 25
     for row in rows:
         assert {match.end() for match in re.finditer(r"\d+ of \d+", row)} <= set(ends), row
     (row,) = (row for row in overview.table().rows if row.number == "31")

@@ -108,7 +108,9 @@ def test_what_comes_from_the_model_has_its_licence_and_facts_of_geonames_theirs(
     for file in (path for path in DATA.rglob("*.safetensors")):
         name = file.relative_to(DATA).as_posix()
         row = next(row for row in known if name == row or (row.endswith("/") and name.startswith(row)))
-        assert known[row] == ("SmolLM2-135M-Instruct", "Apache-2.0"), name
+        trained_here = name.startswith("planted/")  # from nothing, on prompts of our own
+        own = ("this course", "MIT")
+        assert known[row] == (own if trained_here else ("SmolLM2-135M-Instruct", "Apache-2.0")), name
     assert known["text/smollm2.jsonl"][1] == "Apache-2.0"
     assert known["probing/cities.csv"] == ("GeoNames", "CC-BY-4.0")
 

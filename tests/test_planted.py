@@ -12,7 +12,7 @@ from mechlab.circuits.planted.plan import ONE, Head, Match, Move, Plan, Rule, Ta
 from mechlab.circuits.planted.tasks import NAMES, TASKS
 from mechlab.circuits.planted.traps import TRAPS, dialled
 
-IMPOSSIBLE = {("sum", "negative"), ("sum", "constant")}
+IMPOSSIBLE = {("sum", "negative"), ("sum", "constant"), ("ioi", "gated"), ("induction", "gated")}
 CELLS = [(task, trap) for task in TASKS for trap in TRAPS if (task, trap) not in IMPOSSIBLE]
 
 
@@ -206,15 +206,45 @@ def test_bad_plans_are_named():
         compiled(plan(heads=(replace(head, match=(Match("token", "pos"),)),)))
     with pytest.raises(ValueError, match="reads 1 codes and writes to a channel of 3"):
         compiled(plan(heads=(replace(head, move=(Move(ONE, "answer"),)),)))
+    for name in ("one", "pos", "answer"):
+        with pytest.raises(ValueError, match=f"channel '{name}' is there already"):
+            plan(channels={name: 3})
+    with pytest.raises(ValueError, match="token has 3 codes, from 0 on, and 3 is none"):
+        plan(tables=(Table("x", 1, (Rule({"token": 3}, {"answer": (0, 1.0)}),)),))
+    with pytest.raises(ValueError, match="answer has 3 codes, from 0 on, and -1 is none"):
+        plan(tables=(Table("x", 1, (Rule({"token": 0}, {"answer": (-1, 1.0)}),)),))
+    with pytest.raises(ValueError, match="pos has 8 codes, from 0 on, and 9 is none"):
+        plan(heads=(replace(head, match=(Match("pos", "pos", shift=-9),)),))
     with pytest.raises(ValueError, match="no part 'two'"):
         plan().part("two")
     for task, trap in IMPOSSIBLE:
-        with pytest.raises(ValueError, match="This trap needs a head"):
+        with pytest.raises(ValueError, match=r"This trap needs an? (head|MLP)"):
             planted(task, trap)
     with pytest.raises(ValueError, match="trap"):
         planted("ioi", "no such trap")
     with pytest.raises(ValueError, match="corruption"):
         planted("ioi").prompts(4, corruption="swap")
+
+
+def test_a_plan_of_ones_own_is_planted():
+    words, head = ("<begin>", "a", "b"), Head("one", 0, (Match("pos", "pos"),), (Move("token", "answer"),))
+    plan = Plan(words, 4, {}, (head,))
+    circuit = planted(plan, seed=2)
+    ids = circuit.tokens(["a b", "b a"])
+    assert ids.tolist() == [[0, 1, 2], [0, 2, 1]] and circuit.truth.sum() == 1
+    assert circuit.model(ids).argmax(-1)[:, 1:].tolist() == [[1, 2], [2, 1]]
+    dial = planted("ioi", lambda plan: dialled(plan, 2.0))
+    assert dial.plan.heads[0].match[0].gain == 10.0
+    with pytest.raises(ValueError, match="no word zebra"):
+        circuit.tokens(["a zebra"])
+    with pytest.raises(ValueError, match="equally many"):
+        circuit.tokens(["a", "a b"])
+    with pytest.raises(ValueError, match="at most 3 words"):
+        circuit.tokens(["a b a b"])
+    with pytest.raises(ValueError, match="your own"):
+        circuit.prompts()
+    with pytest.raises(TypeError, match="takes a plan and gives a plan"):
+        planted("ioi", lambda plan: None)
 
 
 def test_names_are_balanced():

@@ -522,3 +522,53 @@ def test_a_mode_around_a_run_changes_nothing(tiny, mode, engine):
         found = asked(BASE.clone())
     for one, two in zip(found, expected, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("which", ("fast", "plain"))
+@pytest.mark.parametrize("made", ("as it was", "edited", "another start"))
+def test_some_prompts_of_a_run_are_a_run(runs, which, made):
+    """Out of order and twice; everything that is asked of it is as in a run of these prompts alone."""
+    model, *four = runs
+    run, other = four[:2] if which == "fast" else four[2:]
+    held = Put("z", 1, other.at("z", 1)[None], places(model, "z", 1), held=True)
+    if made == "edited":
+        run = run.changed([held]).changed(
+            [Put("resid_pre", 2, other.at("resid_pre", 2)[None], places(model, "resid_pre", 1))]
+        )
+    if made == "another start":
+        run = run.changed(embedded=other.at("resid_pre", 0))
+    rows = [2, 0, 2, 1]
+    some, metric = run.rows(rows), ml.logit_difference([9, 7, 9, 8], [12, 10, 12, 11])
+    assert torch.equal(some.tokens, BASE[rows]) and len(some.batch) == 4 and isinstance(some, Run)
+    assert torch.allclose(some.value(metric), run.value(DIFFERENCE)[rows], atol=1e-4)
+    for site in ("resid_pre", "z", "q", "pattern", "post", "mlp_out"):
+        assert torch.allclose(some.at(site, 1), run.at(site, 1)[rows], atol=1e-5), site
+    put = Put("resid_pre", 1, other.at("resid_pre", 1)[None], places(model, "resid_pre"))
+    whole, part = run.edited(DIFFERENCE, [put]), some.edited(metric, [put.of_rows(torch.tensor(rows))])
+    assert torch.allclose(part, whole[:, rows], atol=1e-4)
+    twice = some.rows(slice(1, 3)).changed([put.of_copy(0).of_rows(torch.tensor([0, 2]))])
+    assert torch.allclose(twice.value(ml.logit_difference([7, 9], [10, 12])), whole[0, [0, 2]], atol=1e-4)
+    slopes = zip(some.site_gradients(metric), run.site_gradients(DIFFERENCE), strict=True)
+    assert all(torch.allclose(part, whole[rows], atol=1e-4) for part, whole in slopes)
+
+
+def test_some_prompts_share_the_memory_of_the_run(runs):
+    base = runs[1]
+    some = base.rows(torch.tensor([True, False, True]))
+    assert some.resid_pre.values is base.resid_pre and some.weights is base.weights
+    assert run_of(base.model, SOURCE[:2], like=some).tokens.shape == (2, 9)
+    for wrong in ([3], [], [-4]):
+        with pytest.raises(ValueError, match=r"prompts 0 to 2"):
+            base.rows(wrong)
+
+
+def test_the_metric_of_an_edited_run_has_gradients_for_what_is_put(runs):
+    """In both engines alike, where a value asks for them, and only there."""
+    _, base, source, plain, other = runs
+    found = []
+    for run, theirs in ((base, source), (plain, other)):
+        value = theirs.at("resid_pre", 1)[None].clone().requires_grad_()
+        total = run.edited(DIFFERENCE, [Put("resid_pre", 1, value)]).sum()
+        found.append(torch.autograd.grad(total, value)[0])
+        assert not run.edited(DIFFERENCE, [Put("resid_pre", 1, value.detach())]).requires_grad
+    assert torch.allclose(*found, atol=1e-4) and found[0].abs().max() > 1e-3

@@ -1,6 +1,7 @@
 """The report on two hops: made from its figures, and some of these found again, on what was not used to choose."""
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -141,3 +142,37 @@ def test_random_weights_have_nothing_to_turn(script, study):
     odds = lambda rows: torch.tensor(rows).log().diff(dim=1)
     assert (odds(turned) - odds(clean)).abs().max() < 0.1
     assert (odds(JAPAN["chosen/A/60/2"]) - odds(JAPAN["clean/A"])).min() > 6
+
+
+def test_each_limit_that_the_report_states_is_one_of_its_figures(made):
+    """Five languages have one held-out city; the third city with two languages ends in a tie."""
+    held = {name.split(" → ")[0]: record["held"] for name, record in FOUND["pairs"].items()}
+    one = {name for name, cities in held.items() if len(cities) == 1}
+    assert one == {"Russian", "Chinese", "Spanish", "French", "Greek"}
+    ends = [
+        record["language/150/2"][0]
+        for name, record in FOUND["apart"].items()
+        if name == "French in Canada → English in Canada"
+    ]
+    assert len(ends) == 1 and abs(ends[0][1] - ends[0][0]) < 0.03
+
+
+def shown_text(notebook: dict, hidden_check: str) -> str:
+    """Sources and outputs of a notebook, but for what the check says once an answer is in."""
+    cells = [cell for cell in notebook["cells"] if hidden_check not in "".join(cell["source"])]
+    return json.dumps(cells, ensure_ascii=False)
+
+
+def test_no_notebook_names_the_cities_on_which_a_knob_is_judged():
+    from mechlab_course.folders import checks
+
+    hidden = {city for cities in checks("57").HIDDEN.values() for city in cities.split()}
+    found = {}
+    for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]:
+        text = shown_text(json.loads(path.read_text(encoding="utf-8")), "check(my_knob")
+        found |= (
+            {path.name: names}
+            if (names := {city for city in hidden if re.search(rf"\b{city}\b", text)})
+            else {}
+        )
+    assert len(hidden) > 35 and not found

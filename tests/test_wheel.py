@@ -98,7 +98,7 @@ def test_the_wheel_holds_what_a_learner_opens_and_nothing_else(wheel):
 def test_the_doctor_finds_the_course_in_the_wheel(mechlab, installed):
     text, status = mechlab("doctor")
     assert status == 0 and "Everything is in order." in text
-    assert f"22 in {installed}" in text and f"data: {installed}" in text
+    assert f"25 in {installed}" in text and f"data: {installed}" in text
 
 
 def test_commands_that_need_the_sources_say_so_in_one_sentence(mechlab):
@@ -136,7 +136,7 @@ def test_lab_opens_notebook_00_from_an_empty_folder(mechlab):
     finally:
         lab.send_signal(signal.SIGTERM)
         lab.wait(30)
-    assert "22 notebooks copied." in log.read_text()
+    assert "25 notebooks copied." in log.read_text()
 
 
 def test_check_progress_and_grade_say_what_the_checkout_says(mechlab, tmp_path):

@@ -81,6 +81,7 @@ def _points(seed: int, size: int) -> tuple[Tensor, Tensor]:
     x, y = 2 * random(2, size, seed=seed)
     y[0] = x[0]  # equal
     y[1] = x[1] + 2e-5  # so near that the difference is rounding
+    x[2], y[2] = 0.5, 0.52  # near, and not equal
     return x, y
 
 
@@ -106,17 +107,14 @@ class Secant:
         return torch.where(_equal(x, y), _tangent(f, x), _line(f, x, y))
 
     def otherwise(found, f, x, y):
-        missed = (found * (x - y) - (f(x) - f(y))).abs()
-        n = int(missed.argmax())
-        if missed[n] > 1e-3:
-            return (
-                f"From {y[n]:.3f} to {x[n]:.3f} f changes by {f(x[n]) - f(y[n]):.4f}; your slope times the "
-                f"step gives {found[n] * (x[n] - y[n]):.4f}."
-            )
-        n = int(((found - Secant.right(f, x, y)).abs() * _equal(x, y)).argmax())
-        why = "x and y are equal, or so near that their difference is rounding"
+        right = Secant.right(f, x, y)
+        n = int((found - right).abs().argmax())
+        if _equal(x, y)[n]:
+            why = "x and y are equal, or so near that their difference is rounding"
+            return f"At [{n}] {why}: there the slope of f is {right[n]:.4f}, and yours is {found[n]:.4f}."
         return (
-            f"At [{n}] {why}: there the slope of f is {_tangent(f, x)[n]:.4f}, and yours is {found[n]:.4f}."
+            f"From {y[n]:.3f} to {x[n]:.3f} f changes by {f(x[n]) - f(y[n]):.5f}; your slope times the "
+            f"step gives {found[n] * (x[n] - y[n]):.5f}."
         )
 
     def at_x(f, x, y):
@@ -134,6 +132,10 @@ class Secant:
     def mean_of_both(f, x, y):
         """That is the mean of two derivatives. It is not exact: divide difference by difference."""
         return (_tangent(f, x) + _tangent(f, y)) / 2
+
+    def derivative_where_near(f, x, y):
+        """Where x and y are 0.02 apart yours is the derivative: near, and not exact. Only below 1e-4."""
+        return torch.where((x - y).abs() < 0.03, _tangent(f, x), _line(f, x, y))
 
     def nothing_where_equal(f, x, y):
         """Where x and y are equal your slope is 0. There it is that of f itself."""
@@ -305,7 +307,9 @@ def _moved(model, run, other, sender, receiver) -> float:
     return (run.at("post", receiver[0])[place] - cache[name][place]).item()
 
 
-NUMBER = ("am are is was were be been", "has have had", "do does did", "'s 're 'm", "goes go", "says say")
+MANY = "are were have do go they them their theirs themselves these those 're"
+ONE = "am is was has does goes it its itself he him his himself she her hers herself this that 's 'm"
+OWNERS = {"her", "our", "your", "their"}  # an s makes no plural of them
 KEPT, AWAY, NEURONS = 0.4, 0.5, 60
 
 
@@ -345,10 +349,10 @@ def _four_texts(answer) -> list[str]:
         raise NotYet("Return four texts: base, source, the word after base, the word after source.")
     pair = {text.strip().lower() for text in texts[2:]}
     refuse(len(pair) < 2, "The two next words are the same.")
-    verb = next((forms for forms in NUMBER if pair <= {*forms.split()}), None)
-    plural = any(a + s == b for s in ("s", "es") for a in pair for b in pair)
+    plural = any(len(a) > 2 and a + s == b for s in ("s", "es") for a in pair - OWNERS for b in pair)
+    roots = pair | {text.removesuffix("n") for text in pair}  # the token of "aren't" is " aren"
     refuse(
-        verb is not None or plural,
-        f"{texts[2]!r} and {texts[3]!r} are two forms of one word: this is about number.",
+        all(roots & {*words.split()} for words in (MANY, ONE)) or plural,
+        f"{texts[2]!r} and {texts[3]!r}: these two words differ in number. Look for something else.",
     )
     return texts

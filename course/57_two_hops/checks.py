@@ -146,28 +146,40 @@ class Turn:
         return torch.cat([_put(x[:1], pos, neurons, start + times * (goal - start)), x[1:]])
 
 
-NEAREST = 4
+SEVERAL = 3  # members of the group in whose place a rank must have been drawn
 Group = list[tuple[int, int]]
 
 
 @checker("57.3")
 def check_matched(attempt: Attempt) -> str:
-    for seed in range(4):
+    for seed, nearest in enumerate((4, 3, 6, 5)):
         change = random(5, 40 + seed, seed=seed) * torch.linspace(0.3, 3, 5)[:, None]
         group = [(layer, int(n)) for layer in (1, 3) for n in change[layer].abs().topk(4).indices]
         group += [(4, 7), (1, 11)]
-        drawn = [_pairs(attempt(change, group, NEAREST, seeded(draw)), change) for draw in (0, 0, 1, 2, 3, 4)]
+        draws = [0, *range(13)]  # the first of them twice
+        drawn = [_pairs(attempt(change, group, nearest, seeded(draw)), change) for draw in draws]
         for found in drawn:
-            _is_matched(found, group, change)
+            _is_matched(found, group, change, nearest)
         refuse(drawn[0] != drawn[1], "The same generator must give the same group: draw with `generator`.")
         same = all(each == drawn[0] for each in drawn)
         refuse(same, "Other generators give the same group: it is not drawn by chance.")
-        ranks = {rank for found in drawn for rank in _ranks(found, group, change)}
-        refuse(
-            max(ranks) < NEAREST - 1,
-            f"In six draws you never took the last of the {NEAREST} nearest: draw from all of them.",
-        )
+        _is_drawn_from_all([_ranks(found, group, change) for found in drawn], nearest)
     return "As many, of the same layers, about as large, none of the group and none twice, on four tables."
+
+
+def _is_drawn_from_all(ranks: list[list[int]], nearest: int) -> None:
+    """ranks: for each draw, how near the neuron is that stands for each of the group."""
+    refuse(
+        all(len({*each}) == 1 for each in ranks),
+        "In every draw yours are equally near, all the first or all the last: draw anew for each neuron.",
+    )
+    for rank in range(nearest):
+        count = sum(rank in drawn for drawn in zip(*ranks, strict=True))
+        refuse(
+            count < SEVERAL,
+            f"In {len(ranks)} draws, number {rank + 1} of the {nearest} that come closest was taken for "
+            f"{count} of the {len(ranks[0])} neurons: draw from all {nearest} for each of them.",
+        )
 
 
 def _pairs(found, change: Tensor) -> Group:
@@ -184,7 +196,7 @@ def _pairs(found, change: Tensor) -> Group:
     return pairs
 
 
-def _is_matched(found: Group, group: Group, change: Tensor) -> None:
+def _is_matched(found: Group, group: Group, change: Tensor, nearest: int) -> None:
     refuse(len(found) != len(group), f"The group has {len(group)} neurons, and yours {len(found)}.")
     inside = {*found} & {*group}
     refuse(bool(inside), f"Yours holds neurons of the group itself, such as {next(iter(inside), '')}.")
@@ -201,9 +213,9 @@ def _is_matched(found: Group, group: Group, change: Tensor) -> None:
     worst = max(range(len(ranks)), key=ranks.__getitem__)
     (layer, old), (_, new) = group[worst], found[worst]
     sizes = f"{change[layer, old].abs():.2f} by one of {change[layer, new].abs():.2f}"
-    near = f"those {NEAREST} that come closest in size of change"
+    near = f"those {nearest} that come closest in size of change"
     refuse(
-        ranks[worst] >= NEAREST,
+        ranks[worst] >= nearest,
         f"You replace a neuron of size {sizes}. Draw from {near}: signs are no matter.",
     )
 
@@ -333,13 +345,13 @@ HIDDEN = {  # cities that no notebook names, on which the model says the languag
     "French": "Marseille Bordeaux Toulouse Nantes Strasbourg Rouen Grenoble",
     "Italian": "Turin Genoa Verona Siena Pisa",
     "Spanish": "Seville Valencia Malaga Granada Salamanca Zaragoza",
-    "Japanese": "Osaka Nagoya Sapporo Kobe Fukuoka",
+    "Japanese": "Niigata Nagano Okayama Kanazawa Matsuyama Yokosuka",
     "Russian": "Petersburg Omsk Rostov Smolensk Kazan Vladivostok",
-    "Arabic": "Baghdad Damascus Aleppo Basra Riyadh",
+    "Arabic": "Mecca Damascus Aleppo Basra Riyadh",
 }
 SHOWN = {"German", "French", "Italian", "Japanese"}
 MOST, FIRST, DRAWS = 20, 4, 20
-LEAST = 0.2  # by how much the new language must rise, and stand above every matched group
+LEAST = 0.2  # by how much the new language must rise, and half of it above every matched group
 
 
 @checker("57.5")

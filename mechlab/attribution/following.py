@@ -141,13 +141,13 @@ class Following:
         entering, rests = {}, []
         positions, width = self.base.tokens.shape[1], self._layers[0].up[0].shape[1]
         for layer in {target[0] for target in targets}:
-            neurons = torch.zeros(len(targets), positions, width).to(self.base.resid_pre)
+            neurons = torch.zeros(len(targets), positions, width).to(self.base.resid_pre[0])
             for row, (its, pos, neuron) in enumerate(targets):
                 neurons[row, pos, neuron] = float(its == layer)
             entering[layer], rest = self._into_mlp(layer, neurons)
             rests.append(rest)
         change = torch.stack([self._neurons[layer][0, pos, n] for layer, pos, n in targets])
-        nothing = torch.zeros(len(targets), *self.base.resid_pre[0].shape[1:]).to(self.base.resid_pre)
+        nothing = torch.zeros(len(targets), *self.base.resid_pre[0].shape[1:]).to(self.base.resid_pre[0])
         return self._followed(nothing, entering, rests, change)
 
     def _followed(

@@ -13,7 +13,7 @@ layers), Rezaei Jafari et al. 2025 (RelP, of which the half rule is one part). S
 `activation_patching`: the share of the way from base's metric to source's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.arguments import at_least, key_value_heads, one_of
-from mechlab.circuits.paths import readers, writers
+from mechlab.circuits.paths import layer_of, readers, writers
 from mechlab.metrics import Metric
 from mechlab.results import Scores, share_of_way
 from mechlab.runs.engines import runs_of
@@ -54,7 +54,8 @@ def attribution_patching(
 
     base, source:  prompts of equal length, or runs (`run_of`)
     steps:         1: the gradient at base. More: the mean over that many points from base on to source
-    by:            ("head",), or ("pos", "head") for each place of `positions` apart
+    by:            ("head",), ("pos", "head") for each place of `positions` apart, or ("node",) for all that
+                   writes to the stream, everywhere: the embedding, heads and MLPs, named as senders of edges
     site:          "z", what heads hand on, or "q", "k", "v"; keys and values count by key/value head
     rule:          how the gradient passes gated MLPs. "gradient": as it is. "half": half to each factor of
                    act(gate) · up, with act(gate) / gate held; the same where no MLP is gated
@@ -65,27 +66,32 @@ def attribution_patching(
 
     A `ValueError` for the half rule on a mixture of experts, whose two factors no hook tells apart.
     """
-    one_of("by", (by,) if isinstance(by, str) else tuple(by), (("head",), ("pos", "head")))
+    by = (by,) if isinstance(by, str) else tuple(by)
+    one_of("by", by, (("head",), ("pos", "head"), ("node",)))
     one_of("site", site, ("q", "k") if exact_softmax else ("z", "q", "k", "v"))
+    if by == ("node",) and (site != "z" or positions is not None):
+        raise ValueError("By node, what is written to the stream is judged, at all positions together.")
     base, source = runs_of(model, base, source)
     places = places_of(base.batch, positions, apart="pos" in by)
+    if by == ("node",):
+        check_sums(base)
+        each = lambda run: _edges(base, source, run, metric, rule).sum(2)
+    else:
+        change = [
+            _pattern_change(base, source, site, layer, places)
+            if exact_softmax
+            else source.at(site, layer) - base.at(site, layer)
+            for layer in range(model.cfg.n_layers)
+        ]
+        each = lambda run: _guess(run, metric, change, places, site, rule)
     runs = [*_on_the_way(base, source, at_least("steps", steps, 1))]
-    layers = range(model.cfg.n_layers)
-    if exact_softmax:
-        change = [_pattern_change(base, source, site, layer, places) for layer in layers]
-    else:
-        change = [source.at(site, layer) - base.at(site, layer) for layer in layers]
-    each = lambda run: _guess(run, metric, change, places, site, rule)
     guess = lambda some: torch.stack([*map(each, some)]).mean(0)
-    if drop:
-        held = lambda layer: [Put(part, layer, held=True) for part in ("attn_out", "mlp_out")]
-        sizes = [guess(run.changed(held(layer)) for run in runs).abs() for layer in layers]
-        found = torch.stack(sizes).sum(0) / max(1, len(layers) - 1)  # where its own layer is held it has 0
-    else:
-        found = guess(runs)
+    found = _dropped(runs, guess, by) if drop else guess(runs)
     ends, units = (base.value(metric), source.value(metric)), base.batch.units
-    dims, labels = (("layer", "pos", "head"), {"pos": [*places]}) if "pos" in by else (("layer", "head"), {})
-    found = found if "pos" in by else found.squeeze(2)
+    labels = {"pos": [*places]} if "pos" in by else {"node": writers(model)} if "node" in by else {}
+    dims = by if "node" in by else ("layer", *by)
+    found = found.squeeze(2) if by == ("head",) else found
+    ends = [each.to(found.device) for each in ends]
     return share_of_way(found, *ends, dims, labels, estimated=True, units=units)
 
 
@@ -110,22 +116,43 @@ def edge_attribution(
     """
     base, source = runs_of(model, base, source)
     check_sums(base)
-    senders, known = writers(model), readers(model)
-    before = [below for *_, below in known.values()]
-    total = torch.zeros(len(base.tokens), len(senders), len(known))
-    for run in _on_the_way(base, source, at_least("steps", steps, 1)):
-        flat, column = wide(_written(base, source, run).flatten(2)), 0
-        for slope in run.reader_gradients(metric, rule=rule):
-            many, below = slope.shape[2], before[column]
-            slope = wide(slope.transpose(1, 2).flatten(2))  # batch, reader, all that it reads
-            found = einsum(flat[:below], slope, "sender batch read, batch reader read -> batch sender reader")
-            total[:, :below, column : column + many] += found.cpu()
-            column += many
-    labels = {"sender": senders, "reader": [*known]}
-    ends = base.value(metric).cpu(), source.value(metric).cpu()  # where the total is
-    return share_of_way(
-        total / steps, *ends, ("sender", "reader"), labels, estimated=True, units=base.batch.units
-    )
+    runs = _on_the_way(base, source, at_least("steps", steps, 1))
+    found = torch.stack([_edges(base, source, run, metric, rule) for run in runs]).mean(0)
+    labels = {"sender": writers(model), "reader": [*readers(model)]}
+    ends = base.value(metric).cpu(), source.value(metric).cpu()  # where the edges are
+    dims, units = ("sender", "reader"), base.batch.units
+    return share_of_way(found, *ends, dims, labels, estimated=True, units=units)
+
+
+def _edges(
+    base: Run, source: Run, at: Run, metric: Metric, rule: str
+) -> Float[Tensor, "batch sender reader"]:
+    """Step times slope, the slope of the run `at`: from all that writes to all that reads after it."""
+    before = [below for *_, below in readers(base.model).values()]
+    flat, column = wide(_written(base, source, at).flatten(2)), 0
+    found = torch.zeros(len(base.tokens), len(flat), len(before))
+    for slope in at.reader_gradients(metric, rule=rule):
+        many, below = slope.shape[2], before[column]
+        slope = wide(slope.transpose(1, 2).flatten(2))  # batch, reader, all that it reads
+        each = einsum(flat[:below], slope, "sender batch read, batch reader read -> batch sender reader")
+        found[:, :below, column : column + many] = each.cpu()
+        column += many
+    return found
+
+
+def _dropped(
+    runs: Sequence[Run], guess: Callable[[Iterable[Run]], Tensor], by: tuple[str, ...]
+) -> Float[Tensor, "batch ..."]:
+    """The mean size of the guesses with one layer's writing held, over all layers but a part's own."""
+    model, sizes = runs[0].model, []
+    for layer in range(model.cfg.n_layers):
+        held = [Put(part, layer, held=True) for part in ("attn_out", "mlp_out")]
+        sizes.append(guess(run.changed(held) for run in runs).abs())
+    if "node" not in by:  # where its own layer is held, a head has 0
+        return torch.stack(sizes).sum(0) / max(1, len(sizes) - 1)
+    own = torch.tensor([-1, *(layer_of(name) for name in writers(model)[1:])])
+    elsewhere = own != torch.arange(len(sizes))[:, None]
+    return (torch.stack(sizes) * elsewhere[:, None]).sum(0) / elsewhere.sum(0).clamp_min(1)
 
 
 def _guess(

@@ -7,6 +7,8 @@ them. How to find one: `path_patching`, `edge_attribution`, `prune`. How to prov
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from mechlab.arguments import head_of
 from mechlab.results import Scores, named
 
@@ -114,6 +116,41 @@ def overlap(one: Sequence[Head], other: Sequence[Head]) -> float:
     if not mine | theirs:
         raise CircuitError("Both circuits are empty, so their overlap has no meaning.")
     return len(mine & theirs) / len(mine | theirs)
+
+
+def by_node(*parts: Scores) -> Scores:
+    """Scores of heads and of MLPs as one list of nodes: dims ("node",), named as `edge_attribution` does.
+
+    parts: dims ("layer", "head"), heads: "20.0"; ("layer",), MLPs: "mlp 20"; ("part",) or ("node",), by their
+           own names. The values of each prompt are kept where all have them
+
+    A `CircuitError` for other dims. Two parts of one name are numbered, as labels are everywhere.
+    """
+    if not parts:
+        raise CircuitError("There are no scores to put together.")
+    prompts = [each.per_prompt.flatten(1) for each in parts if each.per_prompt is not None]
+    kept = len(prompts) == len(parts)
+    return replace(
+        parts[0],
+        values=torch.cat([each.values.flatten() for each in parts]),
+        dims=("node",),
+        labels={"node": [name for each in parts for name in _nodes(each)]},
+        per_prompt=torch.cat(prompts, dim=1) if kept else None,
+        units=parts[0].units if kept else None,
+        whole=None,
+    )
+
+
+def _nodes(scores: Scores) -> list[str]:
+    """What the places of some scores are called as nodes."""
+    if scores.dims in (("part",), ("node",)):
+        return [scores.label(scores.dims[0], n) for n in range(len(scores.values))]
+    if scores.dims == ("layer",):
+        return [f"mlp {scores.label('layer', n)}" for n in range(len(scores.values))]
+    if scores.dims != ("layer", "head"):
+        raise CircuitError(f"Scores of {scores.dims} are not of heads or MLPs.")
+    layers, heads = map(range, scores.values.shape)
+    return [f"{scores.label('layer', n)}.{scores.label('head', head)}" for n in layers for head in heads]
 
 
 def roc(scores: Scores, truth: Sequence[Head]):

@@ -13,4 +13,7 @@ sae.py             sparse autoencoders: train, load and save dictionaries
 sae_formats.py     dictionaries that others published
 sae_evaluation.py  what a dictionary is worth: the splice check
 features.py        what is one feature about: inputs, outputs, intervention
+predicates.py      what can be said about a token and what stands before it
+explaining.py      explanations that are programs, scored beside a look-up table
+labels.py          such an explanation for each feature of a dictionary
 """

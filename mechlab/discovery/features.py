@@ -8,7 +8,10 @@ the dictionary is worth reading.
 import html
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.arguments import layer_of
+from mechlab.discovery.labels import Label, read_labels
 from mechlab.discovery.sae import SparseAutoencoder
 from mechlab.discovery.sae_evaluation import hook_of
 from mechlab.loading.files import check_shapes, read_tensors
@@ -36,6 +40,7 @@ class Activity:
 
     token: which token, counted through `texts` row by row; activation: how active
     skip:  how many positions of each text were left out
+    labels: what programs say about the features, where such labels were made (labels.py)
     """
 
     texts: Int[Tensor, "batch pos"]
@@ -44,6 +49,7 @@ class Activity:
     activation: Float[Tensor, "entry"]
     d_sae: int
     skip: int
+    labels: Mapping[int, Label] = field(default_factory=dict, repr=False)
 
     @property
     def strength(self) -> Float[Tensor, "entry"]:
@@ -60,6 +66,19 @@ class Activity:
     def density(self) -> Float[Tensor, "feature"]:
         """The share of tokens on which each feature is active."""
         return torch.bincount(self.feature, minlength=self.d_sae) / self.tokens
+
+    def values(self, feature: int) -> Float[Tensor, "batch pos"]:
+        """The activation of one feature at each token, 0 where it is not active."""
+        _check(feature, self.d_sae)
+        mine, found = self._entries[feature], torch.zeros(self.texts.numel())
+        found[self.token[mine]] = self.activation[mine]
+        return found.view(self.texts.shape)
+
+    @cached_property
+    def _entries(self) -> tuple[Int[Tensor, "its_entry"], ...]:
+        """Which entries are each feature's."""
+        counts = torch.bincount(self.feature, minlength=self.d_sae)
+        return self.feature.argsort(stable=True).split(counts.tolist())
 
     def loudest(
         self, feature: int, k: int | None = None
@@ -101,7 +120,10 @@ class Activity:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Activity":
-        """Read what `save` wrote. Raises a `ValueError` for any other file."""
+        """Read what `save` wrote, and labels.csv beside it, if there is one.
+
+        Raises a `ValueError` for any other file.
+        """
         names = ("texts", "active", "feature", "strength", "size")
         found = read_tensors(path, "an activity of features", needs=names)
         entries, tokens = int(found["active"].sum()), found["texts"].numel()
@@ -112,7 +134,9 @@ class Activity:
             raise ValueError(f"{path}: the texts or the numbers of features do not fit the rest of the file.")
         token = torch.arange(found["texts"].numel()).repeat_interleave(found["active"].long())
         texts, feature = found["texts"].long(), found["feature"].long()
-        return cls(texts, token, feature, found["strength"].float(), *found["size"].tolist())
+        beside = Path(path).with_name("labels.csv")
+        labels = read_labels(beside) if beside.exists() else {}
+        return cls(texts, token, feature, found["strength"].float(), *found["size"].tolist(), labels)
 
 
 @torch.inference_mode(False)
@@ -181,6 +205,7 @@ class FeaturePage:
     examples, quieter: the loudest places, and places spread over the rest
     raises, lowers:    (token, logits for strength 1), from its direction
     needed:            (token, probability), what is less likely next when it is removed where it is loudest
+    label:             a program that was found by search, with its scores; None where none was made
     """
 
     feature: int
@@ -190,6 +215,7 @@ class FeaturePage:
     raises: list[Ranked]
     lowers: list[Ranked]
     needed: list[Ranked]
+    label: Label | None = None
 
     def __repr__(self) -> str:
         lines = [f"Feature {self.feature}: active on {self.density:.2%} of the tokens."]
@@ -197,7 +223,7 @@ class FeaturePage:
             lines += [f"{title}:"] + [f"  {s:6.1f}  {b}[{t}]{a}".replace("\n", "↵") for b, t, a, s in found]
         for title, found in self._lists():
             lines.append(f"{title}: {', '.join(f'{t!r} {v:+.2f}' for t, v in found)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([repr(self.label)] if self.label else [])])
 
     def _lists(self) -> list[tuple[str, list[Ranked]]]:
         read = [("Its direction raises (logits)", self.raises), ("and lowers", self.lowers)]
@@ -213,7 +239,8 @@ class FeaturePage:
         for title, found in self._lists():
             listed = ", ".join(f"<code>{shown(t)}</code>&nbsp;{v:+.2f}" for t, v in found)
             rows.append(f"<i>{title}:</i> {listed}")
-        return "<div style='line-height:1.7'>" + "<br>".join(rows) + "</div>"
+        label = self.label._repr_html_() if self.label else ""
+        return "<div style='line-height:1.7'>" + "<br>".join(rows) + label + "</div>"
 
 
 @torch.no_grad()
@@ -253,6 +280,7 @@ def feature_page(
         _ranked(model, effect, k),
         [(token, -value) for token, value in _ranked(model, -effect, k)],
         [] if fall is None else [(token, -drop) for token, drop in _ranked(model, fall, k)],
+        activity.labels.get(feature),
     )
 
 

@@ -25,12 +25,23 @@ from mechlab.metrics import Metric, PositionMetric, per_prompt
 from mechlab.runs.caching import free_bytes
 from mechlab.runs.matrices import Layer, Weights, reader_slopes
 from mechlab.runs.places import first_difference
-from mechlab.runs.run import RULES, Kept, NotResumable, Put, check_edits, copies_of, slopes_of
+from mechlab.runs.run import (
+    RULES,
+    Gathered,
+    Kept,
+    NotResumable,
+    Put,
+    check_edits,
+    copies_of,
+    flowing,
+    slopes_of,
+)
 from mechlab.tokens import Batch
 
 ROWS = 2048  # on a CPU larger batches are no faster: the matrix products are already at their best
 MOST_ROWS = 65_535  # of a batch, for the attention kernels of a GPU
 OUT_OF_MEMORY = ("out of memory", "can't allocate", "alloc_failed")
+STACKED, LISTS = ("resid_pre", "resid_mid", "z"), ("q", "k", "v", "queries", "keys")
 ATTENTION, MLP = ("q", "k", "v", "pattern", "z", "attn_out"), ("post", "mlp_out")
 # Told the site, the layer and what is there: [row pos ...], heads before positions for q, k and v.
 Note = Callable[[str, int, Tensor], None]
@@ -46,14 +57,14 @@ class Fast(Kept):
     z:         [layer, batch, pos, head, d_head], what the heads hand to W_O
     """
 
-    resid_pre: Tensor
-    resid_mid: Tensor
-    q: list[Tensor]
-    k: list[Tensor]
-    v: list[Tensor]
-    queries: list[Tensor]
-    keys: list[Tensor]
-    z: Tensor
+    resid_pre: Tensor | Gathered
+    resid_mid: Tensor | Gathered
+    q: Sequence[Tensor]
+    k: Sequence[Tensor]
+    v: Sequence[Tensor]
+    queries: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    z: Tensor | Gathered
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -118,8 +129,7 @@ class Fast(Kept):
 
         Before position `first` all is as in `like`.
         """
-        stacked, lists = ("resid_pre", "resid_mid", "z"), ("q", "k", "v", "queries", "keys")
-        found: dict[str, list[Tensor]] = {name: [] for name in (*stacked, *lists)}
+        found: dict[str, list[Tensor]] = {name: [] for name in (*STACKED, *LISTS)}
         edited = {put.layer for put in self.edits if put.site == "resid_pre"}
 
         def note(site: str, layer: int, value: Tensor) -> None:
@@ -133,19 +143,19 @@ class Fast(Kept):
         found["resid_pre"].append(self._run_on(0, first, stream=stream[:, first:], past=like, note=note))
         for name, values in found.items():
             if first:
-                axis = 2 if name in lists else 1
+                axis = 2 if name in LISTS else 1
                 kept = (each.narrow(axis, 0, first) for each in getattr(like, name))
                 pairs = zip(kept, values, strict=True)
                 values = [
-                    torch.cat([_shared(old, new) if name in lists else old, new], axis) for old, new in pairs
+                    torch.cat([_shared(old, new) if name in LISTS else old, new], axis) for old, new in pairs
                 ]
-            setattr(self, name, values if name in lists else torch.stack(values))
+            setattr(self, name, values if name in LISTS else torch.stack(values))
 
     # What the protocol asks for
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
         self.check_layer(site, layer)
-        if site in ("resid_pre", "resid_mid", "z"):
+        if site in STACKED:
             return getattr(self, site)[layer]
         if site == "pattern":
             pattern = self.weights.attends[layer].pattern(self.queries[layer], self.keys[layer])
@@ -171,12 +181,17 @@ class Fast(Kept):
     def value(self, metric: Metric) -> Float[Tensor, "batch"]:
         return self._metric(self.fitted(metric), self.resid_pre[-1][None], 0)[0]
 
-    @torch.no_grad()
     def edited(
         self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "copy batch"]:
         check_edits(self.model, [*self.edits, *edits])
-        metric, copies, count = self.fitted(metric), copies_of(edits), self.tokens.shape[1]
+        with flowing(edits):
+            return self._edited(self.fitted(metric), edits, dtype)
+
+    def _edited(
+        self, metric: Metric, edits: Sequence[Put], dtype: torch.dtype | None
+    ) -> Float[Tensor, "copy batch"]:
+        copies, count = copies_of(edits), self.tokens.shape[1]
         start, first = self._begin(edits)
         if first >= count:  # nothing is touched
             return self.value(metric).expand(copies, -1)
@@ -215,6 +230,13 @@ class Fast(Kept):
         self.check_fresh()
         check_edits(self.model, [*self.edits, *edits])
         return Fast(self.batch, embedded=embedded, of=self, edits=edits)
+
+    def _gather(self, rows: Int[Tensor, "row"]) -> None:
+        self.made = [(put.of_rows(rows), run.rows(rows)) for put, run in self.made]
+        self.edits = tuple(put for put, _ in self.made)
+        self.before = {layer: stream[rows] for layer, stream in self.before.items()}
+        for name in (*STACKED, *LISTS):
+            setattr(self, name, Gathered(getattr(self, name), rows))
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
         self.check_fresh()
@@ -426,7 +448,7 @@ class Fast(Kept):
         held = self.at("attn_out", layer)[rows, places]
         if put is None or put.value is None or not sends.any():
             return held.expand(len(sends), -1, -1, -1)
-        value = torch.as_tensor(put.value).to(self.z)[0].expand_as(self.z[layer])[rows, places]
+        value = torch.as_tensor(put.value).to(self.z[layer])[0].expand_as(self.z[layer])[rows, places]
         z = self.z[layer][rows, places]
         if W.norms.after_attention is not None:  # the norm mixes what the heads write
             z = torch.where(sends[..., None], value, z).flatten(0, 1)
@@ -499,13 +521,13 @@ class Fast(Kept):
     def _batch(self, first: int, metric: Metric) -> int:
         """How many copies to run at once."""
         prompts, count = self.tokens.shape
-        later, d_model = count - first, self.resid_pre.shape[-1]
+        later, d_model = count - first, self.resid_pre[0].shape[-1]
         d_mlp, kv = (matrix[0].shape[1] for matrix in (self.weights.layers[0].up, self.weights.layers[0].K))
         floats = 6 * later * (d_model + d_mlp) + 8 * count * kv
         if getattr(metric, "tokens", None) is None:
             floats += 2 * self.model.cfg.d_vocab * (1 if isinstance(metric, PositionMetric) else later)
         device = self.tokens.device
-        a_copy = prompts * floats * self.resid_pre.element_size()
+        a_copy = prompts * floats * self.resid_pre[0].element_size()
         fits = free_bytes(device) // (4 * a_copy)  # in a quarter of what is free
         most = ROWS // (prompts * later) if device.type == "cpu" else MOST_ROWS // prompts
         return max(1, min(fits, most))

@@ -18,7 +18,18 @@ from mechlab.loading.limits import is_ignored
 from mechlab.metrics import Metric, per_prompt
 from mechlab.runs.hooks import Hook, intervene
 from mechlab.runs.matrices import activation_between, by_half_rule, is_parallel, norms_of, slope_before
-from mechlab.runs.run import RULES, SITES, Kept, Put, check_edits, copies_of, hook_of, slopes_of
+from mechlab.runs.run import (
+    RULES,
+    SITES,
+    Gathered,
+    Kept,
+    Put,
+    check_edits,
+    copies_of,
+    flowing,
+    hook_of,
+    slopes_of,
+)
 from mechlab.tokens import Batch
 
 
@@ -44,7 +55,7 @@ class Plain(Kept):
         # Each edit with the run whose values are held by it.
         self.made: list[tuple[Put, Plain]] = [*of.made, *((put, of) for put in edits)] if of else []
         self.edits: tuple[Put, ...] = tuple(put for put, _ in self.made)
-        self._seen: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, Sequence[Tensor]] = {}
         check_edits(self.model, self.edits)
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch pos ..."]:
@@ -60,7 +71,6 @@ class Plain(Kept):
         with torch.no_grad(), self.running():
             return per_prompt(metric, self.model(self.tokens))
 
-    @torch.no_grad()
     def edited(
         self, metric: Metric, edits: Sequence[Put], *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "copy batch"]:
@@ -71,7 +81,7 @@ class Plain(Kept):
             )
         metric, found = self.fitted(metric), []
         for copy in range(copies_of(edits)):
-            with self.running(self.hooks(edits, copy)):
+            with flowing(edits), self.running(self.hooks(edits, copy)):
                 found.append(per_prompt(metric, self.model(self.tokens)))
         return torch.stack(found)
 
@@ -90,6 +100,13 @@ class Plain(Kept):
     def changed(self, edits: Sequence[Put] = (), *, embedded: Tensor | None = None) -> "Plain":
         self.check_fresh()
         return Plain(self.batch, embedded=embedded, edits=edits, of=self)
+
+    def _gather(self, rows: Int[Tensor, "row"]) -> None:
+        self.made = [(put.of_rows(rows), run.rows(rows)) for put, run in self.made]
+        self.edits = tuple(put for put, _ in self.made)
+        if self.embedded is not None and len(self.embedded) > 1:
+            self.embedded = self.embedded[rows]
+        self._seen = {site: Gathered(values, rows) for site, values in self._seen.items()}
 
     def logits(self, edits: Sequence[Put], last: int) -> Float[Tensor, "copy_batch last d_vocab"]:
         self.check_fresh()

@@ -9,9 +9,10 @@ A new site needs a hook in `SITES` for the plain engine, and its place in `fast.
 that it does not know.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +42,7 @@ WITH_HEADS = ("q", "k", "v", "pattern", "z")
 # How a gradient is taken back through a gated MLP, act(gate) · up: as it is, or half to each of the two
 # factors with act(gate) / gate held constant (Arras et al. 2019; in RelP, Rezaei Jafari et al. 2025).
 RULES = ("gradient", "half")
+Chosen = Sequence[int] | slice | Int[Tensor, "row"] | Bool[Tensor, "batch"]  # some of the prompts of a run
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class Put:
         """The edit of one of the copies."""
         one = lambda each: each[copy : copy + 1] if each is not None and len(each) > 1 else each
         return replace(self, value=one(self.value), where=one(self.where))
+
+    def of_rows(self, rows: Int[Tensor, "row"]) -> "Put":
+        """The edit for some of the prompts."""
+        several = lambda each: each is not None and each.ndim > 1 and each.shape[1] > 1
+        some = lambda each: each[:, rows] if several(each) else each
+        return replace(self, value=some(self.value), where=some(self.where))
 
     def into(self, x: Tensor, kept: Tensor, copies: slice = slice(0, 1)) -> Tensor:
         """x with the edit made.
@@ -139,6 +147,12 @@ def check_edits(model: "TransformerBridge", edits: Sequence[Put]) -> None:
             )
 
 
+def flowing(edits: Sequence[Put]) -> torch.set_grad_enabled:
+    """Gradients flow inside where a value that is put asks for one, and else do not."""
+    asked = any(put.value is not None and put.value.requires_grad for put in edits)
+    return torch.set_grad_enabled(asked and torch.is_grad_enabled())
+
+
 def _part(each: Tensor, copies: slice, later: int) -> Tensor:
     """The rows of some copies and the last positions, of something that has either or stands for all."""
     each = each[copies] if len(each) > 1 else each
@@ -175,6 +189,7 @@ class Run(Protocol):
     ) -> Float[Tensor, "copy batch"]:
         """The metric of changed copies of the run: as many as the edits tell apart.
 
+        Gradients flow back to values that ask for one.
         dtype: another one for the matrix products, where the engine can; else a `ValueError`
         """
         ...
@@ -189,6 +204,13 @@ class Run(Protocol):
         """The run with edits made for good, or from another embedding: a run of its own.
 
         edits: of one copy; embedded: [batch pos d_model]
+        """
+        ...
+
+    def rows(self, chosen: "Chosen") -> "Run":
+        """The run of some of its prompts, in any order and as often as you like; the memory is shared.
+
+        What it holds is gathered only when it is asked for. A `ValueError` for a prompt that is not there
         """
         ...
 
@@ -218,6 +240,22 @@ class Run(Protocol):
         ...
 
 
+class Gathered(Sequence[Tensor]):
+    """Some rows of each of several tensors, copied only when one is asked for."""
+
+    def __init__(self, values: Sequence[Tensor] | Tensor, rows: Int[Tensor, "row"]):
+        self.values, self.chosen = values, rows
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, number):
+        return self.values[number][self.chosen]
+
+
+Engine = TypeVar("Engine", bound="Kept")
+
+
 class Kept:
     """What both engines keep of a run: its prompts, and which weights it was made with."""
 
@@ -232,6 +270,26 @@ class Kept:
                 "The weights of the model were changed since this run was made, so it is the run of another "
                 "model now. Make it again: `ml.run_of(model, tokens)`."
             )
+
+    def rows(self: Engine, chosen: "Chosen") -> Engine:
+        self.check_fresh()
+        count, batch = len(self.tokens), self.batch
+        try:
+            rows = torch.arange(count)[chosen].to(self.tokens.device)
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"The run has prompts 0 to {count - 1}: {error}.") from None
+        if rows.ndim != 1 or not len(rows):
+            raise ValueError(f"Choose prompts 0 to {count - 1} of the run, one or more, not {chosen!r:.80}.")
+        some, units = copy.copy(self), batch.units
+        units = None if units is None else units[rows.to(units.device)]
+        some.batch = replace(batch, tokens=batch.tokens[rows], ends=batch.ends[rows], units=units)
+        some.tokens = some.batch.tokens
+        some._gather(rows)
+        return some
+
+    def _gather(self, rows: Int[Tensor, "row"]) -> None:
+        """Keep these rows of what an engine keeps, and of the edits that were made for good."""
+        raise NotImplementedError
 
     def check_layer(self, site: str, layer: int) -> None:
         """Raise a `ValueError` for a layer that has no such site; the stream has one more, the end."""

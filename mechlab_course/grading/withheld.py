@@ -21,7 +21,8 @@ LEFT = {  # what is said of each pack: what in it still answers
     EXAM: "Nothing in it tells who is right. Still there: later cells and the library do what exercises ask "
     "for, and whoever has the whole course has its answers. Grade it with `mechlab grade`, here.",
 }
-WITH_ANSWERS = ("docs/ioi_report.md", "docs/two_hops.md")  # the results that notebooks ask for
+# the results that notebooks ask for
+WITH_ANSWERS = ("docs/ioi_report.md", "docs/methods_on_trial.md", "docs/two_hops.md")
 _HINT = re.compile(r"<details><summary>Hint (\d)[^<]*</summary>.*?</details>\n?", re.DOTALL)
 _BELOW = re.compile(r"<details><summary>When you have answered[^<]*</summary>.*?</details>\n?", re.DOTALL)
 _COLAB = re.compile(r"\n*\[Open in Colab\]\([^)]*\)")  # there it is the published course that runs

@@ -7,18 +7,19 @@ plan does not use are not empty: they do something by chance, and write a little
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.circuits.planted import gated
 from mechlab.circuits.planted.plan import ONE, Head, Match, Plan, Table
 from mechlab.loading.models import wrap
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 LENGTH = 30.0  # of the constant: the norm's scale then moves by less than a hundredth
 OTHERS = 8  # neurons in each MLP that the plan does not use
@@ -77,37 +78,44 @@ def compiled(
     noise: how much the heads and neurons that the plan does not use write to the answer
     seed:  of the directions, of the places of the heads, and of those others
     """
-    from transformers import GPT2LMHeadModel
-
     chance = torch.Generator().manual_seed(seed)
+    width, neurons = _width(plan), OTHERS + max([0, *(len(table.rules) for table in plan.tables)])
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        hf_model = GPT2LMHeadModel(_config(plan))
-    codes, where = Codes.drawn(plan, hf_model.config.n_embd, chance), {}
+        hf_model: Any = gated.llama(plan, width, neurons) if plan.gated else _gpt2(plan, width, neurons)
+    codes, where = Codes.drawn(plan, width, chance), {}
+    body = hf_model.model if plan.gated else hf_model.transformer
     with torch.no_grad():
-        for name, parameter in hf_model.named_parameters():
-            if ".attn." in name or ".mlp." in name:
+        for name, parameter in body.named_parameters():
+            if "attn." in name or "mlp." in name:
                 parameter.zero_()
-        _embeddings(plan, codes, hf_model)
-        for layer, block in enumerate(hf_model.transformer.h):
-            where |= _put_heads(plan, codes, layer, block.attn, noise, chance)
+        _embeddings(plan, codes, body)
+        hf_model.lm_head.weight.copy_(plan.gain * codes.read(plan.answer).T)
+        for layer, block in enumerate(body.layers if plan.gated else body.h):
+            attention = block.self_attn if plan.gated else block.attn
+            where |= _put_heads(plan, codes, layer, attention, noise, chance)
             _neurons_by_chance(plan, codes, block.mlp, noise, chance)
-        for table in plan.tables:
-            _table(codes, hf_model.transformer.h[table.layer].mlp, table)
+            for table in (table for table in plan.tables if table.layer == layer):
+                (gated.put_table if plan.gated else _table)(codes, block.mlp, table)
     return wrap(hf_model, _tokenizer(plan), name="planted"), where
 
 
-def _config(plan: Plan) -> "GPT2Config":
-    """As wide as the channels and the heads need."""
-    from transformers import GPT2Config
+def _width(plan: Plan) -> int:
+    """As wide as the channels and the heads need; a head is of an even size, since rotation takes pairs."""
+    head = max([gated.turned(plan) if plan.gated else 1, *(_room(plan, head) for head in plan.heads)])
+    size = max(head, sum(map(plan.dims, plan.sizes)) // plan.slots + 1)
+    return plan.slots * (size + size % 2 * plan.gated)
 
-    head = max([1, *(_room(plan, head) for head in plan.heads)])
-    width = plan.slots * max(head, sum(map(plan.dims, plan.sizes)) // plan.slots + 1)
-    return GPT2Config(
+
+def _gpt2(plan: Plan, width: int, neurons: int) -> "GPT2LMHeadModel":
+    """An empty GPT-2 of the plan's size."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
         vocab_size=len(plan.words),
         n_layer=plan.layers,
         n_head=plan.slots,
         n_embd=width,
-        n_inner=OTHERS + max([0, *(len(table.rules) for table in plan.tables)]),
+        n_inner=neurons,
         n_positions=plan.positions,
         activation_function="relu",
         tie_word_embeddings=False,
@@ -115,6 +123,7 @@ def _config(plan: Plan) -> "GPT2Config":
         eos_token_id=0,
         pad_token_id=0,
     )
+    return GPT2LMHeadModel(config)
 
 
 def _put_heads(
@@ -129,25 +138,32 @@ def _put_heads(
             parts = _by_chance(plan, codes, width // plan.slots, noise, chance)
         else:
             parts, where[head.name] = _head(plan, codes, head, width), (layer, slot)
-        _put_head(attention, slot, width // plan.slots, parts)
+        (gated.put_head if plan.gated else _put_head)(attention, slot, width // plan.slots, parts)
     return where
 
 
 def _room(plan: Plan, head: Head) -> int:
     """How many dimensions of a head its matches and its moves need."""
-    return max(sum(plan.sizes[m.query] for m in head.match), sum(plan.sizes[m.read] for m in head.move))
+    turned = gated.turned(plan) if plan.gated else 0
+    codes = sum(plan.sizes[m.query] for m in head.match if not plan.gated or m.query != "pos")
+    return max(turned + codes, sum(plan.sizes[m.read] for m in head.move))
 
 
-def _embeddings(plan: Plan, codes: Codes, hf_model: "GPT2LMHeadModel") -> None:
-    body = hf_model.transformer
+def _embeddings(plan: Plan, codes: Codes, body) -> None:
+    """What words and positions bring; a gated plan has no positions to add."""
     tokens = codes.write("token").clone()
     tokens[0] = 0  # the beginning says nothing: heads look there when they look for nothing
     for flag, words in plan.flags.items():
         tokens[[list(plan.words).index(word) for word in words]] += codes.write(flag)
+    if plan.gated:
+        body.embed_tokens.weight.copy_(tokens + codes.write(ONE))
+        return
     body.wte.weight.copy_(tokens)
-    body.wpe.weight.copy_(codes.write("pos") + codes.write(ONE))
+    places = codes.write("pos") + codes.write(ONE)
+    for flag, here in plan.places.items():
+        places[[*here]] += codes.write(flag)
+    body.wpe.weight.copy_(places)
     body.ln_f.weight.fill_(1.0), body.ln_f.bias.zero_()
-    hf_model.lm_head.weight.copy_(plan.gain * codes.read(plan.answer).T)
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # Q, K, V [d_model, room] and O [room, d_model]
@@ -156,12 +172,17 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # Q, K, V [d_model, room] and O [
 def _head(plan: Plan, codes: Codes, head: Head, width: int) -> Parts:
     size = width // plan.slots
     Q, K, V = (torch.zeros(width, size) for _ in range(3))
-    out, at = torch.zeros(size, width), 0
+    out, free = torch.zeros(size, width), gated.still(plan, size) if plan.gated else [*range(size)]
     for match in head.match:
-        count = plan.sizes[match.query]
-        Q[:, at : at + count] = match.gain * size**0.5 * codes.read(match.query) @ _shifted(plan, match)
-        K[:, at : at + plan.sizes[match.key]] = codes.read(match.key)
-        at += count
+        if plan.gated and "pos" in (match.query, match.key):
+            query, key = gated.offset(plan, codes, match, size)
+        else:
+            mine, free = free[: plan.sizes[match.query]], free[plan.sizes[match.query] :]
+            query, key = torch.zeros(width, size), torch.zeros(width, size)
+            query[:, mine] = codes.read(match.query) @ _shifted(plan, match)
+            key[:, mine] = codes.read(match.key)
+        Q += match.gain * size**0.5 * query
+        K = torch.where(key != 0, key, K)  # two distances have the same keys
     at = 0
     for move in head.move:
         count = plan.sizes[move.read]
@@ -196,8 +217,13 @@ def _by_chance(plan: Plan, codes: Codes, size: int, noise: float, chance: torch.
 def _neurons_by_chance(plan: Plan, codes: Codes, mlp, noise: float, chance: torch.Generator) -> None:
     """The last neurons of an MLP: they read something and write something to the answer."""
     words = codes.write(plan.answer)
-    mlp.c_fc.weight[:, -OTHERS:] = _content(codes, OTHERS, 1.0, chance)
-    mlp.c_proj.weight[-OTHERS:] = noise * torch.randn(OTHERS, len(words), generator=chance) @ words
+    read = _content(codes, OTHERS, 1.0, chance)
+    written = noise * torch.randn(OTHERS, len(words), generator=chance) @ words
+    if plan.gated:
+        mlp.gate_proj.weight[-OTHERS:], mlp.down_proj.weight[:, -OTHERS:] = read.T, written.T
+        mlp.up_proj.weight[-OTHERS:] = _content(codes, OTHERS, 1.0, chance).T
+    else:
+        mlp.c_fc.weight[:, -OTHERS:], mlp.c_proj.weight[-OTHERS:] = read, written
 
 
 def _content(codes: Codes, size: int, scale: float, chance: torch.Generator) -> Float[Tensor, "d_model size"]:

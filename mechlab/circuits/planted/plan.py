@@ -25,6 +25,10 @@ class Match:
     gain: float = 5.0
     shift: int = 0
 
+    def __str__(self) -> str:
+        less = f"{self.shift:+d}".replace("-", "−") if self.shift else ""
+        return f"{self.query}{less} = {self.key} (×{self.gain:g})".replace("×-", "×−")
+
 
 @dataclass(frozen=True)
 class Move:
@@ -33,6 +37,10 @@ class Move:
     read: str
     write: str
     gain: float = 1.0
+
+    def __str__(self) -> str:
+        times = "" if self.gain == 1 else f" (×{self.gain:g})".replace("×-", "×−")
+        return f"{self.read} → {self.write}{times}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,10 @@ class Head:
     match: Sequence[Match]
     move: Sequence[Move]
     truth: bool | None = True
+
+    def __str__(self) -> str:
+        looks, takes = ", ".join(map(str, self.match)), ", ".join(map(str, self.move))
+        return f"layer {self.layer}, head {self.name!r}: looks where {looks}; takes {takes}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class Table:
     rules: Sequence[Rule]
     truth: bool | None = True
 
+    def __str__(self) -> str:
+        reads, writes = (", ".join(dict.fromkeys(each(self))) for each in (reads_of, writes_of))
+        return f"layer {self.layer}, MLP {self.name!r}: {len(self.rules)} rules from {reads} to {writes}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,9 +94,10 @@ class Plan:
     positions: how long a prompt can be
     channels:  name -> how many codes it tells apart; "token" and "pos" are there already
     room:      name -> in how many dimensions, where not one for each code: then codes overlap
-    flags:     channel of one code -> the words that have it
+    flags:     channel of one code -> the words that have it;  places: -> the positions that have it
     heads, tables: the circuit;  answer: the channel that is read off as the next word
     gain:      logit of a code of size 1 in it;  layers, slots: how many layers, and heads in each
+    gated:     MLPs whose neurons are products, act(gate) · up, and rotary positions: a Llama, not a GPT-2
     """
 
     words: Sequence[str]
@@ -89,21 +106,28 @@ class Plan:
     heads: Sequence[Head]
     tables: Sequence[Table] = ()
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    places: Mapping[str, Sequence[int]] = field(default_factory=dict)
     room: Mapping[str, int] = field(default_factory=dict)
     answer: str = "answer"
     gain: float = 4.0
     layers: int = 4
     slots: int = 6
+    gated: bool = False
 
     def __post_init__(self):
         self._check_channels()
         self._check_parts()
 
+    def __str__(self) -> str:
+        parts = sorted((*self.heads, *self.tables), key=lambda part: (part.layer, isinstance(part, Table)))
+        return "\n".join(map(str, parts))
+
     @property
     def sizes(self) -> dict[str, int]:
         """How many codes each channel has."""
         known = {ONE: 1, "token": len(self.words), "pos": self.positions}
-        return known | dict.fromkeys(self.flags, 1) | {self.answer: len(self.words)} | {**self.channels}
+        flags = dict.fromkeys((*self.flags, *self.places), 1)
+        return known | flags | {self.answer: len(self.words)} | {**self.channels}
 
     def dims(self, channel: str) -> int:
         """In how many dimensions a channel stands."""
@@ -125,6 +149,17 @@ class Plan:
             raise ValueError(f"The plan does not say what {', '.join(sorted(unknown))} is.")
         if len(set(self.words)) < len(self.words):
             raise ValueError("A word of the plan stands there twice.")
+        given = [ONE, "token", "pos", *self.flags, *self.places, self.answer, *self.channels]
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise ValueError(f"The channel {twice[0]!r} is there already. Call yours something else.")
+        codes = [(m.query, abs(m.shift)) for head in self.heads for m in head.match]
+        for rule in (rule for table in self.tables for rule in table.rules):
+            codes += [*rule.when.items(), *((name, code) for name, (code, _) in rule.write.items())]
+        for name, code in codes:
+            if not 0 <= code < self.sizes[name]:
+                raise ValueError(
+                    f"{name} has {self.sizes[name]} codes, from 0 on, and {code} is none of them."
+                )
 
     def _check_parts(self) -> None:
         names = [part.name for part in (*self.heads, *self.tables)]

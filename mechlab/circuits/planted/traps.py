@@ -101,6 +101,21 @@ def cancelling(plan: Plan) -> Plan:
     return replace(plan, heads=(*plan.heads, *pair))
 
 
+def position(plan: Plan) -> Plan:
+    """A head that says a little of what stands at one place, whatever is asked: for and against in turn."""
+    looks = Match(ONE, "fixed place", 10.0)
+    layer = plan.layers - 1
+    says = Head("position", layer, (looks,), (Move("token", plan.answer, 0.2),))
+    return replace(plan, heads=(*plan.heads, says), places={**plan.places, "fixed place": (1,)})
+
+
+def gated_mlp(plan: Plan) -> Plan:
+    """The table's rules as products of two codes, act(gate) · up: either factor alone gives nothing."""
+    if not plan.tables:
+        raise ValueError("This trap needs an MLP that does something, and this plan has none.")
+    return replace(plan, gated=True)
+
+
 TRAPS: dict[str, Callable[[Plan], Plan]] = {
     "plain": plain,
     "or": either,
@@ -112,6 +127,8 @@ TRAPS: dict[str, Callable[[Plan], Plan]] = {
     "constant": constant,
     "decoy": decoy,
     "cancel": cancelling,
+    "position": position,
+    "gated": gated_mlp,
 }
 
 
