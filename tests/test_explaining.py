@@ -1,6 +1,8 @@
 """Explanations as programs: predicates are true where they say, the search finds what was planted, scores are those
 of the definition, the look-up table stands beside; bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mechlab.discovery import predicates
 from mechlab.discovery.explaining import read_program, shown
 from mechlab.discovery.labels import Label, read_labels, simulate, write_labels
 from mechlab.discovery.predicates import CONTEXTS, FORMS, KINDS, Predicate, Vocabulary
+from mechlab.pictures.widgets import feature_browser
 
 WORDS = [
     "<bos>",
@@ -253,6 +256,23 @@ def test_activity_brings_its_labels(tmp_path):
     assert ml.Activity.load(tmp_path / "activity.safetensors").labels[2].lookup == 0.4
     with pytest.raises(ValueError, match="features 0 to 3"):
         activity.values(4)
+
+
+def test_the_page_and_the_browser_show_a_label_folded():
+    model, hook = ml.tiny("gqa"), "blocks.1.hook_resid_post"
+    texts = torch.randint(5, 60, (13, 14), generator=torch.Generator().manual_seed(0))
+    sae = ml.train_sae(
+        ml.token_activations(model, texts, hook), width=24, k=4, steps=50, batch=64, hook=hook
+    ).sae
+    activity = ml.feature_activity(model, sae, texts)
+    label = Label("2 * previous('a') + 0", 0.5, 0.25, 0.6, 0.1, 0.1)
+    feature = int(activity.feature[0])
+    named = replace(activity, labels={feature: label})
+    page = ml.feature_page(model, sae, named, feature)
+    assert page.label is label and "look-up table of tokens 0.25" in repr(page)
+    box = feature_browser(model, sae, named, feature=feature)
+    assert any("<details><summary>A program" in str(getattr(child, "value", "")) for child in box.children)
+    assert "<details>" not in ml.feature_page(model, sae, activity, feature)._repr_html_()
 
 
 def test_bad_input_is_refused(model, readings, texts):

@@ -132,6 +132,31 @@ def heads_at_places(model):
     return far(found, by_hand)
 
 
+@technique("interchange(resid_pre, three dimensions)")
+def interchanged(model):
+    Q = torch.linalg.qr(torch.randn(model.cfg.d_model, 3, generator=torch.Generator().manual_seed(5)))[0]
+    found = ml.interchange(model, BASE, SOURCE, METRIC, layer=LAYER, Q=Q)
+    theirs = seen(model, SOURCE)[hook(LAYER, "resid_pre")][:, -1]
+
+    def exchange(x):
+        x, part = x.clone(), Q.to(x) @ Q.T.to(x)
+        x[:, -1] = x[:, -1] + (theirs - x[:, -1]) @ part
+        return x
+
+    return far(found, METRIC(put(model, {hook(LAYER, "resid_pre"): exchange})))
+
+
+@technique("align(one step)")
+def aligned(model):
+    """The step's loss, with the subspace it starts from, against a run with a hook."""
+    fit = ml.align(model, BASE, SOURCE, METRIC, torch.tensor([True, False]), layer=LAYER, k=2, steps=1)
+    start = torch.randn(model.cfg.d_model, 2, generator=torch.Generator().manual_seed(0))
+    Q = torch.linalg.qr(torch.linalg.qr(start)[0])[0]
+    values = ml.interchange(model, BASE, SOURCE, METRIC, layer=LAYER, Q=Q)
+    loss = torch.nn.functional.softplus(torch.tensor([1.0, -1.0]) * values).mean()
+    return far(torch.tensor(fit.history), loss[None])
+
+
 # --- two prompts, every change written out ---
 
 

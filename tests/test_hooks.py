@@ -145,8 +145,12 @@ def test_hooks_work_with_plain_transformer_lens_and_with_gradients(tiny):
     hooks = replace_head(tiny, (1, 1), cache)
     with torch.no_grad(), tiny.hooks(fwd_hooks=hooks):
         expected = tiny(TOKENS)
-    with intervene(tiny, hooks):
-        found = tiny(TOKENS)
+    tiny.requires_grad_()  # weights come frozen
+    try:
+        with intervene(tiny, hooks):
+            found = tiny(TOKENS)
+    finally:
+        tiny.requires_grad_(False)
     assert torch.allclose(found, expected, atol=1e-6) and found.requires_grad
 
 

@@ -137,8 +137,9 @@ def test_each_notebook_takes_the_data_it_opens_along_and_no_other(tmp_path):
         needed[number] = {*opened.needed([*map(withheld.text_of, cells), checks], files)}
     assert set(files) - set().union(*needed.values()) == {
         "words.csv",
+        "reference/planted_trained.csv",
         *(f"tracing/{name}" for name in ("cities.csv", "explorer.json", "two_hops.json")),
-    }  # those are for the glossary, the site, and a report; all else is for somebody
+    }  # those are for the glossary, the site, and two reports; all else is for somebody
     common = set.intersection(*needed.values()) | needed["12"]  # what every `ml.reference.table` reads
     assert common >= {*opened.ALWAYS} and all(name.startswith(("README", "reference/")) for name in common)
     needed = {number: names - common for number, names in needed.items()}

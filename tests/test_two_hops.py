@@ -166,7 +166,9 @@ def shown_text(notebook: dict, hidden_check: str) -> str:
 def test_no_notebook_names_the_cities_on_which_a_knob_is_judged():
     from mechlab_course.folders import checks
 
-    hidden = {city for cities in checks("57").HIDDEN.values() for city in cities.split()}
+    judged = checks("57")
+    assert judged
+    hidden = {city for cities in judged.HIDDEN.values() for city in cities.split()}
     found = {}
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]:
         text = shown_text(json.loads(path.read_text(encoding="utf-8")), "check(my_knob")

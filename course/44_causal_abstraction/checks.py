@@ -297,7 +297,7 @@ HELD_OUT = (
 )
 SOURCES = ("flip",), ("swap names",), ("order",), ("names",), ("order", "names")
 PLACES = {"S2": 10, "end": 14}
-MOST, ABOVE, FLIPPED = 8, 0.2, 0.5
+MOST, ABOVE, FLIPPED = 8, 0.2, 0.4
 
 
 @checker("44.6")
@@ -328,7 +328,7 @@ def check_program(attempt: Attempt, model) -> str:
         found["all"] < found["no change"] + ABOVE,
         f"That is too near to no change: {ABOVE} more is wanted. {told}",
     )
-    refuse(found["flip"] < FLIPPED, f"Half of the flips are wanted. {told}")
+    refuse(found["flip"] < FLIPPED, f"At least {FLIPPED} of the flips are wanted. {told}")
     return told
 
 

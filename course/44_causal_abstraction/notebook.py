@@ -82,7 +82,8 @@ picture.plot(height=330, title="Which program, where, on entering which layer")
 
 # %% kind="assert"
 at = lambda program, place, layer: shares[rows.index((program, place))][LAYERS.index(layer)]
-claim(model, "no change", scored("position", train, train[0].value(train[2]))["no change"], says=0.36, within=0.03)
+nothing = scored("position", train, after["end"][0])["no change"]
+claim(model, "no change", nothing, says=0.36, within=0.03)
 claim(model, "name at S2, layer 0", at("name", "S2", 0), says=0.93, within=0.05)
 claim(model, "position at S2, layer 20", at("position", "S2", 20), says=0.64, within=0.05)
 claim(model, "position at the end, layer 22", at("position", "end", 22), says=0.66, within=0.05)
@@ -231,7 +232,7 @@ def program_flips(variable, answer, base, sources):
 def accuracy(
     values: Float[Tensor, "batch"], flips: Tensor, before: Float[Tensor, "batch"]
 ) -> Float[Tensor, "4"]:
-    """IIA of all interchanges, of those that should flip, of those that should stay, and if nothing is exchanged.
+    """IIA of all interchanges, of those that should flip, that should stay, and if nothing is exchanged.
 
     values: logit difference after the exchange, positive for base's right name; before: without an exchange
     flips:  [batch] of booleans, whether the program's answer is the other name
@@ -279,9 +280,9 @@ line = streams[first].mean(0) - streams[~first].mean(0)
 line = (line / line.norm())[:, None]
 table = {"whole stream": scored("position", test, exchanged_in(test))}
 table["difference of means"] = scored("position", test, exchanged_in(test, line))
+held_out = table["difference of means"]["all"]
 
 # %% kind="assert"
-held_out = table["difference of means"]["all"]
 claim(model, "difference of means", held_out, says=0.64, within=0.04)
 claim(model, "whole stream", table["whole stream"]["all"], says=0.74, within=0.04)
 
@@ -305,7 +306,7 @@ reveal("44.p", f"{held_out:.2f}")
 def train_subspace(
     values_of, flips: Tensor, size: int, k: int, generator: torch.Generator
 ) -> Float[Tensor, "size k"]:
-    """Orthonormal columns, trained so that values are negative where `flips` is True, and positive elsewhere."""
+    """Orthonormal columns, trained so that values are negative where `flips`, and positive elsewhere."""
     # >>> solution
     raw = torch.linalg.qr(torch.randn(size, k, generator=generator))[0].requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=0.03)
@@ -457,7 +458,8 @@ claim(model, "inverted, flips", trials["inverted"]["flip"], says=0.13, within=0.
 claim(model, "inverted, no change", trials["inverted"]["no change"], says=0.61, within=0.04)
 claim(model, "arbitrary", trials["arbitrary"]["all"], says=0.54, within=0.07)
 claim(model, "arbitrary, no change", trials["arbitrary"]["no change"], says=0.63, within=0.04)
-claim(model, "inverted, above no change", trials["inverted"]["all"] - trials["inverted"]["no change"], says=0.03, within=0.04)
+above = trials["inverted"]["all"] - trials["inverted"]["no change"]
+claim(model, "inverted, above no change", above, says=0.03, within=0.04)
 
 # %% [markdown]
 # None of them gets clear of "no change": *name* has 0.39, *arbitrary* 0.54 where 0.63 is to be had for nothing. *Inverted* has 0.64, which sounds like much, and is 0.03 above the 0.61 of no change.
@@ -489,7 +491,8 @@ def told(first, second, again):
     return tokens
 
 
-turned = told(first_name, second_name, rival), told(second_name, first_name, rival), told(second_name, first_name, subject)
+turned = [told(first_name, second_name, rival), told(second_name, first_name, rival)]
+turned += [told(second_name, first_name, subject)]
 known = (
     ml.run_of(planted.model, clean).rows([*range(24)] * 3),
     ml.run_of(planted.model, torch.cat(turned)),
@@ -606,22 +609,24 @@ claim(model, "share of change", shares["change between runs"], says=0.62, within
 # "I bought a bed and a book. The first thing I bought was a". Again two programs: *ordinal* (first or second decides) and *word* (which thing). Again three sources with the same table. Trained on "sold" and "lost", tested on "bought", with other things.
 
 # %%
-THINGS = "book ring key ticket basket camera watch lamp table chair cup shirt knife pen hat bed car phone bag clock"
-SAYS = "I {verb} a {a} and a {b}. The {nth} thing I {verb} was a"
+THINGS = "book ring key ticket basket camera watch lamp table chair"
+THINGS += " cup shirt knife pen hat bed car phone bag clock"
+SAYS = "I {verb} a {} and a {}. The {} thing I {verb} was a"
 
 
 def two_things(verbs, things, count):
-    """As `interchanges`: the other ordinal, then the things exchanged as well, then these alone."""
-    chance, texts, ids = torch.Generator().manual_seed(0), [[], [], [], []], []
+    """As `interchanges`. The sources: the other ordinal; the things exchanged; both."""
+    chance, rows, ids = torch.Generator().manual_seed(0), [], []
     for n in range(count):
         a, b = (things[i] for i in torch.randperm(len(things), generator=chance)[:2].tolist())
-        for nth, other in (("first", "second"), ("second", "first")):
-            for row, given in zip(texts, ((a, b, nth), (a, b, other), (b, a, nth), (b, a, other)), strict=True):
-                row.append(SAYS.format(verb=verbs[n % len(verbs)], **dict(zip(("a", "b", "nth"), given, strict=True))))
-            ids.append([ml.single_token(model, f" {word}") for word in ((a, b) if nth == "first" else (b, a))])
+        for nth, other, said in (("first", "second", (a, b)), ("second", "first", (b, a))):
+            four = (a, b, nth), (a, b, other), (b, a, nth), (b, a, other)
+            rows.append([SAYS.format(*each, verb=verbs[n % len(verbs)]) for each in four])
+            ids.append([ml.single_token(model, f" {word}") for word in said])
+    texts = [list(column) for column in zip(*rows, strict=True)]
     base = ml.run_of(model, texts[0]).rows([*range(2 * count)] * 3)
-    answers, rivals = torch.tensor(ids * 3).T
-    return base, ml.run_of(model, [text for row in texts[1:] for text in row]), ml.logit_difference(answers, rivals)
+    sources = ml.run_of(model, texts[1] + texts[2] + texts[3])
+    return base, sources, ml.logit_difference(*torch.tensor(ids * 3).T)
 
 
 # %%
@@ -671,7 +676,7 @@ quiz("44.b", "b")
 #
 # Difficulty 5 of 5 · 40 minutes · needs all of the above
 #
-# Write a program for these sentences as in 44.2 (names are token ids), and say where its variable stands: the stream on entering a layer, at "S2" or "end", in at most 8 dimensions. It will be exchanged in templates and names that no cell here uses, with sources of two other people too. The model must follow it 0.2 more often than "no change" does, and in half of the answers that should flip.
+# Write a program for these sentences as in 44.2 (names are token ids), and say where its variable stands: the stream on entering a layer, at "S2" or "end", in at most 8 dimensions. It will be exchanged in templates and names that no cell here uses, with sources of two other people too. The model must follow it 0.2 more often than "no change" does, and in two fifths of the answers that should flip.
 
 
 # %% kind="exercise" id="44.6"

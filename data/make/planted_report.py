@@ -15,6 +15,7 @@ from ioi_report import ROOT, filled, table
 
 TEXT = Path(__file__).with_name("planted_report.txt")
 TABLE = ROOT / "data" / "reference" / "planted.csv"
+TRAINED = ROOT / "data" / "reference" / "planted_trained.csv"
 REPORT = ROOT / "docs" / "methods_on_trial.md"
 CUT = 0.1  # of the largest score: what is above it is usually taken into the circuit
 ELSEWHERE = "attribution of q and k"  # asks for a part of what heads do: in the counts alone
@@ -23,8 +24,8 @@ TASKS = {"ioi": "two names", "induction": "induction", "sum": "sum"}
 Row = dict[str, str]
 
 
-def read() -> list[Row]:
-    with TABLE.open(encoding="utf-8") as file:
+def read(path: Path = TABLE) -> list[Row]:
+    with path.open(encoding="utf-8") as file:
         return [*csv.DictReader(file)]
 
 
@@ -146,6 +147,23 @@ def behaviour(rows: list[Row]) -> str:
     )
 
 
+def trained(rows: list[Row]) -> str:
+    """Models that were trained to have the circuit beside those it was written into: the worst seed of each."""
+    lines, some = (
+        [],
+        [row for row in rows if row["level"] == "nodes" and not row["method"].startswith(ELSEWHERE)],
+    )
+    for method, models in grouped(some, "method", "model").items():
+        line = [method]
+        for column, of in (("weakest true", min), ("strongest false", max), ("CMD", max)):
+            both = [
+                [float(row[column]) for row in models[kind] if row[column]] for kind in ("trained", "planted")
+            ]
+            line.append(" / ".join(f"{of(each):.2f}" if each else "–" for each in both))
+        lines.append(line)
+    return table(["trained / planted", "weakest true", "strongest false", "CMD"], lines)
+
+
 def report() -> str:
     rows = read()
     found = figures(rows)
@@ -154,7 +172,7 @@ def report() -> str:
         for level in ("nodes", "edges")
         for tasks in ("", " in sum")
     }
-    drawn |= {"counts": counts(found, rows), "behaviour": behaviour(rows)}
+    drawn |= {"counts": counts(found, rows), "behaviour": behaviour(rows), "trained": trained(read(TRAINED))}
     return filled(TEXT.read_text(encoding="utf-8"), found, drawn)
 
 
