@@ -9,7 +9,7 @@
 # - train a subspace that holds a variable (DAS), and say what it adds to a plain difference of means,
 # - tell a program that is run from one that a subspace was bent to.
 #
-# Time: 100 minutes. The cells take about 75 seconds in all. Memory: 2.3 GB.
+# Time: 120 minutes. The cells take about 75 seconds in all. Memory: 2.3 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 31 and 41.
 
 # %% kind="setup"

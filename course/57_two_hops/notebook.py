@@ -9,7 +9,7 @@
 # - find by mediation which head carries an effect, and say what that does not show,
 # - say what such an experiment excludes, and what it leaves open.
 #
-# Time: 90 minutes. The cells take about 90 seconds in all. Memory: 2.0 GB.
+# Time: 105 minutes. The cells take about 90 seconds in all. Memory: 2.0 GB.
 # Download: none, once the model is here (93 MB). Before: notebooks 31 and 53.
 
 # %% kind="setup"

@@ -5,8 +5,8 @@ attribution_patching.py  what every patch would do, guessed from one gradient; h
 circuits.py              a circuit: heads by role, at positions; how two of them agree
 knockouts.py             the model with everything outside a circuit held still
 criteria.py              is it faithful, complete, minimal?
-curves.py                circuits of every size that a ranking gives: how faithful, beside chance and the truth
-abstraction.py           does the model run a program? Exchange its variables; train the subspace that holds one
+curves.py                how faithful are circuits of every size, beside chance and the truth?
+abstraction.py           does the model run this program? Exchange its variables, train their subspace
 pruning.py               found by a search that leaves out whatever is not missed
 ioi/                     the IOI task: prompts, the paper's circuit, the one found here, roles from evidence
 planted/                 circuits written down, of which the truth is known: would a method find them?
