@@ -25,6 +25,14 @@ class Exchange:
     def right(x, y, Q):
         return x + (y - x) @ Q @ Q.T
 
+    def otherwise(found, x, y, Q):
+        inside = lambda each: each @ Q @ Q.T
+        kept = (found - inside(found) - x + inside(x)).norm()
+        return (
+            f"Outside of Q's span yours differs from x by a length of {kept:.2g}; inside of it, from y by "
+            f"{inside(found - y).norm():.2g}. Both should be 0."
+        )
+
     def nothing(x, y, Q):
         """Nothing has changed: this is x."""
         return x
@@ -156,6 +164,10 @@ def _four(agrees: Tensor, flips: Tensor, untouched: Tensor) -> Tensor:
     return torch.stack([agrees.mean(), agrees[flips].mean(), agrees[~flips].mean(), untouched.mean()])
 
 
+def _furthest(found, values, flips, before) -> int:
+    return int((found - Accuracy.right(values, flips, before)).abs().argmax())
+
+
 @declare("44.3", axes="all, flip, stay, no change", says="All four shares, on four tables of interchanges.")
 class Accuracy:
     def cases():
@@ -166,6 +178,14 @@ class Accuracy:
 
     def right(values, flips, before):
         return _four(_agrees(values, flips), flips, _agrees(before, flips))
+
+    def otherwise(found, values, flips, before):
+        right, n = Accuracy.right(values, flips, before), _furthest(found, values, flips, before)
+        agrees = _agrees(values if n < 3 else before, flips)
+        some = agrees[(flips, ~flips)[n - 1]] if n in (1, 2) else agrees
+        name = ("all", "flip", "stay", "no change")[n]
+        told = f"the answer is the program's in {int(some.sum())} of {len(some)} interchanges"
+        return f'For "{name}" {told}: {right[n]:.4g}, not {found[n]:.4g}.'
 
     def signs(values, flips, before):
         """The signs are turned: where the program flips, the difference should be below 0."""
@@ -254,6 +274,11 @@ class NullShare:
         U, sizes, _ = torch.linalg.svd(W, full_matrices=False)
         U = U[:, sizes > 1e-5 * sizes[0]]
         return 1 - (v @ U).square().sum() / v.square().sum()
+
+    def otherwise(found, v, W):
+        whole, right = v.square().sum(), NullShare.right(v, W)
+        told = f"v has the squared length {whole:.4g}, and {(1 - right) * whole:.4g} of it lies where W reads"
+        return f"{told}: the share of the rest is {right:.4g}, not {found:.4g}."
 
     def visible(v, W):
         """This is the visible share. The null space is the rest."""

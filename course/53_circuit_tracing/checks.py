@@ -111,7 +111,7 @@ class Secant:
         n = int((found - right).abs().argmax())
         if _equal(x, y)[n]:
             why = "x and y are equal, or so near that their difference is rounding"
-            return f"At [{n}] {why}: there the slope of f is {right[n]:.4f}, and yours is {found[n]:.4f}."
+            return f"At [{n}] {why}: there it is the slope of f, {right[n]:.4f}, not {found[n]:.4f}."
         return (
             f"From {y[n]:.3f} to {x[n]:.3f} f changes by {f(x[n]) - f(y[n]):.5f}; your slope times the "
             f"step gives {found[n] * (x[n] - y[n]):.5f}."

@@ -73,6 +73,15 @@ class PlannedPattern:
         scores = gain * _agreement(query, key, shift)
         return scores.tril().softmax(-1)
 
+    def over_queries(query, key, gain, shift):
+        """Your columns add up to 1. A query shares its attention out among keys: `softmax(-1)`."""
+        return _softmax(gain * _agreement(query, key, shift), axis=0)
+
+    def not_itself(query, key, gain, shift):
+        """A position cannot see itself in yours. Only what comes *later* is hidden: `triu(1)`."""
+        scores = gain * _agreement(query, key, shift)
+        return scores.masked_fill(torch.ones_like(scores).triu(0).bool(), -1e9).softmax(-1)
+
     def scores_alone(query, key, gain, shift):
         """These are the scores. The softmax is missing."""
         return gain * _agreement(query, key, shift)
@@ -211,6 +220,12 @@ class Auroc:
         """That is 1 minus the AUROC: you counted the pairs in which the false one is ahead."""
         return 1 - _ahead(*_apart(scores.abs(), truth))
 
+    def otherwise(found, scores, truth):
+        true, false = _apart(scores.abs(), truth)
+        ahead, level = (int(n.sum()) for n in (true[:, None] > false, true[:, None] == false))
+        pairs = f"Of {len(true) * len(false)} pairs the true one is ahead in {ahead}, and {level} are level"
+        return f"{pairs}: {Auroc.right(scores, truth):.4g}, not {found:.4g}."
+
     def a_sum(scores, truth):
         """That is the number of pairs. Divide by how many there are."""
         true, false = _apart(scores.abs(), truth)
@@ -266,6 +281,16 @@ class Margins:
         true, false = _apart(scores.abs(), truth)
         return _both(true.max(), false.max(), scores.abs()[truth >= 0].max())
 
+    def over_the_sum(scores, truth):
+        """You divide by the sum of all sizes. By the largest of them."""
+        true, false = _apart(scores.abs(), truth)
+        return _both(true.min(), false.max(), scores.abs()[truth >= 0].sum())
+
+    def medians(scores, truth):
+        """These are medians. Wanted are the two scores nearest to a mistake: a minimum and a maximum."""
+        true, false = _apart(scores.abs(), truth)
+        return _both(true.median(), false.median(), scores.abs()[truth >= 0].max())
+
     def exchanged(scores, truth):
         """The two are exchanged: the weakest true comes first."""
         return Margins.right(scores, truth).flip(0)
@@ -300,6 +325,14 @@ class HeadShapley:
 
     def right(value, players):
         return _over_orders(value, players, [*permutations(range(players))])
+
+    def otherwise(found, value, players):
+        right, all_ = HeadShapley.right(value, players), frozenset(range(players))
+        n = int((found - right).abs().argmax())
+        return (
+            f"Player {n} should have {right[n]:.4g}, not {found[n]:.4g}. Yours add up to {found.sum():.4g}; all "
+            f"players together change the value by {value(all_) - value(frozenset()):.4g}."
+        )
 
     def one_order(value, players):
         """You went through one order. Who comes first gets what others could have had: take all of them."""

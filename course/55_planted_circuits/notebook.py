@@ -68,7 +68,7 @@ def shares(circuit, scores):
 
 
 # %%
-sharp = ml.planted("ioi", lambda plan: dialled(plan, 2))  # all attention scores twice as large
+sharp = ml.planted("ioi", lambda plan: dialled(plan, 2.0))  # all attention scores twice as large
 picked = ["direct logit attribution", "ablation, mean", "attribution patching"]
 rows = {name: shares(circuit, methods[name](circuit, asked)) for name in picked}
 rows["the same, attention sharper"] = shares(
@@ -154,11 +154,15 @@ check(planned_pattern)
 # %% kind="exercise" id="55.2"
 @exercise("55.2")
 def my_program() -> ml.Plan:
-    """A plan for "a b =": the larger digit. Heads "first" and "second" bring the two digits to the end."""
+    """A plan for "a b =": the larger digit. Heads "first" and "second" bring the two digits to the end.
+
+    Words: "<begin>", which begins every prompt, "=" and the digits "0" to "4". What plans are made of is to be
+    had here by `from mechlab.circuits.planted.plan import Head, Match, Move, Plan, Rule, Table`.
+    """
+    # >>> solution
     from mechlab.circuits.planted.plan import Head, Match, Move, Plan, Rule, Table
 
-    words = ("<begin>", "=", *"01234")  # the first word begins every prompt
-    # >>> solution
+    words = ("<begin>", "=", *"01234")
     look = lambda shift: (Match("pos", "pos", shift=shift),)
     heads = [
         Head("first", 0, look(-2), (Move("token", "a"),)),
@@ -389,7 +393,7 @@ quiz("55.a", "b")
 # One number turns every attention score of the plan. The exact patch, the gradient at one point, and the mean of gradients at ten points on the way:
 
 # %%
-gains, dial = [0.5, 1, 1.5, 2, 4, 8], []
+gains, dial = [0.5, 1.0, 1.5, 2.0, 4.0, 8.0], []
 for gain in gains:
     turned = ml.planted("ioi", lambda plan, gain=gain: dialled(plan, gain))
     pair = turned.model, asked.corrupted, asked.clean, asked.metric
@@ -578,7 +582,8 @@ assert worst["backup"]["ablation, zero"] < 0.05 and worst["or"].iloc[1:4].max() 
 # - The gradients are blind where attention is **saturated**, zero ablation where there is a **backup**.
 # - An AND needs no trap. In the sum of two digits, one digit brought back leaves the sum as unknown as before: denoising gives the weakest part 0.08 on the *plain* plan.
 # - This table shows what is missed. **Cancel** looks harmless in it, and everybody accuses the pair.
-#
+
+# %% [markdown]
 # **Question 55.b.** You may use two methods on a circuit that you do not know. Which pair leaves the fewest of these traps open?
 #
 # - **a** Zero ablation and mean ablation.
@@ -686,7 +691,7 @@ def my_trap(plan: ml.Plan) -> tuple[str, ml.Plan]:
 
     from mechlab.circuits.planted.traps import dialled
 
-    return "attribution patching", replace(dialled(plan, 3), gain=0.87 * plan.gain)
+    return "attribution patching", replace(dialled(plan, 3.0), gain=0.87 * plan.gain)
     # <<< solution
 
 
@@ -719,7 +724,7 @@ def my_trap(plan):
 def my_trap(plan):
     from mechlab.circuits.planted.traps import dialled
 
-    return "attribution patching", dialled(plan, 3)
+    return "attribution patching", dialled(plan, 3.0)
 
 
 # %% kind="wrong" id="55.6" expects="is not fooled"
@@ -729,7 +734,7 @@ def my_trap(plan):
 
     from mechlab.circuits.planted.traps import dialled
 
-    return "ablation, mean", replace(dialled(plan, 3), gain=0.87 * plan.gain)
+    return "ablation, mean", replace(dialled(plan, 3.0), gain=0.87 * plan.gain)
 
 
 # %% [markdown]
