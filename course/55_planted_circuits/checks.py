@@ -330,8 +330,8 @@ class HeadShapley:
         right, all_ = HeadShapley.right(value, players), frozenset(range(players))
         n = int((found - right).abs().argmax())
         return (
-            f"Player {n} should have {right[n]:.4g}, not {found[n]:.4g}. Yours add up to {found.sum():.4g}; all "
-            f"players together change the value by {value(all_) - value(frozenset()):.4g}."
+            f"Player {n} should have {right[n]:.4g}, not {found[n]:.4g}. Yours add up to {found.sum():.4g}; "
+            f"all players together change the value by {value(all_) - value(frozenset()):.4g}."
         )
 
     def one_order(value, players):

@@ -409,9 +409,10 @@ lines.plot(lines=True, title="The same circuit, attention sharper and sharper")
 claim(model, "one gradient, 1", dial[1][1], says=0.35, within=0.03)
 assert all(row[0] > 0.85 for row in dial[1:]) and max(row[1] for row in dial[2:]) < 0.12
 assert 4 * dial[1][3] > 3.2 and min(row[3] for row in dial[1:]) > 0.8 and dial[2][2] > dial[2][1]
+assert dial[1][2] > dial[2][2] > dial[3][2] > 0.1 > dial[4][2]
 
 # %% [markdown]
-# Where attention is decided, its softmax is flat: a slope of nearly zero says that a small change does nothing, and the patch is no small change. Gradients on the way help a little, and later not at all. The AUROC does not warn, and nor does the behaviour.
+# Where attention is decided, its softmax is flat: a slope of nearly zero says that a small change does nothing, and the patch is no small change. Gradients on the way help, less and less. The behaviour does not warn.
 #
 # ## What you compare with
 #
@@ -548,7 +549,7 @@ assert together["one"].iloc[1] > 3.3 and abs(together["interaction"].iloc[0]) < 
 # %% [markdown]
 # **OR:** one gone changes nothing, both gone everything (−0.99). The interaction says so, and Shapley values credit both alike (−0.46).
 #
-# **Cancel:** without both the logit difference is what it was, 3.28. Only the *pair* shows it. Shapley values do not: they still blame each of the two (−0.54 and 0.54), for they average what a head does in company that mostly lacks the other. Their sum is 0. *Judge parts that might belong together as a group.*
+# **Cancel:** without both the logit difference is what it was, 3.28. Only the *pair* shows it. Shapley values do not: they still blame each of the two (−0.54 and 0.54): each does something, whatever the other does. Their sum is 0. *Judge parts that might belong together as a group.*
 #
 # ## The board
 #
@@ -648,13 +649,14 @@ cmd = lambda name, row: areas.CMD[name, row]
 claim(model, "CMD, noising", cmd("patching, noising", "ranking"), says=0.17, within=0.03)
 claim(model, "CMD, direct", cmd("direct logit attribution", "ranking"), says=0.59, within=0.05)
 claim(model, "CMD, random", cmd("patching, noising", "random, mean"), says=0.78, within=0.04)
+claim(model, "CMD, luckiest", cmd("patching, noising", "random, best"), says=0.30, within=0.03)
 
 # %% [markdown]
 # Both always answer right. In the trained one every exchange does what the program says; in the twin next to none. *Behaviour does not tell whether a program is run.*
 #
 # The methods find the three heads here as well. And the blind slope is here too, though nobody set the trap: one gradient gives the weakest of the three 0.06, eight steps 0.52.
 #
-# The last table marks them without knowing the truth, as one must in a real model: keep the k best nodes, exchange the rest, and see which share f of the metric is back. **CPR** is the area under f over k, **CMD** the area under |1 − f| (MIB, Mueller et al. 2025). By CMD noising has 0.17, direct attribution 0.59, random rankings 0.78.
+# The last table marks them without knowing the truth, as one must in a real model: keep the k best nodes, exchange the rest, and see which share f of the metric is back. **CPR** is the area under f over k, **CMD** the area under |1 − f| (MIB, Mueller et al. 2025). By CMD noising has 0.17, direct attribution 0.59, random rankings 0.78 in the mean, and the luckiest of twenty 0.30. (One of four models trained so learned the task and not the program. It is not shown.)
 #
 # ## In the real model
 #
