@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import mechlab as ml
@@ -182,7 +183,8 @@ def test_scores_are_those_of_their_definitions(readings, texts):
         max(f1_score(goal, trained >= c) for c in np.unique(trained))
     )
     assert "look-up table" in repr(score) and "held-out" in repr(score)
-    assert "texts of the search" in repr(program.score(values[:40], train))
+    for same in (train, train.read(texts[:40])):
+        assert "texts of the search" in repr(program.score(values[:40], same))
 
 
 def test_the_table_is_the_mean_of_each_token_and_of_all_for_others(readings, texts):
@@ -221,6 +223,7 @@ def test_another_model_can_be_asked_and_no_score_depends_on_it(readings, texts):
     assert loud.count("«") == 3 + 1 and quiet.count("«") == 3  # one more where the signs are explained
     assert all(" and«" in line for line in loud.splitlines() if line.startswith("- "))
     assert program.ask(lambda prompt: prompt, prompt="{tokens}").count(",") == 4
+    assert program.ask(lambda prompt: prompt, prompt="{a: 1} {tokens}").startswith("{a: 1} ")
     for nothing in (lambda prompt: "  ", lambda prompt: None):
         with pytest.raises(ValueError, match="returned"):
             program.ask(nothing)
@@ -285,6 +288,19 @@ def test_bad_input_is_refused(model, readings, texts):
         program.score(torch.zeros(20, 20), test)
     with pytest.raises(ValueError, match=r"\(40, 20\), and the texts \(20, 20\)"):
         program.score(planted(texts[:40]), test)
+    broken = planted(texts[:40])
+    broken[3, 5] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ml.explain(broken, train)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        program.score(broken, train)
+    with pytest.raises(ValueError, match="shows no evidence"):
+        program.ask(str, prompt="What is this? {}")
+    with pytest.raises((TypeError, TypeCheckError), match=r"Reading|read_predicates"):
+        ml.explain(planted(texts[:40]), texts[:40])
+    with pytest.raises(ValueError, match="examples is 0"):
+        program.evidence(0)
+    assert len(ml.explain(planted(texts[:40]), train, using=str(train.predicates[0])).weights) == 1
     with pytest.raises(ValueError, match="terms"):
         ml.explain(planted(texts[:40]), train, terms=0)
     with pytest.raises(ValueError, match="2 of the texts stand in both"):

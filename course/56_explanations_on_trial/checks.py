@@ -13,7 +13,7 @@ from mechlab_course.exercises import Attempt, NotYet, checker
 
 def _program_case(seed: int, size: int, base: float):
     """Tokens of a small vocabulary, so that some repeat within three, and five terms."""
-    words = [" the", " and", "-", " wine", "s"]
+    words = [" and", "and", " sand", "-", " And"]  # alike, but for spaces and letters
     drawn = torch.randint(len(words), (size,), generator=seeded(seed)).tolist()
     weights = random(6, seed=seed + 9).tolist()
     kinds = ("near", "previous", "token", "near", "previous", "token")
@@ -105,6 +105,15 @@ class Score:
 
     def right(said, true):
         return _cosine(_centred(said), _centred(true))
+
+    def otherwise(found, said, true):
+        n = int((found - Score.right(said, true)).abs().argmax())
+        lengths = [each[n].norm() for each in (_centred(said), _centred(true))]
+        product = (_centred(said)[n] * _centred(true)[n]).sum()
+        return (
+            f"Unit {n}: without the means the sum of products is {product:.4g} and the lengths are "
+            f"{lengths[0]:.4g} and {lengths[1]:.4g}. From these three, {found[n]:.4g} is no correlation."
+        )
 
     def not_centred(said, true):
         """That is the cosine. Take each unit's mean off first: else a constant prediction scores well."""
@@ -218,7 +227,7 @@ def check_split(attempt: Attempt) -> str:
     for texts, count in SPLITS:
         _, number_of = texts.unique(dim=0, return_inverse=True)
         drawn = []
-        for seed in range(24):
+        for seed in range(96):
             rows = _held_rows(attempt(texts, count, seeded(seed)), texts)
             held = torch.stack([rows[number_of == n].float().mean() for n in range(int(number_of.max()) + 1)])
             why = "A text is held out, and a copy of it is not: the search would have seen it."
@@ -227,8 +236,10 @@ def check_split(attempt: Attempt) -> str:
             refuse(int((held > 0).sum()) != count, wrong)
             drawn.append(held > 0)
         often = torch.stack(drawn).float().mean(0)
-        why = "Draw by chance: over 24 generators some texts are held out always, or never."
+        why = "Draw by chance: over 96 generators some texts are held out always, or never."
         refuse(bool((often == 1).any() or (often == 0).any()), why)
+        why = "Draw each text by itself: yours come together, as neighbours do from a random start."
+        refuse(len({tuple(each.tolist()) for each in drawn}) <= len(drawn[0]), why)
         again = [attempt(texts, count, seeded(4)) for _ in range(2)]
         refuse(
             not torch.equal(*again),
@@ -262,12 +273,20 @@ def _pair_case(seed: int, places: int, share: float):
 def check_pairs(attempt: Attempt) -> str:
     for tokens, active in (_pair_case(0, 60, 0.3), _pair_case(1, 90, 0.7), _pair_case(2, 40, 0.15)):
         counts = torch.stack([torch.bincount(tokens[active == a], minlength=6) for a in (True, False)])
-        most, seen = int(counts.min(0).values.sum()), set()
-        for seed in range(6):
+        most, seen, used = int(counts.min(0).values.sum()), set(), set()
+        for seed in range(60):
             pairs = _pairs(attempt(tokens, active, seeded(seed)), len(tokens))
             _must_be_hard(pairs, tokens, active, most)
             seen.add(tuple(sorted(map(tuple, pairs.tolist()))))
-        refuse(len(seen) == 1, "Match by chance: with six generators your pairs are the same.")
+            used |= {*pairs.flatten().tolist()}
+        refuse(len(seen) == 1, "Match by chance: with sixty generators your pairs are the same.")
+        open_to = {n for n in range(len(tokens)) if 0 < active[tokens == tokens[n]].float().mean() < 1}
+        never = (
+            "Some places stand in no pair with any of sixty generators. Shuffle both sides before you cut."
+        )
+        refuse(bool(open_to - used), never)
+        again = [attempt(tokens, active, seeded(4)) for _ in range(2)]
+        refuse(not torch.equal(*again), "Two equal generators give different pairs: draw with the one given.")
     return "Same token, one active and one inactive, none twice, none left that could be paired."
 
 
@@ -312,7 +331,8 @@ def _fresh(model) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
 @checker("56.6")
 def check_rule(attempt: Attempt, model) -> str:
     rows, true, table = _fresh(model)
-    said = [number(attempt(row[: pos + 1]), "how active it is") for row in rows for pos in range(1, len(row))]
+    answers = (attempt(row[: pos + 1]) for row in rows for pos in range(1, len(row)))
+    said = [float(n) if isinstance(n, bool) else number(n, "how active it is") for n in answers]
     said = np.array(said)
     refuse(np.ptp(said) == 0, "Your rule says the same everywhere. Where is the feature active?")
     mine, its = (float(np.corrcoef(each, true)[0, 1]) for each in (said, table))
@@ -323,4 +343,4 @@ def check_rule(attempt: Attempt, model) -> str:
         alone = all(np.ptp(said[tokens == token]) == 0 for token in last)
         why = " Yours looks at the last token alone: that is what the table has." if alone else ""
         raise NotYet(f"{told} It must beat the table by {AHEAD}.{why}")
-    return f"{told} The search among six thousand predicates could only add; you can say “and”."
+    return f"{told} The search among six thousand predicates adds them up; you can say “and” of any two."

@@ -53,7 +53,7 @@ assert len(scores) == 2304 and (scores.correlation == 0).sum() == 243
 #
 # ## One feature by hand
 #
-# We split the texts, 280 to search on and 120 to score on, and list what can be said about their tokens. Each **predicate** is true or false at every place. Then the places where feature 2135 is most active. Before each of them stands "and". We guess that "or" does it too, and write a program: a weight for each of the two, fitted on the 280 texts.
+# We split the texts, 280 to search on and 120 to score on, and list what can be said about their tokens. Each **predicate** is true or false at every place: `previous` is about the word before, `before` about the one two before, `near` about any of the last eight, `bigram` about the word before and this one, `form` about what the token looks like. Then the places where feature 2135 is most active. (The texts were written by this model itself; on people's text the scores may differ.) Before each of those places stands "and". We guess that "or" does it too, and write a program: a weight for each of the two, fitted on the 280 texts.
 
 # %%
 train, test = ml.read_predicates(model, activity.texts[:280], activity.texts[280:])
@@ -167,7 +167,7 @@ assert min(by_hand.weights) > 8
 mine
 
 # %% [markdown]
-# Two statements reach 0.67 (the guess was right), and the table 0.12, since any token can follow "and". (The other figures are for **detection**: is it active here, yes or no? F1 is the harmonic mean of precision and recall. "Active" means the loudest 2 % of places at most.)
+# Two statements reach 0.67 (the guess was right), and the table 0.12 (our guess: any token can follow "and"). (The other figures are for **detection**: is it active here, yes or no? F1 is the harmonic mean of precision and recall. A place is active when it is among the loudest 2 % of the training places; for a feature active at fewer, wherever it is active at all.)
 #
 # ## A search writes programs
 #
@@ -264,13 +264,13 @@ reveal("56.p", f"{joined.correlation.mean():.2f}")
 # %% [markdown]
 # <details><summary>What we saw</summary>
 #
-# 0.57: the context adds 0.02 to the table. So at layer 12 most of these features are about the current token.
+# 0.57: on the average our programs add 0.02 to the table. What both leave over is context that this language does not catch, outliers and noise. It does not follow that a feature is "about" its token.
 #
 # </details>
 #
-# Longer programs do not help: with up to sixteen terms the mean is 0.48, hardly more than with eight.
+# Longer programs do not help: with up to sixteen terms the mean is 0.48, no more than with eight.
 #
-# F1 is lower than the correlation, for both: features are a little active at many places that no short rule names, and a correlation rewards the loud ones.
+# F1 is lower than the correlation, for both. The two are not on one scale, so compare each with its table only.
 #
 # ## New texts
 #
@@ -397,15 +397,15 @@ reveal("56.q", f"{by_layer.iloc[4, 0].mean:.2f}")
 # %% [markdown]
 # <details><summary>What we saw</summary>
 #
-# 0.38 in training, more than for the trained model. On new texts 0.10 is left. The search has learned which words mark which text: "said within the last eight tokens" is a name for a text, when nothing else is to be found.
+# 0.38 in training, no less than for the trained model. On new texts 0.10 is left. The search has learned which words mark which text: "said within the last eight tokens" can serve as a name for a text.
 #
 # </details>
 #
-# The rest of the table: at layer 0 a neuron is a function of the token (table 0.65), but of hundreds of tokens at once, and eight terms catch half of it (0.32). Deeper, both fall. With the activations of other texts nothing remains: no score comes from the method itself.
+# The rest of the table: at layer 0 a neuron is a function of the token (table 0.65), but of hundreds of tokens at once, and eight terms reach half of that correlation (0.32), a quarter of the variance. Tables fall with depth; for programs 24 neurons cannot tell. With the activations of other texts 0.03 is left on new texts: that is what the method makes of nothing (positions still fit).
 #
 # **Question 56.a.** A paper explains neurons with a language model. It shows the model the 20 loudest excerpts, and scores the explanation on 20 further excerpts, loud ones too. What is the weakest point?
 #
-# - **a** Twenty excerpts are too few for a correlation.
+# - **a** Twenty excerpts are too few for the explainer to find a pattern.
 # - **b** All are loud ones: nobody asked where the explanation says "active" and the neuron is not.
 # - **c** The language model may know the excerpts from its training.
 
@@ -439,7 +439,7 @@ assert best["program, new texts"].idxmin() == 496
 assert fresh.values(496).max() < 0.3 * activity.values(496).max()
 
 # %% [markdown]
-# All of them are about **what stands before**: the line break after "```", the word behind "world of", behind "and", behind the begin token. That is what a table cannot say. The luck was real: the mean falls from 0.84 to 0.67. Feature 496 loses everything: in the new texts it is hardly active, so there is nothing to find. The rest stays far above the tables (mean 0.20).
+# Nearly all of their terms are about **what stands before**: the line break after "```", the "of" after "world", what follows "and" or the begin token. That is what a table cannot say. The mean falls from 0.84 to 0.67. Eight features cannot tell how much of that is luck: feature 496 alone loses everything, since it is hardly active in the new texts. The mean stays far above the tables (mean 0.20).
 #
 # Can we measure only this part? Detection with **hard negatives**: for each active place, an inactive one *of the same token*. There a table can do nothing but guess.
 #
@@ -557,7 +557,7 @@ claim(model, "winners, lowest", min(each for each in of_winners.values() if each
 claim(model, "winners, highest", max(each for each in of_winners.values() if each), says=0.92, within=0.04)
 
 # %% [markdown]
-# Beyond the token, the programs of features that nobody picked know next to nothing: 0.53, where guessing has 0.50. Those of the winners know more, from 0.56 up to 0.92 (2135: 0.76). Here quiet places count as much as loud ones, so even they look smaller.
+# Programs of features that nobody picked decide few of these pairs: 0.53, where guessing has 0.50, since most are ties. So mostly they are silent about context; how good they are where they do speak, this score hardly sees. Those of the winners know more, from 0.56 up to 0.92 (2135: 0.76). Here quiet places count as much as loud ones, so even they look smaller.
 #
 # ## What no predicate says
 #
@@ -575,7 +575,7 @@ none = (scores[["correlation", "lookup", "both"]].max(axis=1) < 0.25).mean()
 claim(model, "neither", none, says=0.07, within=0.01)
 
 # %% [markdown]
-# The minutes of a clock, digits deep in a long number, the internet protocol. Our language has no "and" (a sum of statements is none), cannot count, and knows no topic. For 7 % of the features no form passes 0.25. That is a fact about the language of explanation as much as about the feature.
+# The minutes of a clock, digits deep in a long number, the internet protocol. For 7 % of the features no form passes 0.25. Our language has one "and", of two neighbouring words; it cannot count, and knows no topic. And for some of them a single loud place is to blame (see below).
 #
 # ## What does the model lose?
 #
@@ -617,7 +617,7 @@ claim(model, "loss, true features", lost["true"].mean(), says=2.8, within=0.3)
 assert (lost["program"] - lost["table"]).mean() > 0.3
 
 # %% [markdown]
-# Programs give back 0.6 of what the features are worth, tables 0.7. That may look fair, but a loss of 5.6 instead of 2.8 is a model that hardly speaks. Good scores for single features do not add up to a good account of a layer.
+# Programs give back 0.6 of what the features are worth, tables 0.7. That may look fair, but a loss of 5.6 instead of 2.8 is a model that hardly speaks. Middling scores, feature by feature, leave most of what the layer is for unexplained.
 #
 # ## A name from a model
 #
@@ -688,7 +688,7 @@ claim(model, "the loudest token names", hits["the loudest token"], says=11, with
 claim(model, "at random", np.mean(dealt), says=1, within=0.4)
 
 # %% [markdown]
-# The model names 3 of 12. Names dealt at random name one, and reached 3 as well, so this is not told from chance. The loudest token, which no model had to write, names 11. (It is judged by tokens, which helps it.) This model is too small for the task. But the same three lines should stand beside the names of a large one too.
+# The rule counts 3 of 12; names dealt at random get one on the average, and sometimes 3. Before you call that better than chance, look at the table: many of the names are words of our own prompt or of the tokens shown. The model named next to nothing, and **the judge said 3**: a judge needs a trial too. The loudest token gets 11, mostly because it is itself among the words that judge it. The same three lines should stand beside the names of a large model.
 #
 # **Question 56.b.** A company's model explains 10,000 features; the mean simulation score on held-out texts is 0.55. What do you ask for first?
 #
@@ -720,9 +720,9 @@ claim(model, "table, without", after.lookup, says=0.65, within=0.03)
 assert strength[0] > 400 and strength[1] < 100 and text[0] >= 280 and position[0] == 1
 
 # %% [markdown]
-# One token of a held-out text, the first after the begin token, is fifteen times as loud as any other: a second attention sink. It alone pulls the table from 0.65 down to 0.09. (The training of the dictionary left such outliers out.) Look at the loudest place before you believe a correlation, high or low.
+# One token of a held-out text, the first after the begin token, is fifteen times as loud as any other. It alone pulls the table from 0.65 down to 0.09. (The training of the dictionary left such outliers out.) Look at the loudest place before you believe a correlation, high or low.
 #
-# - **In training everything is explained.** Even random weights.
+# - **In training a score proves little.** Random weights have 0.38.
 # - **A score without its table** says how much a feature is about tokens.
 # - **Correlation, F1 and loss are three questions.** An explanation may pass one and fail the others.
 # - **True is not unique.** Programs with other terms score alike; which of them the model computes, only an intervention can tell (notebook 31).
@@ -764,7 +764,7 @@ check(my_rule, model=model)
 # </details>
 # <details><summary>Hint 2: the method</summary>
 #
-# The search could only add: "a full stop" + "after a number". You can say "and". Try it at home first: `said[row, pos] = my_rule(...)` over `test.texts`, then `np.corrcoef` of `test.flat(said)` and `test.flat(activity.values(994)[280:])`.
+# The search adds: "a full stop" + "after a number". You can say "and" of any two statements. Try it at home first: `said[row, pos] = my_rule(...)` over `test.texts`, then `np.corrcoef` of `test.flat(said)` and `test.flat(activity.values(994)[280:])`.
 #
 # </details>
 
@@ -794,7 +794,7 @@ def my_rule(tokens):
 ml.reference.table("56")
 
 # %% [markdown]
-# "Over 1,000" is a third of a per cent. Bills et al. 2023 explain with GPT-4; Paulo et al. 2024 made cheaper scores, among them detection and **fuzzing** (is the right token marked?), for features of dictionaries; Foote et al. 2023 build programs of another kind, graphs of tokens with their context, from a neuron's loudest excerpts. None of these figures is the same quantity as ours: other models, units and explainers.
+# "Over 1,000" is a third of a per cent. Bills et al. 2023 explain with GPT-4; Paulo et al. 2024 made cheaper scores, among them detection and **fuzzing** (is the right token marked?), for features of dictionaries; Foote et al. 2023 build programs of another kind, graphs of tokens with their context, from a neuron's loudest excerpts. Bills et al. also scored on other documents than those of the explanation, and had token look-up baselines themselves: the trial of this notebook is partly theirs. None of these figures is the same quantity as ours: other models, units and explainers.
 #
 # The page of a feature in notebook 26 now shows its program, with both scores.
 #

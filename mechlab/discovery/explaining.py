@@ -7,6 +7,7 @@ mean activation of each token.
 """
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,7 +55,7 @@ class ExplanationScore:
     f1, lookup_f1:             is it active here, yes or no? (detection)
     balanced, lookup_balanced: the mean of two shares: active places found, others left alone; chance 0.5
     active:                    how many places are active
-    held_out:                  whether these are other texts than those of the search
+    held_out:                  whether none of these texts is one of those of the search
     """
 
     correlation: float
@@ -125,7 +126,7 @@ class Program:
 
     def score(self, activity: Float[Tensor, "text pos"], texts: Reading) -> ExplanationScore:
         """Compare with the true activations on some texts, which should be held-out ones."""
-        true = texts.flat(activity)
+        true = _finite(_read(texts).flat(activity))
         if np.ptp(true) == 0:
             raise ValueError("It is never active on these texts, or always alike: there is nothing to score.")
         active, said = np.abs(true) >= self.level, (self._at(texts), texts.flat(self.lookup.predict(texts)))
@@ -134,7 +135,8 @@ class Program:
             for p, cut in zip(said, self._cuts, strict=True)
         ]
         mixed = [float(value) for pair in zip(*both, strict=True) for value in pair]
-        return ExplanationScore(*mixed, active=int(active.sum()), held_out=texts is not self.training)
+        searched, scored = ({*map(tuple, each.texts.tolist())} for each in (self.training, texts))
+        return ExplanationScore(*mixed, active=int(active.sum()), held_out=searched.isdisjoint(scored))
 
     def evidence(self, examples: int = 5, around: int = 8) -> dict[str, list[str]]:
         """What a person or a model would be shown: from the training texts, "loud", "quiet" and "tokens".
@@ -142,6 +144,7 @@ class Program:
         loud: places where the unit is most active, one a text; quiet: places where it is not; the token in
         question stands between « and ». tokens: the loudest different tokens, without the space before
         """
+        at_least("examples", examples, 1)
         size, texts = np.abs(self.training.flat(self.activity)), self.training
         order = np.argsort(-size, kind="stable")
         order = order[size[order] > 0]
@@ -158,11 +161,14 @@ class Program:
 
         ask:    any function from a prompt to a text
         prompt: with {loud}, {quiet} or {tokens} in it
-        Raises a `ValueError` where the function returns nothing.
+        Raises a `ValueError` where the prompt has none of the three, or the function returns nothing.
         """
         found = self.evidence(at_least("examples", examples, 1))
         lines = {name: "\n".join(f"- {each}" for each in found[name]) for name in ("loud", "quiet")}
-        said = ask(prompt.format(**lines, tokens=", ".join(found["tokens"])))
+        lines["tokens"] = ", ".join(found["tokens"])
+        if not any(f"{{{name}}}" in prompt for name in lines):
+            raise ValueError("The prompt shows no evidence: write {loud}, {quiet} or {tokens} in it.")
+        said = ask(re.sub(r"\{(loud|quiet|tokens)\}", lambda at: lines[at[1]], prompt))
         if not isinstance(said, str) or not said.strip():
             raise ValueError(f"The function that was asked returned {said!r:.80}; a sentence was wanted.")
         return said.strip()
@@ -188,13 +194,14 @@ def explain(
     Raises a `ValueError` for a unit that is never active, or always alike.
     """
     at_least("terms", terms, 1)
-    true = texts.flat(activity)
+    true = _finite(_read(texts).flat(activity))
     if np.ptp(true) == 0:
         raise ValueError(
             f"On these {len(true):,} places it is never active, or always alike: there is nothing to explain."
         )
     rest = true - _without_own_text(texts, true) if on_table else true
     if using is not None:
+        using = [using] if isinstance(using, str) else using
         chosen = [Predicate.of(each) for each in using]
     else:
         allowed = np.array([not on_table or each.kind not in ABOUT_THE_TOKEN for each in texts.predicates])
@@ -206,6 +213,19 @@ def explain(
     return Program(
         base, tuple(weights), tuple(chosen), on_table, table, texts, torch.as_tensor(activity).cpu()
     )
+
+
+def _finite(true: np.ndarray) -> np.ndarray:
+    if not np.isfinite(true).all():
+        raise ValueError("The activations hold NaN or infinite values.")
+    return true
+
+
+def _read(texts: Reading) -> Reading:
+    """The texts, if they have been read; a `TypeError` for tokens."""
+    if not isinstance(texts, Reading):
+        raise TypeError(f"texts is a {type(texts).__name__}: give what `ml.read_predicates` returns.")
+    return texts
 
 
 def _search(
