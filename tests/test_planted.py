@@ -233,6 +233,9 @@ def test_a_plan_of_ones_own_is_planted():
     ids = circuit.tokens(["a b", "b a"])
     assert ids.tolist() == [[0, 1, 2], [0, 2, 1]] and circuit.truth.sum() == 1
     assert circuit.model(ids).argmax(-1)[:, 1:].tolist() == [[1, 2], [2, 1]]
+    silent = [("blocks.0.attn.hook_z", lambda z, hook: 0 * z)]  # four positions, less than hooks are tried on
+    with ml.intervene(circuit.model, silent):
+        assert not torch.equal(circuit.model(ids).argmax(-1)[:, 1:], ids[:, 1:])
     dial = planted("ioi", lambda plan: dialled(plan, 2.0))
     assert dial.plan.heads[0].match[0].gain == 10.0
     with pytest.raises(ValueError, match="no word zebra"):

@@ -19,7 +19,7 @@
 # %% [markdown]
 # ## The picture
 #
-# In a trained model nobody knows which heads do the work. So no method can be marked. Here it is the other way round. We write a circuit down, a **plan**, and compile it into the weights of a small GPT-2: four layers of six heads. Nothing is trained. Then we ask our methods, and we know what they should say.
+# In a trained model nobody knows which heads do the work, so no method can be marked. Here we write a circuit down, a **plan**, and compile it into a small GPT-2: four layers of six heads. Nothing is trained, and we know what a method should say.
 #
 # The first plan is a small IOI: "Ann and Ben went , Ann gave to" asks for Ben. Three heads do it. The other 21 do something by chance.
 
@@ -41,7 +41,8 @@ print(f"logit difference {difference.mean():.2f}, right in {(difference > 0).flo
 # %%
 def ablated(circuit, asked, how):
     every = [tuple(place) for place in (circuit.truth | True).nonzero().tolist()]
-    found = ml.ablation_effects(circuit.model, asked.clean, asked.metric, every, how)
+    source = None if how == "zero" else asked.corrupted
+    found = ml.ablation_effects(circuit.model, asked.clean, asked.metric, every, how, source=source)
     return ml.Scores(found.values.view(circuit.truth.shape), ("layer", "head"), found.name)
 
 
@@ -140,7 +141,7 @@ check(planned_pattern)
 # %% [markdown]
 # ## A program that you write
 #
-# A plan *is* a program (the idea is RASP's, Weiss et al. 2021, and Tracr's, Lindner et al. 2023). Whether a model runs a program is a question one can test, not only on its answers. Exchange the part that should hold a variable for the same part of a run on another input. The answer must be what the program says for the exchanged variable. The share of exchanges in which it is, is the **interchange accuracy** (notebook 44).
+# A plan *is* a program (the idea is RASP's, Weiss et al. 2021, and Tracr's, Lindner et al. 2023). Whether a model runs a program can be tested, and not only on its answers. Exchange the part that should hold a variable for the same part of a run on another input. The answer must be what the program says for the exchanged variable. The share of exchanges in which it is, is the **interchange accuracy** (notebook 44).
 #
 # ### Exercise 55.2 The larger of two digits
 #
@@ -308,7 +309,7 @@ assert table["strongest false"].max() < 0.05
 # %% [markdown]
 # All but one have an AUROC of 1.00, a perfect score. Are we done? Look at the third column. A true head that gets a tenth of the largest score falls out of the circuit at the usual cut, and the AUROC knows nothing of it. In attribution patching the weakest true head has 0.09.
 #
-# So judge by two other numbers: the **weakest true** score and the **strongest false** one, both as shares of the largest. The first should be high, the second low, and *how far they are from the cut* is how far the method is from a mistake.
+# So judge by two other numbers: the **weakest true** score and the **strongest false** one, as shares of the largest. *How far they are from the cut* is how far the method is from a mistake.
 #
 # And mind the counterfactual. Here the corrupted prompt names a third person; with the two names exchanged (**flip**), as in our picture, attribution patching gave 0.35.
 #
@@ -374,7 +375,7 @@ reveal("55.p", f"{weak('or', 'patching, noising'):.2f}")
 # %% [markdown]
 # <details><summary>What we saw</summary>
 #
-# 0.04. Whoever takes one of two away sees nothing, because the other one is there. Denoising asks "is it *enough*?" and sees both (0.58). **AND** (two heads of half strength, both needed) is the mirror image: noising 0.78, denoising 0.27. The AUROC of noising on OR stays above 0.9.
+# 0.04. Whoever takes one of two away sees next to nothing, because the other one is there. Denoising asks "is it *enough*?" and sees both (0.58). **AND** (two heads of half strength, both needed) is the mirror image: noising 0.78, denoising 0.27. The AUROC of noising on OR stays above 0.9.
 #
 # </details>
 #
@@ -412,7 +413,7 @@ assert 4 * dial[1][3] > 3.2 and min(row[3] for row in dial[1:]) > 0.8 and dial[2
 assert dial[1][2] > dial[2][2] > dial[3][2] > 0.1 > dial[4][2]
 
 # %% [markdown]
-# Where attention is decided, its softmax is flat: a slope of nearly zero says that a small change does nothing, and the patch is no small change. Gradients on the way help, less and less. The behaviour does not warn.
+# Where attention is decided, its softmax is flat: a slope of nearly zero says that a small change does nothing, and the patch is no small change. Gradients on the way help, less and less.
 #
 # ## What you compare with
 #
@@ -433,7 +434,7 @@ claim(model, "backup, zero", read("backup", "zero", "weakest true"), says=0.01, 
 claim(model, "backup, mean", read("backup", "mean", "weakest true"), says=0.96, within=0.03)
 
 # %% [markdown]
-# Zero ablation accuses the constant head (0.64): without its constant the reader looks at the wrong place. It carries no information about the prompt; whether it is "part of the circuit" depends on the question. And zero ablation acquits the name mover (0.01): zero wipes the flag too, so the backup wakes. The mean keeps the flag. *Self-repair is also a property of the ablation.*
+# Zero ablation accuses the constant head (0.64): without its constant the reader looks at the wrong place. Yet it carries no information about the prompt. And zero ablation acquits the name mover (0.01): zero wipes the flag too, so the backup wakes. The mean keeps the flag. *Self-repair is also a property of the ablation.*
 #
 # ## What nobody sees alone
 #
@@ -457,7 +458,7 @@ reveal("55.q", int((accused > 0.1).sum()))
 # %% [markdown]
 # <details><summary>What we saw</summary>
 #
-# All seven, at 0.73 and more. Each of them changes one head at a time, and either head alone does a lot.
+# All seven, at 0.73 and more. Each of them judges one head at a time, and either head alone does a lot.
 #
 # </details>
 #
@@ -527,7 +528,8 @@ def weighed(v):
 
 # %%
 rows, credit = {}, {}
-for trap, pair in {"cancel": ("for", "against"), "or": ("duplicate", "duplicate again")}.items():
+asked_for = [("for", "against"), ("name mover", "against"), ("duplicate", "duplicate again")]
+for trap, pair in zip(("cancel", "cancel", "or"), asked_for, strict=True):
     v = exchanges(ml.planted("ioi", trap))
     credit[trap] = weighed(v)
     one, other, both, none = (v[frozenset(s)] for s in (pair[:1], pair[1:], pair, ()))
@@ -542,24 +544,28 @@ claim(model, "cancel, none", together["none"].iloc[0], says=3.28, within=0.05)
 claim(model, "cancel, both", together["both"].iloc[0], says=3.28, within=0.05)
 claim(model, "for", credit["cancel"]["for"], says=-0.54, within=0.05)
 claim(model, "against", credit["cancel"]["against"], says=0.54, within=0.05)
-claim(model, "OR, both", together["both"].iloc[1], says=-0.99, within=0.1)
+claim(model, "OR, both", together["both"].iloc[2], says=-0.99, within=0.1)
 claim(model, "duplicate", credit["or"]["duplicate"], says=-0.46, within=0.05)
-assert together["one"].iloc[1] > 3.3 and abs(together["interaction"].iloc[0]) < 0.05
+assert (
+    together["one"].iloc[2] > 3.3
+    and abs(together["both"].iloc[1] - together["both"].iloc[0]) < 1e-3
+    and abs(together["interaction"].iloc[0]) < 0.05
+)
 
 # %% [markdown]
 # **OR:** one gone changes nothing, both gone everything (−0.99). The interaction says so, and Shapley values credit both alike (−0.46).
 #
-# **Cancel:** without both the logit difference is what it was, 3.28. Only the *pair* shows it. Shapley values do not: they still blame each of the two (−0.54 and 0.54): each does something, whatever the other does. Their sum is 0. *Judge parts that might belong together as a group.*
+# **Cancel:** without both the logit difference is what it was, 3.28. (The interaction is 0: two effects that simply add up.) But without the *name mover* and "against" it is 3.28 too. The experiment says that one of two equal heads has a partner, and not which. Shapley values do not even say that: they still blame each of the two (−0.54 and 0.54): each does something, whatever the other does. Their sum is 0. *Judge parts that might belong together as a group.*
 #
 # ## The board
 #
-# The same for every way to localise that this course has, three tasks, every trap, three seeds (places of the heads, directions, what the others do). Stored; [methods on trial](../docs/methods_on_trial.md) has it whole. Here the **weakest true** part, the worst of two tasks (names, induction) and their seeds:
+# The same for 28 ways to score heads and MLPs, three tasks, three seeds. [Methods on trial](../docs/methods_on_trial.md) has it whole. Here the **weakest true** part, the worst of two tasks (names, induction) and their seeds:
 
 # %%
 board = pd.read_csv(ml.reference.data_dir() / "reference" / "planted.csv")
 shown = ["patching, denoise, third", "patching, noise, third", "ablation, zero", "ablation, mean"]
 shown += ["attribution at corrupted, flip", "attribution, 8 steps, third", "pruning, error by prompt"]
-traps = ["plain", "or", "and", "backup", "saturated", "constant", "decoy", "cancel"]
+traps = ["plain", "or", "and", "backup", "saturated", "constant", "decoy", "cancel", "position"]
 nodes = board[board.level == "nodes"]
 chains = nodes.task != "sum"
 worst = nodes[chains].pivot_table("weakest true", "method", "trap", "min").loc[shown, traps]
@@ -574,15 +580,19 @@ sums = nodes[~chains & (nodes.trap == "plain") & (nodes.method == shown[0])]["we
 claim(model, "denoising, OR", worst["or"].iloc[0], says=0.52, within=0.03)
 claim(model, "denoising, AND", worst["and"].iloc[0], says=0.20, within=0.03)
 claim(model, "the sum, denoising", sums.min(), says=0.08, within=0.03)
-assert (single.drop(columns="or") > 0.6).all(axis=None) and worst["saturated"].iloc[4:6].max() < 0.12
+assert (
+    single["position"].max() < 0.02
+    and (single.drop(columns=["or", "position"]) > 0.6).all(axis=None)
+    and worst["saturated"].iloc[4:6].max() < 0.12
+)
 assert worst["backup"]["ablation, zero"] < 0.05 and worst["or"].iloc[1:4].max() < 0.05
 
 # %% [markdown]
-# - **OR** hides from all that takes one part away. Denoising sees it (0.52), and nearly misses an **AND** (0.20).
-# - But for OR, **noising** with a third name and **mean ablation** pass every column.
-# - The gradients are blind where attention is **saturated**, zero ablation where there is a **backup**.
-# - An AND needs no trap. In the sum of two digits, one digit brought back leaves the sum as unknown as before: denoising gives the weakest part 0.08 on the *plain* plan.
-# - This table shows what is missed. **Cancel** looks harmless in it, and everybody accuses the pair.
+# - **OR** hides from what takes one part away. Denoising sees it (0.52), and nearly misses an **AND** (0.20).
+# - **Noising** with a third name and **mean ablation** miss a part in two columns only: OR, and **position**, a head that is for the answer in one prompt and against it in the next. Nearly every method misses that one.
+# - The gradients are blind where attention is **saturated** and decides the answer, zero ablation where there is a **backup**.
+# - An AND needs no trap. In the sum of two digits, one digit brought back leaves the sum as unknown as before: denoising (third) gives the weakest part 0.08 on the *plain* plan.
+# - This table shows what is missed, and not who is accused. So **cancel** and **constant** look harmless in it.
 
 # %% [markdown]
 # **Question 55.b.** You may use two methods on a circuit that you do not know. Which pair leaves the fewest of these traps open?
@@ -597,29 +607,33 @@ quiz("55.b", "c")
 # %% [markdown]
 # ## Edges
 #
-# The plan says who reads whom, too. How purely do the true edges stand at the top of a ranking (**average precision**, worst case)?
+# The plan says who reads whom, too. How purely do the true edges stand at the top of a ranking (**average precision**, worst seed, the task of two names)?
 
 # %%
-methods_of_edges = [
-    f"{name}, {how}"
-    for name in ("edge attribution, 8 steps", "path patching, noise")
-    for how in ("flip", "third")
+names = [
+    "edge attribution at corrupted",
+    "edge attribution, 8 steps",
+    "path patching, denoise",
+    "path patching, noise",
 ]
-edges = board[board.level == "edges"].pivot_table("average precision", "method", "trap", "min")
-edges = edges.loc[methods_of_edges, ["plain", "or", "saturated", "decoy", "cancel"]]
-edges.round(2)
+edges = board[(board.level == "edges") & (board.task == "ioi")]
+edges = edges.pivot_table("average precision", "method", "trap", "min")
+edges = edges.loc[[f"{name}, {how}" for name in names for how in ("flip", "third")]]
+edges[["plain", "or", "saturated", "decoy", "cancel"]].round(2)
 
 # %% kind="assert"
-claim(model, "path patching, cancel", edges["cancel"].iloc[3], says=0.41, within=0.05)
-claim(model, "edge attribution, saturated", edges["saturated"].iloc[1], says=0.70, within=0.06)
-assert edges["plain"].iloc[1] == 1 == edges["plain"].iloc[3] and edges.iloc[[0, 2]].max(axis=None) < 0.7
+said = lambda name, trap="plain": edges[trap][name]
+claim(model, "noise, third", said("path patching, noise, third"), says=1.0, within=0.01)
+claim(model, "denoise, third", said("path patching, denoise, third"), says=0.60, within=0.03)
+claim(model, "gradient, third", said("edge attribution at corrupted, third"), says=0.60, within=0.03)
+assert max(said(f"{name}, flip") for name in names) < 0.65 and edges["cancel"].max() < 0.6
 
 # %% [markdown]
-# With the third name both put the true edges first on the plain plans, and path patching does where attention is saturated (edge attribution 0.70). Nobody survives cancel. With flip nobody finds them all, *the exact method included*: the mark "this name came before" is the same in both runs, so the edge that carries it carries no difference. **The counterfactual decides more than the method.**
+# With flip nobody finds all edges, *the exact method included*: the mark "this name came before" is the same in both runs, so the edges that carry it carry no difference. With the third name it depends on the method. Noising puts all true edges first (1.00); denoising, exact too, has 0.60, and so has one gradient. **The counterfactual and the direction must fit the edge.** Nobody survives cancel.
 #
 # ## A circuit that was trained
 #
-# A hand-made model may be too tidy. So here is one whose weights were trained (InterpBench's way, Gupta et al. 2024): to answer, *and* so that three chosen heads hold the program's three variables. Exchange such a head, and the answer must change as the program's would; exchange all else, and it must stay. Beside it a **twin**: the same prompts, trained for the answer alone.
+# A hand-made model may be too tidy. Here is one that was trained (InterpBench's way, Gupta et al. 2024): to answer, *and* so that three chosen heads hold what the program's three heads hold. Exchange such a head, and the answer must change as the program's would; exchange all else, and it must stay. Beside it a **twin**: the same prompts, trained for the answer alone.
 
 # %%
 trained, twin = ml.planted_trained(), ml.planted_trained(twin=True)
@@ -634,7 +648,7 @@ curves = {
     for name in ("direct logit attribution", "patching, noising")
 }
 areas = pd.concat({name: curve.areas() for name, curve in curves.items()})
-print(figures[["behaviour", *trained.heads]].round(2))
+print(figures[["behaviour", *trained.heads, "strict"]].round(2))
 print(marks[["weakest true", "strongest false"]].round(2))
 areas
 
@@ -649,37 +663,36 @@ cmd = lambda name, row: areas.CMD[name, row]
 claim(model, "CMD, noising", cmd("patching, noising", "ranking"), says=0.17, within=0.03)
 claim(model, "CMD, direct", cmd("direct logit attribution", "ranking"), says=0.59, within=0.05)
 claim(model, "CMD, random", cmd("patching, noising", "random, mean"), says=0.78, within=0.04)
+claim(model, "CMD, truth", cmd("patching, noising", "truth"), says=0.19, within=0.03)
 claim(model, "CMD, luckiest", cmd("patching, noising", "random, best"), says=0.30, within=0.03)
 
 # %% [markdown]
-# Both always answer right. In the trained one every exchange does what the program says; in the twin next to none. *Behaviour does not tell whether a program is run.*
+# Both always answer right. In the trained one every exchange does what the program says; in the twin next to none. *Behaviour does not tell whether these heads run the program.* ("Strict": all but the three exchanged, the answer stays. The first two hold one variable at two positions; this exchange cannot tell them apart.)
 #
-# The methods find the three heads here as well. And the blind slope is here too, though nobody set the trap: one gradient gives the weakest of the three 0.06, eight steps 0.52.
+# The methods find the three heads here as well. One gradient gives the weakest of the three 0.06, eight steps 0.52; but in the plain plan, without a trap, one gradient has 0.09 with these prompts. So this is not the trap of sharp attention.
 #
-# The last table marks them without knowing the truth, as one must in a real model: keep the k best nodes, exchange the rest, and see which share f of the metric is back. **CPR** is the area under f over k, **CMD** the area under |1 − f| (MIB, Mueller et al. 2025). By CMD noising has 0.17, direct attribution 0.59, random rankings 0.78 in the mean, and the luckiest of twenty 0.30. (One of four models trained so learned the task and not the program. It is not shown.)
+# The last table marks them without knowing the truth, as one must in a real model: keep the k best nodes, exchange the rest, and see which share f of the metric is back. **CPR** is the area under f over k, **CMD** the area under |1 − f| (after MIB, Mueller et al. 2025, which weighs edges; here nodes). By CMD noising has 0.17, direct attribution 0.59, random rankings 0.78 in the mean, and the luckiest of twenty 0.30. The truth itself has 0.19, no better than noising: CMD does not tell good rankings apart. (One of four models trained so learned the task and not the program. It is not shown.)
 #
 # ## In the real model
-#
-# Are there such circuits in models that were trained? This course has met some.
 #
 # | trap | where | what was seen |
 # |---|---|---|
 # | OR, or a backup | 42, self-repair | without its four name movers the model loses next to nothing; other heads say more |
 # | negative | 42, 29.0 | a head that works against the answer: without it the logit difference is larger |
 # | the ablation's value | 42, 20.0 | zeroed or averaged over other prompts, half is lost; averaged over IOI prompts, nothing: the mean knows the answer |
-# | a blind slope | 43, 20.0 | the guess loses a head that brings back half; one bad edge, into a gated MLP |
+# | a wrong slope, but not ours | 43, 20.0 | the guess loses a head that brings back half: one bad edge, into a gated MLP, where two factors move at once |
 #
 # ## How this misleads
 #
-# - **Planted is kinder than trained.** The channels are at right angles, the other heads are quiet, nothing is shared. A method that fails here fails; one that passes here has passed an easy exam.
-# - **Seeds are not the uncertainty.** They move heads about, and hardly the scores. The choice of plans and gains is ours.
+# - **Planted is kinder than trained.** Channels are at right angles, other heads are quiet. A method that passes here has passed an easy exam.
+# - **Seeds are not the main uncertainty.** They move heads about, and scores mostly by less than 0.1. The choice of plans and gains is ours.
 # - **"True" is a decision.** Does the constant head belong? Does a backup that sleeps? And in cancel the name mover and "for" do the same: no experiment on the answers says which of the two has the partner. The author knows.
 #
 # ### Exercise 55.6 Plant a trap
 #
 # Difficulty 5 of 5 · 45 minutes · needs all of the above
 #
-# Build a plan that fools a method of your choice, and not by one of the library's traps. Behaviour must stay: logit difference and accuracy within 5 % of the plain plan's. The method must give some head of your plan less than a tenth of the largest score, at two seeds, though exchanging that head (alone or together with others of your plan) changes the logit difference by a quarter.
+# Build a plan that fools a method of your choice, and not by one of the library's traps, however loud its answer. Behaviour must stay: logit difference and accuracy within 5 % of the plain plan's. The method must give some head of your plan less than a tenth of the largest score, at two seeds, though exchanging that head (alone or together with others of your plan) changes the logit difference by a quarter.
 #
 # Methods: those of our list, but direct logit attribution. The corrupted prompts name a third person; for attribution patching at one point they exchange the names.
 
@@ -746,7 +759,7 @@ def my_trap(plan):
 ml.reference.table("55")
 
 # %% [markdown]
-# Tracr compiles programs too, with dimensions that can be read off and no norm; InterpBench (Gupta et al. 2024) trains its models to have a given circuit, which makes their weights look like those of others. MIB (Mueller et al. 2025) has no known circuit, and marks methods by how much of the behaviour their circuits bring back. Here the circuit is known, and a score can be wrong.
+# Tracr compiles programs too, with dimensions that can be read off and no norm; InterpBench trains its models to have a given circuit. MIB (Mueller et al. 2025) marks methods mostly by how much of the behaviour their circuits bring back; for one model, from InterpBench, the circuit is known.
 #
 # | term | meaning |
 # |---|---|

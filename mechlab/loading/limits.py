@@ -59,7 +59,8 @@ def _tried(model: "TransformerBridge", name: str) -> bool:
         finite = torch.isfinite(x) & (x > torch.finfo(x.dtype).min / 2)  # masked scores stay as they are
         return torch.where(finite, x * 1.5 + 0.25 + 0.5 * x.flip(-1).nan_to_num(0, 0, 0).clamp(-9, 9), x)
 
-    tokens = torch.arange(1, 7, device=model.cfg.device)[None] % model.cfg.d_vocab
+    length = min(6, model.cfg.n_ctx or 6)  # a model planted by hand may have room for four
+    tokens = torch.arange(1, 1 + length, device=model.cfg.device)[None] % model.cfg.d_vocab
     # What a hook of the first layer changes is seen two layers on.
     until = {"stop_at_layer": 2} if name.startswith("blocks.0.") and model.cfg.n_layers > 2 else {}
     with _without_hooks(model), warnings.catch_warnings():
