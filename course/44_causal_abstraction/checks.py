@@ -261,7 +261,7 @@ def check_training(attempt: Attempt) -> str:
     return "Orthonormal, and the variable is found in two toy models, on interchanges it was not trained on."
 
 
-@declare("44.5", axes="a single number", says="The share, for wide, square and deficient matrices.")
+@declare("44.5", axes="a single number", says="The share, for tall, square and deficient matrices.")
 class NullShare:
     cases = (
         (random(12, seed=0), random(12, 4, seed=1)),
@@ -353,7 +353,7 @@ def check_program(attempt: Attempt, model) -> str:
         found["all"] < found["no change"] + ABOVE,
         f"That is too near to no change: {ABOVE} more is wanted. {told}",
     )
-    refuse(found["flip"] < FLIPPED, f"At least {FLIPPED} of the flips are wanted. {told}")
+    refuse(not found["flip"] >= FLIPPED, f"At least {FLIPPED} of the flips are wanted. {told}")
     return told
 
 

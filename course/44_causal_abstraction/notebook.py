@@ -90,7 +90,7 @@ claim(model, "position at the end, layer 22", at("position", "end", 22), says=0.
 claim(model, "name at the end, layer 26", at("name", "end", 26), says=0.91, within=0.05)
 
 # %% [markdown]
-# A model in which nothing is changed scores 0.36: that is the ground, not zero. From there the variable can be followed. At S2 it begins as a *name*, by the word itself, and turns into a *position*. The position arrives at the end about layer 21. From layer 24 on a *name* stands there again: the answer itself. So "the model runs position" is true at one place, between two layers, and false elsewhere.
+# A model in which nothing is changed scores 0.36: that is the ground, not zero. From there the variable can be followed. At S2 it begins as a *name*, by the word itself. About layers 18 to 20 a *position* can be exchanged there too, and by layer 21 it is at the end. From layer 24 on a *name* stands there again: the answer itself. So "the model runs position" holds at S2 for a few layers, then at the end for a few, and not elsewhere.
 #
 # ## By hand
 #
@@ -425,7 +425,7 @@ claim(model, "cosine", alike["line and DAS"], says=0.87, within=0.06)
 # %% [markdown]
 # <details><summary>What we saw</summary>
 #
-# **One direction is enough** for "first or second": 0.81 (interval over the 15 pairs of names 0.71 to 0.90). The ceiling is 0.83, the share of these prompts that the model answers rightly by itself. Seven more directions add nothing. All controls stay on the ground of 0.39, or at chance.
+# **One direction is enough** for "first or second": 0.81 (interval over the 15 pairs of names 0.71 to 0.90). For comparison: the model answers 0.83 of these prompts rightly by itself. Seven more directions add nothing. These controls stay on the ground of 0.39, or at chance. (One is not here: training on labels that were shuffled. Training looks for what turns the answer most, so a good line alone does not show that the labels mattered.)
 #
 # The difference of means points nearly the same way (cosine 0.87) and has 0.64. So training was worth something. But the whole stream has 0.74: one direction does *better than all of them*, if not clearly (the interval of the difference is −0.01 to 0.14). Keep this in mind.
 #
@@ -462,7 +462,7 @@ above = trials["inverted"]["all"] - trials["inverted"]["no change"]
 claim(model, "inverted, above no change", above, says=0.03, within=0.04)
 
 # %% [markdown]
-# None of them gets clear of "no change": *name* has 0.39, *arbitrary* 0.54 where 0.63 is to be had for nothing. *Inverted* has 0.64, which sounds like much, and is 0.03 above the 0.61 of no change.
+# None of them gets clear of "no change" on held-out sentences: *name* has 0.39, *arbitrary* 0.54 where 0.63 is to be had for nothing. *Inverted* has 0.64, which sounds like much, and is 0.03 above the 0.61 of no change.
 #
 # **Question 44.a.** Why does it?
 #
@@ -602,7 +602,7 @@ claim(model, "share of change", shares["change between runs"], says=0.62, within
 # %% [markdown]
 # The whole layer, taken from the source, moves the answer the *wrong* way (to 4.04, from 3.45). The trained direction takes it down to 1.11. Its visible part alone goes only to 2.60, and its null part does nothing.
 #
-# How do two parts that do little do much together? 0.62 of what differs between the runs is invisible. The trained direction *measures* that difference by its null part, and *writes* by its visible part: a large input is read where nobody looks, and pushes where the model never pushes. **Change in the answer is not proof that the model uses the direction.** In the stream between layers there is no such null space, and there the line and the whole agree.
+# How do two parts that do little do much together? 0.62 of what differs between the runs is invisible, no more than the null space's share of dimensions. The trained direction *measures* that difference by its null part, and *writes* by its visible part: a large input is read where nobody looks, and pushes further than the model itself does. **Change in the answer is not proof that the model uses the direction.** In the stream there is no one matrix that reads all, so this split cannot be made. The warning stays: there too the line beats the whole.
 #
 # ## Another task
 #
@@ -650,12 +650,12 @@ claim(model, "ordinal, 22", second["whole stream, layer 22: ordinal"]["all"], sa
 claim(model, "one direction", second["one direction, layer 22: ordinal"]["all"], says=0.85, within=0.06)
 
 # %% [markdown]
-# The same hand-over at the same layers: an order arrives, a word leaves. And the warning sign is loud: the trained line obeys the program in 0.85 of the cases, the whole stream in 0.68, and the model *itself* is right in 0.70 of them. A line that obeys more often than the model answers rightly does not only show what the model runs. It **steers**.
+# A similar hand-over at the two layers we looked at: an order arrives, a word leaves. (The line is another one, trained anew.) And the warning sign is loud: the trained line obeys the program in 0.85 of the cases, the whole stream in 0.68, and the model *itself* is right in 0.70 of them. A line that obeys more often than the model answers rightly does not only show what the model runs. It **steers**.
 #
 # **Question 44.b.** What do all these experiments support?
 #
 # - **a** smollm2 runs *position*: it decides by the place of the name, from the first layer to the last.
-# - **b** At the end of the prompt, about layers 21 to 23, one direction of the stream carries which of two comes, in sentences nobody trained on.
+# - **b** At the end of the prompt, about layers 21 to 23, one direction of the stream, trained for each task, carries which of two comes, in sentences of that task nobody trained on.
 # - **c** The hidden layer of MLP 20 carries the position in one direction.
 
 # %% kind="quiz"
@@ -676,7 +676,7 @@ quiz("44.b", "b")
 #
 # Difficulty 5 of 5 · 40 minutes · needs all of the above
 #
-# Write a program for these sentences as in 44.2 (names are token ids), and say where its variable stands: the stream on entering a layer, at "S2" or "end", in at most 8 dimensions. It will be exchanged in templates and names that no cell here uses, with sources of two other people too. The model must follow it 0.2 more often than "no change" does, and in two fifths of the answers that should flip.
+# Write a program for these sentences as in 44.2 (names are token ids), and say where its variable stands: the stream on entering a layer, at "S2" or "end", in at most 8 dimensions. It will be exchanged in templates that no cell here uses, with sources of two other people too. The model must follow it 0.2 more often than "no change" does, and in two fifths of the answers that should flip.
 
 
 # %% kind="exercise" id="44.6"
