@@ -86,7 +86,8 @@ FEW += ["path patching, noise, third", "edge attribution at clean, half rule, fl
 )
 def test_the_table_is_found_again(script, rows, place, only):
     """All cheap methods on one model, and some dear ones on another."""
-    case = script["Case"](*place)
+    task, trap, seed = place
+    case = script["Case"](ml.planted(task, trap, seed=seed), seed)
     stored = {(row["level"], row["method"]): row for row in rows if placed(row) == place}
     told = stored["model", "logit difference and accuracy"]
     assert case.clean.value(case.metric).mean().item() == pytest.approx(float(told["auroc"]), abs=0.01)

@@ -58,12 +58,9 @@ class Told:
 class Case:
     """A planted model with its prompts, each read once."""
 
-    def __init__(self, task: str, trap: str, seed: int):
-        self.circuit = ml.planted(task, trap, seed=seed)
-        self.model = self.circuit.model
-        self.asked = {
-            how: self.circuit.prompts(PROMPTS, corruption=how, seed=seed) for how in ("flip", "third")
-        }
+    def __init__(self, circuit: ml.Planted, seed: int):
+        self.circuit, self.model = circuit, circuit.model
+        self.asked = {how: circuit.prompts(PROMPTS, corruption=how, seed=seed) for how in ("flip", "third")}
         self.metric = self.asked["flip"].metric
         self.clean = ml.run_of(self.model, self.asked["flip"].clean)
         self.other = {how: ml.run_of(self.model, asked.corrupted) for how, asked in self.asked.items()}
@@ -206,7 +203,7 @@ def judged(case: Case, level: str, method: Callable[[Case], ml.Scores]) -> dict[
 
 def cell(task: str, trap: str, seed: int) -> list[dict]:
     """All rows of one model."""
-    case, named = Case(task, trap, seed), {"task": task, "trap": trap, "seed": seed}
+    case, named = Case(ml.planted(task, trap, seed=seed), seed), {"task": task, "trap": trap, "seed": seed}
     told = case.clean.value(case.metric)
     row = {"auroc": float(told.mean()), "average precision": float((told > 0).float().mean())}
     rows = [{"level": "model", "method": "logit difference and accuracy"} | named | row]

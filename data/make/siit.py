@@ -35,7 +35,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from planted import JUDGED, METHODS, PROMPTS, Case, judged
+from planted import JUDGED, METHODS, Case, judged
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -259,17 +259,6 @@ def make() -> None:
     (FOLDER / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-class OfTrained(Case):
-    """A trained model with its prompts, for the methods of planted.py."""
-
-    def __init__(self, circuit: ml.Planted, seed: int):
-        self.circuit, self.model = circuit, circuit.model
-        self.asked = {how: circuit.prompts(PROMPTS, corruption=how, seed=seed) for how in ("flip", "third")}
-        self.metric = self.asked["flip"].metric
-        self.clean = ml.run_of(self.model, self.asked["flip"].clean)
-        self.other = {how: ml.run_of(self.model, asked.corrupted) for how, asked in self.asked.items()}
-
-
 def kept_or_trained(seed: int) -> tuple[Network, dict[str, tuple[int, int]]]:
     """A network of another seed, from the temporary folder where an earlier call has left it."""
     path = Path(tempfile.gettempdir()) / f"siit_{seed}_{STEPS}.pt"
@@ -317,8 +306,8 @@ def board() -> None:
     for number, seed in enumerate(SEEDS):
         circuit = circuit_of(seed)
         print(seed, circuit.heads, dict(circuit.figures), flush=True)
-        rows += rows_of("trained", seed, OfTrained(circuit, seed))
-        rows += rows_of("planted", number, Case("ioi", "plain", number))
+        rows += rows_of("trained", seed, Case(circuit, seed))
+        rows += rows_of("planted", number, Case(ml.planted("ioi", seed=number), number))
     table = pd.DataFrame(rows)[COLUMNS].round(3)
     table.to_csv(BOARD, index=False, lineterminator="\n")
     show(table)

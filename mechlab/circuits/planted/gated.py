@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mechlab.circuits.planted.plan import ONE, Head, Match, Plan, Table
+from mechlab.circuits.planted.plan import ONE, Match, Plan, Table, reads_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,20 +24,13 @@ def llama(plan: Plan, width: int, neurons: int) -> "LlamaForCausalLM":
     """An empty Llama of the plan's size, whose heads turn their first pairs as `offset` needs it."""
     from transformers import LlamaForCausalLM
 
-    read = [name for part in (*plan.heads, *plan.tables) for name in _taken_from(part)]
-    if plan.places or "pos" in read:
+    taken = [move.read for head in plan.heads for move in head.move]  # what a head only matches is turned
+    if plan.places or "pos" in [*taken, *(name for table in plan.tables for name in reads_of(table))]:
         raise ValueError("In a gated plan positions are turned: nothing in the stream says where it is.")
     hf_model = LlamaForCausalLM(_config(plan, width, neurons))
     frequencies = hf_model.model.rotary_emb.inv_freq.zero_()
     frequencies[: _pairs(plan)] = 2 * math.pi * torch.arange(_pairs(plan)) / plan.positions
     return hf_model
-
-
-def _taken_from(part: Head | Table) -> list[str]:
-    """The channels that a part takes something from; what a head only matches is not among them."""
-    if isinstance(part, Table):
-        return [name for rule in part.rules for name in rule.when]
-    return [move.read for move in part.move]
 
 
 def _config(plan: Plan, width: int, neurons: int) -> "LlamaConfig":
